@@ -6,7 +6,7 @@ a name given twice raises, an unknown one names the nearest known one.
 
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -29,27 +29,32 @@ class Entry(Generic[T]):
         """The keyword options that the factory takes."""
         return dict(inspect.signature(self.factory).parameters)
 
-    def build(self, **options: Any) -> T:
-        """Call the factory; an option that it does not take is an `InputError` naming the nearest."""
+    def check(self, options: Mapping[str, Any]) -> None:
+        """Refuse options that the factory does not take (`InputError`, the nearest names beside them)."""
         known = self.options()
-        if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values()):
-            unknown = [name for name in options if name not in known]
-            if unknown:
-                listed = ", ".join(known) or "none"
-                raise InputError(
-                    *(
-                        f"{self.name} has no option '{name}'{nearest(name, known)} (options: {listed})"
-                        for name in unknown
-                    )
-                )
+        if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values()):
+            return
+        listed = ", ".join(known) or "none"
+        unknown = [
+            f"{self.name} has no option '{name}'{nearest(name, known)} (options: {listed})"
+            for name in options
+            if name not in known
+        ]
+        if unknown:
+            raise InputError(*unknown)
+
+    def build(self, **options: Any) -> T:
+        """Call the factory with checked options."""
+        self.check(options)
         return self.factory(**options)
 
 
 @dataclass
 class Registry(Generic[T]):
-    """The names of one kind of thing (`kind` is how errors call it)."""
+    """The names of one kind of thing; `kind` is how errors call it, `listing` how `resode list` does."""
 
     kind: str
+    listing: str
     _entries: dict[str, Entry[T]] = field(default_factory=dict)
     _families: list[tuple[re.Pattern[str], Callable[[str], Entry[T]]]] = field(default_factory=list)
 
@@ -82,7 +87,7 @@ class Registry(Generic[T]):
             if pattern.fullmatch(name):
                 return make(name)
         raise InputError(
-            f"unknown {self.kind} '{name}'{nearest(name, self._entries)} (`resode list {self.kind}s`)"
+            f"unknown {self.kind} '{name}'{nearest(name, self._entries)} (`resode list {self.listing}`)"
         )
 
     def build(self, name: str, **options: Any) -> T:

@@ -1,0 +1,78 @@
+"""Augmentation as a value: what happens to a training image before the network sees it.
+
+crop     a random H x W window of the image, padded by `crop` pixels with black or by reflection
+flip     left and right exchanged, with probability 1/2
+cutout   a square around a random pixel set to the mean (DeVries and Taylor 2017, arXiv:1708.04552)
+mixup    w x + (1 - w) x' with another training image x', w ~ Beta(a, a) (Zhang et al. 2018, arXiv:1710.09412)
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import torch
+from torch import Tensor
+
+from resode.errors import InputError
+
+_NODES: Final = 4096  # of the quantile table: errors below 1e-4
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What to do to each training image, every epoch anew.
+
+    Attributes:
+        crop: pixels of padding on each side; the shift is uniform in -crop ... crop, both ways.
+        padding: "zeros" (black) or "reflect" (mirrored at the border pixel).
+        flip: exchange left and right half of the time.
+        cutout: side of the square that is blanked after normalisation, centred anywhere; 0: none.
+        mixup: the a of Beta(a, a); 0: none.
+
+    Raises:
+        InputError: a negative number or an unknown padding.
+    """
+
+    crop: int = 0
+    padding: Literal["zeros", "reflect"] = "zeros"
+    flip: bool = False
+    cutout: int = 0
+    mixup: float = 0.0
+
+    def __post_init__(self) -> None:
+        wrong = [
+            f"{name} is {value!r}; give a finite number, at least 0"
+            for name, value in (("crop", self.crop), ("cutout", self.cutout), ("mixup", self.mixup))
+            if not 0 <= value < math.inf
+        ]
+        if self.padding not in ("zeros", "reflect"):
+            wrong.append(f"padding is '{self.padding}'; give 'zeros' or 'reflect'")
+        if wrong:
+            raise InputError(*wrong)
+
+
+def beta_quantile(alpha: float, uniform: Tensor) -> Tensor:
+    """The quantile function of Beta(alpha, alpha), by a table.
+
+    With x = t^(1/a), a = min(alpha, 1), the density over [0, 1/2] loses its pole; it is summed by midpoints
+    on a grid of t, inverted linearly, and continued by symmetry.
+
+    Args:
+        alpha: above 0.
+        uniform: probabilities in [0, 1], any shape, float64.
+
+    Returns:
+        The x with P(Beta < x) = `uniform`, same shape.
+    """
+    power = 1 / min(alpha, 1.0)
+    nodes = torch.linspace(0, 0.5 ** (1 / power), _NODES + 1, dtype=torch.float64, device=uniform.device)
+    middle = (nodes[1:] + nodes[:-1]) / 2
+    density = middle ** (max(alpha, 1.0) - 1) * (1 - middle**power) ** (alpha - 1)
+    total = torch.cat([nodes[:1], density.cumsum(0)])
+    total = total / (2 * total[-1])
+    lower = torch.minimum(uniform, 1 - uniform).contiguous()
+    cell = torch.searchsorted(total, lower, right=True).clamp(1, _NODES) - 1
+    width = (total[cell + 1] - total[cell]).clamp_min(1e-300)
+    fraction = ((lower - total[cell]) / width).clamp(0, 1)
+    x = (nodes[cell] + fraction * (nodes[cell + 1] - nodes[cell])) ** power
+    return torch.where(uniform < 0.5, x, 1 - x)

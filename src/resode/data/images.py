@@ -1,0 +1,159 @@
+"""What a data set is once decoded: 8-bit pixels, integer labels, and a hash of each image's content.
+
+    digest(image)  = BLAKE2b-64(height, width, channels, label, pixels)
+    fingerprint    = SHA-256(classes, shape and sorted digests of each split)
+
+The fingerprint sees every pixel, label and class name, but neither the order of the images nor the
+container they came in.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from resode.errors import InputError
+
+Pixels = npt.NDArray[np.uint8]
+Labels = npt.NDArray[np.int64]
+Digests = npt.NDArray[np.uint64]
+
+_CHUNK = 4096  # images hashed at a time
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """One split, in the source's order.
+
+    Attributes:
+        pixels: `(N, H, W, C)` uint8 with C = 1 (grey) or 3 (RGB); memory-mapped when from the cache.
+        labels: `(N,)` int64.
+        digests: `(N,)` uint64, the content hash of each (pixels, label).
+
+    Raises:
+        InputError: the arrays have other shapes or types.
+    """
+
+    pixels: Pixels
+    labels: Labels
+    digests: Digests
+
+    def __post_init__(self) -> None:
+        shape = self.pixels.shape
+        if len(shape) != 4 or shape[3] not in (1, 3) or 0 in shape or self.pixels.dtype != np.uint8:
+            raise InputError(
+                f"images have shape {shape} and type {self.pixels.dtype}; give uint8 (N, H, W, 1 or 3)"
+            )
+        for name, dtype in (("labels", np.int64), ("digests", np.uint64)):
+            array = getattr(self, name)
+            if array.shape != shape[:1] or array.dtype != dtype:
+                raise InputError(
+                    f"{name} have shape {array.shape} and type {array.dtype}; "
+                    f"give {np.dtype(dtype)} ({shape[0]},), one for each image"
+                )
+
+    @classmethod
+    def of(cls, pixels: Pixels, labels: npt.NDArray[np.integer]) -> "Images":
+        """A split of `pixels` (N, H, W, C) and `labels` (N,); the digests are computed."""
+        labels = np.asarray(labels)
+        if pixels.ndim != 4 or labels.shape != pixels.shape[:1] or labels.dtype.kind not in "iu":
+            raise InputError(
+                f"pixels {pixels.shape} and labels {labels.shape} of type {labels.dtype} do not belong "
+                "together; give (N, H, W, C) and N integers"
+            )
+        numbers: Labels = labels.astype(np.int64)
+        return cls(pixels, numbers, digests(pixels, numbers))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A decoded data set.
+
+    Attributes:
+        name: as the user called it.
+        classes: the class names; labels count them from 0.
+        train: what to learn from (and to split a validation set from).
+        test: what to report on, or None where the source has no test split.
+        skipped: what `on_bad_image="skip"` left out, one line each.
+        fingerprint: order-independent content hash of both splits and the class names (hex).
+
+    Raises:
+        InputError: no class, a label out of range, a class without training images, unequal shapes.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    train: Images
+    test: Images | None
+    skipped: tuple[str, ...]
+    fingerprint: str
+
+    def __post_init__(self) -> None:
+        check_labels(self.name, self.classes, self.train.labels, self.test.labels if self.test else None)
+        if self.test and self.test.pixels.shape[1:] != self.train.pixels.shape[1:]:
+            raise InputError(
+                f"{self.name}: training images are (H, W, C) = {self.train.pixels.shape[1:]}, "
+                f"test images {self.test.pixels.shape[1:]}; make them equal"
+            )
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        classes: Sequence[str],
+        train: Images,
+        test: Images | None = None,
+        skipped: Sequence[str] = (),
+    ) -> "Dataset":
+        """A data set of its parts; the fingerprint is computed."""
+        return cls(name, tuple(classes), train, test, tuple(skipped), fingerprint(classes, train, test))
+
+
+def check_labels(where: str, classes: Sequence[str], train: Labels, test: Labels | None) -> None:
+    """Raise `InputError` for no class, a label that names no class, or a class without training images."""
+    if not classes:
+        raise InputError(f"{where} has no class; give at least one class with images")
+    for split, labels in (("training", train), ("test", test)):
+        if labels is None:
+            continue
+        wrong = np.flatnonzero((labels < 0) | (labels >= len(classes)))
+        if len(wrong):
+            raise InputError(
+                f"{where}: label {labels[wrong[0]]} of {split} image {wrong[0]} is out of range; "
+                f"{len(classes)} classes are 0 to {len(classes) - 1}"
+            )
+    empty = np.flatnonzero(np.bincount(train, minlength=len(classes)) == 0)
+    if len(empty):
+        names = ", ".join(f"'{classes[i]}'" for i in empty[:5]) + (", ..." if len(empty) > 5 else "")
+        raise InputError(f"{where}: no training image of class {names}; add some or remove the class")
+
+
+def digests(pixels: Pixels, labels: Labels) -> Digests:
+    """The content hash of each (pixels, label): `(N,)` uint64, about 4 microseconds for each 3 kB."""
+    count, shape = len(pixels), pixels.shape[1:]
+    head = np.empty((min(count, _CHUNK), 4), dtype="<i8")
+    head[:, :3] = shape
+    found = bytearray()
+    for start in range(0, count, _CHUNK):
+        chunk = np.ascontiguousarray(pixels[start : start + _CHUNK]).reshape(-1, int(np.prod(shape)))
+        head[: len(chunk), 3] = labels[start : start + _CHUNK]
+        rows = np.concatenate([head[: len(chunk)].view(np.uint8), chunk], axis=1)
+        for row in rows:
+            found += hashlib.blake2b(row, digest_size=8).digest()
+    return np.frombuffer(bytes(found), dtype="<u8").astype(np.uint64)
+
+
+def fingerprint(classes: Sequence[str], train: Images, test: Images | None) -> str:
+    """SHA-256 over the class names and, for each split, its shape and its sorted digests (64 hex digits)."""
+    content = hashlib.sha256(json.dumps(["resode-data-1", *classes]).encode())
+    for split, images in (("train", train), ("test", test)):
+        if images is not None:
+            content.update(f"\n{split} {images.pixels.shape}\n".encode())
+            content.update(np.sort(images.digests).astype("<u8").tobytes())
+    return content.hexdigest()

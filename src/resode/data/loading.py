@@ -1,0 +1,237 @@
+"""Batches from images that live on the device as 8-bit pixels.
+
+The images are padded once. Any W pixels in a row of the padded images are one row of an overlapping view of
+them, so that the random crops of a batch are a single gather of H rows for each image. What happens to a
+sample is a function of (seed, epoch, its position in `Images`), so batches may be asked for in any order and
+in any division.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from resode import randomness
+from resode.data.augment import Augmentation, beta_quantile
+from resode.data.images import Images
+from resode.errors import InputError, ResourceError
+
+_CHUNK = 1024  # images padded at a time
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """One batch.
+
+    Attributes:
+        inputs: `(B, C, H, W)`, channels last in memory, normalised.
+        targets: `(B,)` int64.
+        partners: `(B,)` int64, the targets of the images mixed in, or None without mixup.
+        weight: `(B,)` float32, of `targets`; loss = weight CE(targets) + (1 - weight) CE(partners).
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    partners: Tensor | None = None
+    weight: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class _Epoch:
+    """The draws of one epoch: for each sample (by its place in `index`), and their order."""
+
+    number: int
+    order: Tensor  # places, in the order of training
+    start: Tensor  # number of the pixel where the sample's crop begins
+    flip: Tensor | None  # 0 or 1
+    cutout: tuple[Tensor, Tensor] | None  # row and column of the centre
+    mixup: tuple[Tensor, Tensor] | None  # place of the partner, weight
+
+
+class Loader:
+    """The images of `index`, in augmented training batches (`batch`) or in order (`iter`).
+
+    Args:
+        images: one split.
+        index: `(n,)` positions in `images`, each at most once.
+        batch_size: images a batch; the last batch of an epoch is the smaller one.
+        mean: of each channel of pixels / 255.
+        std: likewise, above 0.
+        device: where the pixels are kept and the batches are made.
+        dtype: of the inputs; float16 and bfloat16 are rounded from float32.
+        augmentation: of the training batches.
+        seed: of order and augmentation.
+
+    Raises:
+        InputError: no sample, a position out of range or twice, a number that does not fit.
+        ResourceError: the device's memory does not hold the images.
+    """
+
+    def __init__(
+        self,
+        images: Images,
+        index: npt.NDArray[np.integer],
+        *,
+        batch_size: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        device: torch.device | str,
+        dtype: torch.dtype = torch.float32,
+        augmentation: Augmentation = Augmentation(),  # noqa: B008 - a frozen value
+        seed: int = 0,
+    ) -> None:
+        _check(images, index, batch_size, mean, std)
+        self.samples = len(index)
+        self.steps = math.ceil(self.samples / batch_size)
+        self.batch_size, self.augmentation, self.seed = batch_size, augmentation, seed
+        self.device, self.dtype = torch.device(device), dtype
+        self._size = images.pixels.shape[1:]
+        self._index = torch.from_numpy(index.astype(np.int64)).to(self.device)
+        self._place = torch.zeros(len(images), dtype=torch.int64, device=self.device)
+        self._place[self._index] = torch.arange(self.samples, device=self.device)
+        self._labels = torch.from_numpy(images.labels[index]).to(self.device)
+        self._pixels = _padded(images, index, augmentation, self.device)
+        self._scale, self._shift = self._normalisation(mean, std)
+        self._windows = _row_windows(self._pixels, self._size[1])
+        self._rows = torch.arange(self._size[0], device=self.device) * self._pixels.shape[2]
+        self._epoch: _Epoch | None = None
+
+    def batch(self, epoch: int, step: int) -> Batch:
+        """The augmented batch of this epoch and step, a function of its arguments (and the loader's)."""
+        if not 0 <= step < self.steps:
+            raise IndexError(f"step {step} of {self.steps}")
+        draws = self._draws(epoch)
+        places = draws.order[step * self.batch_size : (step + 1) * self.batch_size]
+        inputs, targets = self._augmented(places, draws), self._labels[places]
+        if draws.mixup is None:
+            return Batch(self._finished(inputs), targets)
+        partners, weight = draws.mixup[0][places], draws.mixup[1][places]
+        inputs = torch.lerp(self._augmented(partners, draws), inputs, weight.to(inputs.dtype)[:, None, None])
+        return Batch(self._finished(inputs), targets, self._labels[partners], weight)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Every sample once, in the order of `index`, without augmentation."""
+        pad = self.augmentation.crop
+        height, width, _ = self._size
+        for start in range(0, self.samples, self.batch_size):
+            window = self._pixels[start : start + self.batch_size, pad : pad + height, pad : pad + width]
+            inputs = self._normalised(window.reshape(len(window), height, -1))
+            yield Batch(self._finished(inputs), self._labels[start : start + self.batch_size])
+
+    def _draws(self, epoch: int) -> _Epoch:
+        """All draws of an epoch at once; those of the last epoch asked for are kept."""
+        if self._epoch is None or self._epoch.number != epoch:
+            self._epoch = self._drawn(epoch)
+        return self._epoch
+
+    def _drawn(self, epoch: int) -> _Epoch:
+        def integers(purpose: str, below: int) -> Tensor:
+            return randomness.integers(self.seed, purpose, epoch, self._index, below)
+
+        plan, (height, width, _), columns = self.augmentation, self._size, self._pixels.shape[2]
+        start = torch.arange(self.samples, device=self.device) * (self._pixels.shape[1] * columns)
+        cutout = mixup = None
+        if plan.crop:
+            start += integers("crop_rows", 2 * plan.crop + 1) * columns
+            start += integers("crop_columns", 2 * plan.crop + 1)
+        if plan.cutout:
+            cutout = integers("cutout_rows", height), integers("cutout_columns", width)
+        if plan.mixup:
+            uniform = randomness.uniform(self.seed, "mixup_weight", epoch, self._index)
+            weight = beta_quantile(plan.mixup, uniform).to(torch.float32)
+            mixup = integers("mixup_partner", self.samples), weight
+        order = self._place[randomness.order(self.seed, epoch, self._index)]
+        return _Epoch(epoch, order, start, integers("flip", 2) if plan.flip else None, cutout, mixup)
+
+    def _augmented(self, places: Tensor, draws: _Epoch) -> Tensor:
+        """Crop, flip, normalise, cut out: `(B, H, W C)` in floating point."""
+        height, width, channels = self._size
+        rows = draws.start[places, None] + self._rows
+        pixels = self._windows.index_select(0, rows.view(-1)).view(-1, height, width, channels)
+        if draws.flip is not None:
+            straight = torch.arange(len(places), device=self.device)
+            both = torch.cat([pixels, pixels.flip(2)])
+            pixels = both.index_select(0, straight + len(places) * draws.flip[places])
+        inputs = self._normalised(pixels.view(-1, height, width * channels))
+        if draws.cutout is not None:
+            self._cut_out(inputs, draws.cutout[0][places], draws.cutout[1][places])
+        return inputs
+
+    def _cut_out(self, inputs: Tensor, row: Tensor, column: Tensor) -> None:
+        """Blank the square from centre - side // 2 on, where it lies inside the image."""
+        side = self.augmentation.cutout
+
+        def inside(centre: Tensor, size: int) -> Tensor:
+            offset = torch.arange(size, device=self.device) - (centre[:, None] - side // 2)
+            return ((offset >= 0) & (offset < side)).to(inputs.dtype)
+
+        height, width, channels = self._size
+        columns = inside(column, width).repeat_interleave(channels, 1)
+        inputs.mul_(1 - inside(row, height)[:, :, None] * columns[:, None, :])
+
+    def _normalised(self, pixels: Tensor) -> Tensor:
+        """(pixels / 255 - mean) / std for `(B, H, W C)`; the rows are long, so that it vectorises."""
+        return pixels.to(self._scale.dtype).mul_(self._scale).add_(self._shift)
+
+    def _finished(self, inputs: Tensor) -> Tensor:
+        return inputs.to(self.dtype).view(-1, *self._size).permute(0, 3, 1, 2)
+
+    def _normalisation(self, mean: Sequence[float], std: Sequence[float]) -> tuple[Tensor, Tensor]:
+        dtype = torch.float64 if self.dtype == torch.float64 else torch.float32
+        mean64, std64 = (torch.tensor(values, dtype=torch.float64) for values in (mean, std))
+        width = self._size[1]
+        scale, shift = (1 / (255 * std64)).repeat(width), (-mean64 / std64).repeat(width)
+        return scale.to(self.device, dtype), shift.to(self.device, dtype)
+
+
+def _check(
+    images: Images,
+    index: npt.NDArray[np.integer],
+    batch_size: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> None:
+    channels = images.pixels.shape[3]
+    if index.ndim != 1 or not len(index) or index.dtype.kind not in "iu":
+        raise InputError(f"index has shape {index.shape} and type {index.dtype}; give at least one position")
+    if index.min() < 0 or index.max() >= len(images) or len(np.unique(index)) != len(index):
+        raise InputError(f"index holds a position twice or beyond the {len(images)} images")
+    if batch_size < 1:
+        raise InputError(f"batch_size is {batch_size}; give at least 1")
+    if len(mean) != channels or len(std) != channels or not all(value > 0 for value in std):
+        raise InputError(
+            f"mean {tuple(mean)} and std {tuple(std)} do not fit {channels} channels; "
+            "give one for each, std above 0"
+        )
+
+
+def _padded(
+    images: Images, index: npt.NDArray[np.integer], augmentation: Augmentation, device: torch.device
+) -> Tensor:
+    """The images of `index`, padded, on the device: `(n, H + 2p, W + 2p, C)` uint8."""
+    pad = augmentation.crop
+    height, width, channels = images.pixels.shape[1:]
+    shape = (len(index), height + 2 * pad, width + 2 * pad, channels)
+    try:
+        table = torch.empty(shape, dtype=torch.uint8, device=device)
+    except RuntimeError as error:  # torch.OutOfMemoryError on an accelerator, RuntimeError on the CPU
+        size = math.prod(shape) / 2**30
+        raise ResourceError(f"{len(index):,} images need {size:,.1f} GiB on {device}; use fewer") from error
+    mode: Literal["reflect", "constant"] = "reflect" if augmentation.padding == "reflect" else "constant"
+    for start in range(0, len(index), _CHUNK):
+        chunk = np.ascontiguousarray(images.pixels[index[start : start + _CHUNK]])
+        if pad:
+            chunk = np.pad(chunk, ((0, 0), (pad, pad), (pad, pad), (0, 0)), mode)
+        table[start : start + len(chunk)] = torch.from_numpy(chunk)
+    return table
+
+
+def _row_windows(pixels: Tensor, width: int) -> Tensor:
+    """View `(n, P, Q, C)` as every run of `width` pixels, `(n P Q - width + 1, width C)`, without a copy."""
+    count, rows, columns, channels = pixels.shape
+    return pixels.as_strided((count * rows * columns - width + 1, width * channels), (channels, 1))

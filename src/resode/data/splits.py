@@ -1,0 +1,100 @@
+"""Which images to validate on, and how to normalise: both functions of the content alone.
+
+The validation set takes from each class its share, rounded by largest remainder, and within a class the
+images whose content hashes come first in a random order that the seed fixes. Another order of the source,
+or another container, gives the same images.
+"""
+
+import math
+from fractions import Fraction
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from resode import randomness
+from resode.data.images import Images, Labels
+from resode.errors import InputError
+
+_CHUNK = 1024  # images summed at a time: 1024 * 255^2 < 2^32
+
+
+def validation_split(images: Images, validation: int | float, seed: int) -> tuple[Labels, Labels]:
+    """Split the training images, stratified by class.
+
+    Args:
+        images: the training images.
+        validation: how many to validate on, a count (int) or a fraction (float, below 1); 0 is none.
+        seed: of the random choice.
+
+    Returns:
+        Sorted positions (int64) of the training and of the validation images.
+
+    Raises:
+        InputError: a negative, too large or vanishing number; every class keeps an image to train on.
+    """
+    labels = images.labels
+    count = _count(validation, len(labels))
+    shares = _shares(np.bincount(labels), count, validation)
+    keys = randomness.bits(seed, "validation", 0, torch.from_numpy(images.digests.astype(np.int64))).numpy()
+    order = np.lexsort((images.digests, keys, labels))
+    rank = np.empty_like(order)
+    starts = np.concatenate([[0], np.cumsum(np.bincount(labels))[:-1]])
+    rank[order] = np.arange(len(labels)) - starts[labels[order]]
+    chosen = rank < shares[labels]
+    return np.flatnonzero(~chosen), np.flatnonzero(chosen)
+
+
+def channel_statistics(
+    images: Images, index: npt.NDArray[np.integer]
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel of `pixels / 255`, over the images of `index`.
+
+    Computed from the exact integer sums S of p and Q of p^2 over n pixels: mean = S / (255 n) and
+    std = sqrt(n Q - S^2) / (255 n), the population's.
+
+    Raises:
+        InputError: `index` is empty.
+    """
+    if not len(index):
+        raise InputError("channel statistics of no image; keep some to train on")
+    height, width, channels = images.pixels.shape[1:]
+    first, second = np.zeros((2, height * width * channels), dtype=np.uint64)
+    for start in range(0, len(index), _CHUNK):
+        pixels = images.pixels[index[start : start + _CHUNK]].reshape(-1, len(first))
+        squares = pixels.astype(np.uint16) ** 2
+        first += pixels.sum(0, dtype=np.uint32)
+        second += squares.sum(0, dtype=np.uint32)
+    sums, squared = (total.reshape(-1, channels).sum(0).tolist() for total in (first, second))
+    count = len(index) * height * width
+    mean = tuple(s / (255 * count) for s in sums)
+    std = tuple(math.sqrt(count * q - s * s) / (255 * count) for s, q in zip(sums, squared, strict=True))
+    return mean, std
+
+
+def _count(validation: int | float, total: int) -> int:
+    if isinstance(validation, float):
+        count = round(validation * total) if 0 <= validation < 1 else -1
+        if validation > 0 and count == 0:
+            raise InputError(f"validation={validation} of {total} images is none; give more, or 0 for none")
+    else:
+        count = validation
+    if isinstance(validation, bool) or not 0 <= count < total:
+        raise InputError(
+            f"validation={validation} is impossible; give a count below {total} or a fraction below 1.0"
+        )
+    return count
+
+
+def _shares(sizes: Labels, count: int, validation: int | float) -> Labels:
+    """How many images of each class: proportional, rounded by largest remainder, one left to train on."""
+    most = np.maximum(sizes - 1, 0)
+    if count > most.sum():
+        raise InputError(f"validation={validation} leaves some class without a training image; give less")
+    exact = [Fraction(count * int(size), int(sizes.sum())) for size in sizes]
+    shares = np.minimum([int(share) for share in exact], most)
+    order = sorted(range(len(sizes)), key=lambda label: (math.floor(exact[label]) - exact[label], label))
+    while (missing := count - int(shares.sum())) > 0:
+        open_classes = [label for label in order if shares[label] < most[label]]
+        shares[open_classes[:missing]] += 1
+    return shares

@@ -1,0 +1,136 @@
+import shutil
+
+import numpy as np
+import pytest
+
+from resode.data import load
+from resode.errors import InputError, IntegrityError
+from tests.data.conftest import encoded, random_pixels, write_images
+
+PIXELS = random_pixels(8)
+
+
+def test_classes_are_the_folders_by_name(class_folder):
+    data = load(str(class_folder))
+    assert data.classes == ("cat", "dog")
+    assert np.array_equal(data.train.pixels, PIXELS[:6])
+    assert data.train.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert np.array_equal(data.test.pixels, PIXELS[6:])
+    assert data.name == str(class_folder)
+
+
+def test_without_test_images_there_is_no_test_split(class_folder):
+    shutil.rmtree(class_folder / "test")
+    assert load(str(class_folder)).test is None
+
+
+@pytest.mark.parametrize("name", ["val", "validation"])
+def test_val_stands_in_for_test(class_folder, name):
+    whole = load(str(class_folder)).fingerprint
+    (class_folder / "test").rename(class_folder / name)
+    assert load(str(class_folder)).fingerprint == whole
+    write_images(class_folder / "test" / "cat", PIXELS[:1])
+    assert len(load(str(class_folder)).test) == 1
+
+
+def test_hidden_files_are_ignored_and_folders_searched(class_folder):
+    whole = load(str(class_folder)).fingerprint
+    (class_folder / "train" / ".DS_Store").write_bytes(b"?")
+    (class_folder / "train" / ".thumbnails").mkdir()
+    (class_folder / "train" / "cat" / "._0.png").write_bytes(b"?")
+    (class_folder / "train" / "cat" / "images").mkdir()
+    (class_folder / "train" / "cat" / "0.png").rename(class_folder / "train" / "cat" / "images" / "0.png")
+    assert load(str(class_folder)).fingerprint == whole
+
+
+def test_images_outside_of_the_class_folders(class_folder):
+    (class_folder / "train" / "loose.png").write_bytes(encoded(PIXELS[0]))
+    with pytest.raises(InputError, match=r"loose\.png lies outside of a class folder"):
+        load(str(class_folder))
+
+
+def test_a_train_folder_with_images_only(tmp_path):
+    write_images(tmp_path / "train", PIXELS)
+    with pytest.raises(InputError, match=r"put each image into .*train/<class>/ \(8 such files\)"):
+        load(str(tmp_path))
+
+
+def test_no_class_and_an_empty_class(class_folder, tmp_path):
+    (class_folder / "train" / "emu").mkdir()
+    with pytest.raises(InputError, match="emu holds no image"):
+        load(str(class_folder))
+    (tmp_path / "empty" / "train").mkdir(parents=True)
+    with pytest.raises(InputError, match="has no class folder"):
+        load(str(tmp_path / "empty"))
+
+
+def test_a_test_class_that_train_does_not_have(class_folder):
+    (class_folder / "test" / "dog").rename(class_folder / "test" / "dogs")
+    with pytest.raises(InputError, match="dogs is a class that train/ does not have; did you mean 'dog'"):
+        load(str(class_folder))
+
+
+def test_a_test_class_may_be_missing(class_folder):
+    shutil.rmtree(class_folder / "test" / "dog")
+    assert load(str(class_folder)).test.labels.tolist() == [0]
+
+
+def test_bad_images_stop_or_are_skipped(class_folder):
+    cats = class_folder / "train" / "cat"
+    (cats / "notes.txt").write_text("no image")
+    with pytest.raises(InputError, match=r"notes\.txt is no image"):
+        load(str(class_folder))
+    (cats / "1.png").write_bytes(encoded(PIXELS[1])[:60])
+    with pytest.raises(IntegrityError, match=r"1\.png: truncated or corrupt"):
+        load(str(class_folder))
+    for data in (load(str(class_folder), on_bad_image="skip") for _ in range(2)):  # decoded, and cached
+        assert [line.split("/")[-1].split(":")[0].split(" ")[0] for line in data.skipped] == [
+            "1.png",
+            "notes.txt",
+        ]
+        assert np.array_equal(data.train.pixels, PIXELS[[0, 2, 3, 4, 5]])
+        assert data.train.labels.tolist() == [0, 0, 1, 1, 1]
+
+
+def test_a_class_that_skipping_empties_is_an_error(class_folder):
+    for path in (class_folder / "train" / "dog").iterdir():
+        path.write_text("no image")
+    with pytest.raises(InputError, match="no training image of class 'dog'"):
+        load(str(class_folder), on_bad_image="skip")
+    for path in (class_folder / "train" / "cat").iterdir():
+        path.write_text("no image")
+    with pytest.raises(InputError, match=r"has no image left; .*0\.png is no image"):
+        load(str(class_folder), on_bad_image="skip")
+
+
+def test_unequal_sizes_need_an_image_size(class_folder):
+    (class_folder / "train" / "dog" / "5.png").write_bytes(encoded(np.zeros((9, 8, 3), np.uint8)))
+    with pytest.raises(InputError, match=r"0\.png is 8x8, .*5\.png is 9x8; set image_size"):
+        load(str(class_folder))
+    data = load(str(class_folder), image_size=6)
+    assert data.train.pixels.shape == (7, 6, 6, 3)
+    assert data.test.pixels.shape == (2, 6, 6, 3)
+
+
+def test_unequal_splits_need_an_image_size(class_folder):
+    shutil.rmtree(class_folder / "test")
+    write_images(class_folder / "test" / "cat", random_pixels(1, side=9))
+    with pytest.raises(InputError, match=r"0\.png is 8x8, .*test/cat/0\.png is 9x9; set image_size"):
+        load(str(class_folder))
+
+
+def test_only_if_all_images_are_grey_there_is_one_channel(tmp_path):
+    grey, colour = random_pixels(4, channels=1), random_pixels(1)
+    write_images(tmp_path / "train" / "a", grey)
+    write_images(tmp_path / "test" / "a", grey[:2])
+    assert np.array_equal(load(str(tmp_path)).train.pixels, grey)
+    write_images(tmp_path / "test" / "a" / "more", colour)
+    data = load(str(tmp_path))
+    assert np.array_equal(data.train.pixels, np.repeat(grey, 3, axis=3))
+    assert np.array_equal(data.test.pixels, np.concatenate([np.repeat(grey[:2], 3, axis=3), colour]))
+
+
+def test_images_need_not_be_square(tmp_path):
+    write_images(tmp_path / "train" / "a", random_pixels(4)[:, :5])
+    assert load(str(tmp_path)).train.pixels.shape == (4, 5, 8, 3)
+    assert load(str(tmp_path), image_size=4).train.pixels.shape == (4, 4, 4, 3)

@@ -1,0 +1,40 @@
+import pytest
+
+from resode.errors import InputError
+from resode.registry import Entry, Registry
+
+
+def make(width: int, depth: int = 3) -> tuple[int, int]:
+    return width, depth
+
+
+@pytest.fixture
+def shapes() -> Registry[tuple[int, int]]:
+    registry: Registry[tuple[int, int]] = Registry("shape", "shapes")
+    registry.register("square")(make)
+    registry.register_family(r"square\d+", lambda name: Entry(name, lambda: (int(name[6:]), 0)))
+    return registry
+
+
+def test_a_name_builds_its_factory(shapes):
+    assert shapes.build("square", width=2) == (2, 3)
+    assert shapes.build("square5") == (5, 0)
+    assert shapes.names() == ("square",)
+
+
+def test_a_name_given_twice_raises(shapes):
+    with pytest.raises(InputError, match="'square' is registered already"):
+        shapes.register("square")(make)
+
+
+def test_an_unknown_name_names_the_nearest(shapes):
+    with pytest.raises(InputError, match="unknown shape 'sqare'; did you mean 'square'"):
+        shapes.build("sqare")
+
+
+def test_unknown_options_are_all_reported(shapes):
+    with pytest.raises(InputError) as error:
+        shapes.build("square", widht=1, dept=2)
+    assert len(error.value.messages) == 2
+    assert "did you mean 'width'" in error.value.messages[0]
+    assert "did you mean 'depth'" in error.value.messages[1]
