@@ -1,0 +1,120 @@
+"""Other people's checkpoints, as our models.
+
+conversion = convert("akamaster", "resnet20.th", model="he_resnet20")
+weights.save(conversion.module, "resnet20.safetensors", conversion.card)
+"""
+
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from resode import durable
+from resode.errors import InputError, nearest
+from resode.interop import akamaster, fattorib, kuangliu
+from resode.interop.checkpoints import read
+from resode.interop.formats import Format, State, Translation
+from resode.models import models
+from resode.weights import Card, Preprocessing, Specification, fill
+
+__all__ = ["CIFAR10", "FORMATS", "Conversion", "Format", "convert"]
+
+FORMATS: dict[str, Format] = {module.FORMAT.name: module.FORMAT for module in (akamaster, fattorib, kuangliu)}
+
+CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """A foreign checkpoint as our model.
+
+    Args:
+        module: in evaluation mode, with the dtype of the file.
+        card: its specification, its preprocessing, and the file that it came from.
+        unused: the foreign names of dead tensors, which were not carried over.
+        unused_parameters: how many parameters these hold (running statistics do not count).
+    """
+
+    module: nn.Module
+    card: Card
+    unused: tuple[str, ...]
+    unused_parameters: int
+
+
+def convert(format: str, path: str | PathLike[str], *, model: str) -> Conversion:
+    """Read a foreign checkpoint and rebuild it as one of our models.
+
+    Args:
+        format: a name of `FORMATS`.
+        path: the checkpoint.
+        model: our name of the network (`resode list models`), which says its depth.
+
+    Raises:
+        InputError: an unknown format or model, a missing file, or a file that is not this model.
+        IntegrityError: a corrupt or hostile file; nothing in it was executed.
+    """
+    if format not in FORMATS:
+        raise InputError(f"unknown format '{format}'{nearest(format, FORMATS)} ({', '.join(FORMATS)})")
+    models.entry(model)
+    chosen, state = FORMATS[format], read(path)
+    translation = _translate(chosen, state, path)
+    if translation.model != model:
+        raise InputError(
+            f"{path}: looks like {translation.model}, not {model}; give --model {translation.model}"
+        )
+    biases = translation.tensors.get("fc.bias", torch.empty(len(CIFAR10)))
+    specification = Specification(model, {"classes": biases.numel(), **translation.options})
+    module = _rebuild(specification, translation.tensors, f"{path}: is no {model} of {format}")
+    preprocessing = Preprocessing(
+        mean=chosen.mean,
+        std=chosen.std,
+        size=(32, 32),
+        channels=3,
+        classes=CIFAR10 if biases.numel() == len(CIFAR10) else tuple(map(str, range(biases.numel()))),
+        dtype=biases.dtype,
+    )
+    source = {"format": format, "file": Path(path).name, "sha256": durable.sha256(Path(path))}
+    return Conversion(
+        module=module,
+        card=Card(specification, preprocessing, {"data": "cifar10", "imported": source}),
+        unused=translation.dead,
+        unused_parameters=sum(state[n].numel() for n in translation.dead if n.endswith((".weight", ".bias"))),
+    )
+
+
+def _translate(chosen: Format, state: State, path: str | PathLike[str]) -> Translation:
+    """Translate; where the tensors are not of this format, name the one that they are of."""
+    try:
+        return _checked(chosen, state)
+    except InputError as error:
+        fitting = [other.name for other in FORMATS.values() if other is not chosen and _fits(other, state)]
+        hint = f"; it looks like {fitting[0]}" if fitting else ""
+        raise InputError(f"{path}: is not of the format {chosen.name}: {error}{hint}") from None
+
+
+def _checked(format: Format, state: State) -> Translation:
+    translation = format.translate(state)
+    models.entry(translation.model)
+    return translation
+
+
+def _fits(format: Format, state: State) -> bool:
+    try:
+        _checked(format, state)
+    except InputError:
+        return False
+    return True
+
+
+def _rebuild(specification: Specification, tensors: State, mistake: str) -> nn.Module:
+    """The module with these tensors; the norms' counters of batches, which old files lack, start at zero."""
+    with torch.random.fork_rng(devices=[]):
+        module = specification.build().eval()
+    counters = {n: t for n, t in module.state_dict().items() if n.endswith(".num_batches_tracked")}
+    try:
+        fill(module, {**counters, **tensors})
+    except InputError as error:
+        raise InputError(f"{mistake}: {error}") from None
+    return module

@@ -1,0 +1,65 @@
+"""Foreign checkpoints are pickles, and a pickle is a program: only PyTorch's restricted loader reads them.
+
+It rebuilds tensors and plain containers and refuses everything else. There is no way around it.
+"""
+
+import re
+import warnings
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from resode.errors import InputError, IntegrityError
+
+WRAPPERS = ("state_dict", "net")  # the keys under which files keep their tensors, beside epoch and accuracy
+
+
+def read(path: str | PathLike[str]) -> dict[str, Tensor]:
+    """The tensors of a checkpoint by name, on the CPU, without the `module.` that DataParallel prefixes.
+
+    Raises:
+        InputError: the file is missing, or holds no tensors by name.
+        IntegrityError: it is corrupt, or asks for more than tensors and containers; nothing is executed.
+    """
+    content = _load(Path(path))
+    for key in WRAPPERS:
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    if not isinstance(content, Mapping) or not content or not all(map(_is_named_tensor, content.items())):
+        raise InputError(f"{path}: is no checkpoint: it does not hold tensors by name")
+    return {name.removeprefix("module."): tensor for name, tensor in content.items()}
+
+
+def _load(path: Path) -> object:
+    try:
+        with path.open("rb") as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # whatever PyTorch warns of ends as an error below
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except Exception as error:  # a hostile pickle may raise anything
+        raise IntegrityError(f"{path}: {_reason(error)}") from None
+
+
+def _reason(error: Exception) -> str:
+    """Our own words: PyTorch's recommend the unrestricted loader."""
+    wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
+    if wanted:
+        return f"refused: it asks for {wanted[1]}, and only tensors by name (a state_dict) are read"
+    return "is corrupt, or no checkpoint of PyTorch"
+
+
+def _is_named_tensor(item: tuple[object, object]) -> bool:
+    name, tensor = item
+    return (
+        isinstance(name, str)
+        and isinstance(tensor, Tensor)
+        and tensor.layout is torch.strided
+        and tensor.device.type == "cpu"
+        and not tensor.is_quantized
+    )

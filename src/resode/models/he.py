@@ -1,0 +1,156 @@
+"""He et al.'s ResNets for CIFAR (2016, arXiv:1512.03385, section 4.2), of any depth 6n + 2.
+
+A 3x3 convolution; three stages of n units at 16, 32 and 64 channels, each stage at half the resolution of
+the one before; global average; one linear layer: 6n + 2 layers with weights. `he_preact_resnet` has the
+pre-activation units of He et al. 2016b (arXiv:1603.05027) and norm and ReLU once more before the average.
+
+Depth is time: a unit y <- y + F(y) is a step of Euler's method for y' = F(y, theta(t)).
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from resode.errors import InputError
+from resode.models.plans import Plan, Planner, refuse_sizes, stride_first, stride_last
+from resode.models.units import (
+    BasicUnit,
+    Convolution,
+    PreactivationUnit,
+    Shortcut,
+    shortcut_a,
+    shortcut_b,
+    stage,
+    zero_branches,
+)
+
+
+class HeResNet(nn.Module):
+    """Images (N, in_channels, H, W) to logits (N, classes); H and W from 4 on, 32 in the paper.
+
+    Args:
+        plan: the shapes of the units of the three stages.
+        shortcut: what makes a unit's shortcut.
+        classes: the number of logits.
+        in_channels: the number of channels of an image.
+    """
+
+    def __init__(self, plan: Plan, shortcut: Shortcut, *, classes: int = 10, in_channels: int = 3) -> None:
+        super().__init__()
+        width = plan[0][0].inputs
+        self.conv1 = Convolution(in_channels, width)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.layer1, self.layer2, self.layer3 = (stage(BasicUnit, shapes, shortcut) for shapes in plan)
+        self.fc = nn.Linear(plan[-1][-1].outputs, classes)
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        y = F.relu(self.bn1(self.conv1(x)))  # (N, 16, H, W)
+        y = self.layer1(y)
+        y = self.layer2(y)  # (N, 32, H / 2, W / 2)
+        y = self.layer3(y)  # (N, 64, H / 4, W / 4)
+        logits: Tensor = self.fc(y.mean((2, 3)))
+        return logits
+
+
+class HePreactResNet(nn.Module):
+    """The pre-activation network; arguments and shapes as in `HeResNet`."""
+
+    def __init__(self, plan: Plan, shortcut: Shortcut, *, classes: int = 10, in_channels: int = 3) -> None:
+        super().__init__()
+        width = plan[-1][-1].outputs
+        self.conv1 = Convolution(in_channels, plan[0][0].inputs)
+        self.layer1, self.layer2, self.layer3 = (
+            stage(PreactivationUnit, shapes, shortcut) for shapes in plan
+        )
+        self.bn = nn.BatchNorm2d(width)
+        self.fc = nn.Linear(width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        y = self.layer1(self.conv1(x))
+        y = self.layer2(y)
+        y = self.layer3(y)
+        y = F.relu(self.bn(y))
+        logits: Tensor = self.fc(y.mean((2, 3)))
+        return logits
+
+
+SHORTCUTS: dict[str, Shortcut] = {"A": shortcut_a, "B": shortcut_b}
+STRIDES: dict[str, Planner] = {"first": stride_first, "last": stride_last}
+
+
+def units_per_stage(depth: int) -> int:
+    """The number n of units of a stage in a network of depth 6n + 2."""
+    n, rest = divmod(depth - 2, 6)
+    if n < 1:
+        raise InputError(f"a ResNet of depth {depth}: the depth is 6n + 2; the smallest is 8")
+    if rest:
+        raise InputError(
+            f"a ResNet of depth {depth}: the depth is 6n + 2; the nearest are {6 * n + 2} and {6 * n + 8}"
+        )
+    return n
+
+
+def _plan(depth: int, shortcut: str, stride: str, widths: Sequence[int], **numbers: int) -> Plan:
+    """The plan of a network; one `InputError` with a line for each option that cannot be."""
+    n = units_per_stage(depth)
+    mistakes = refuse_sizes(widths, 3, **numbers)
+    if not mistakes and shortcut == "A" and list(widths) != sorted(widths):
+        mistakes.append(f"widths {list(widths)}: shortcut A cannot drop channels; take shortcut B")
+    if shortcut not in SHORTCUTS:
+        mistakes.append(f"unknown shortcut '{shortcut}'; it is A (subsample and pad) or B (1x1 convolution)")
+    if stride not in STRIDES:
+        mistakes.append(f"unknown stride '{stride}'; it is first or last (the unit of a stage that strides)")
+    if mistakes:
+        raise InputError(*mistakes)
+    return STRIDES[stride](widths, (n, n, n))
+
+
+def he_resnet(
+    depth: int,
+    *,
+    classes: int = 10,
+    in_channels: int = 3,
+    shortcut: Literal["A", "B"] = "A",
+    stride: Literal["first", "last"] = "first",
+    widths: Sequence[int] = (16, 32, 64),
+    zero_init: bool = False,
+) -> HeResNet:
+    """He et al.'s ResNet for CIFAR of any depth 6n + 2.
+
+    Args:
+        depth: the number of layers with weights.
+        classes: the number of logits.
+        in_channels: the number of channels of an image.
+        shortcut: A pads with zeros and has no parameters (the paper's choice); B is a 1x1 convolution.
+        stride: what strides and widens: the first unit of a stage (the paper), or the last of that before.
+        widths: the channels of the three stages.
+        zero_init: start every residual branch from F = 0.
+
+    Raises:
+        InputError: an impossible depth, shortcut, stride, width or number, a line for each.
+    """
+    plan = _plan(depth, shortcut, stride, widths, classes=classes, in_channels=in_channels)
+    network = HeResNet(plan, SHORTCUTS[shortcut], classes=classes, in_channels=in_channels)
+    if zero_init:
+        zero_branches(network)
+    return network
+
+
+def he_preact_resnet(
+    depth: int,
+    *,
+    classes: int = 10,
+    in_channels: int = 3,
+    shortcut: Literal["A", "B"] = "A",
+    stride: Literal["first", "last"] = "first",
+    widths: Sequence[int] = (16, 32, 64),
+    zero_init: bool = False,
+) -> HePreactResNet:
+    """The pre-activation ResNet for CIFAR of any depth 6n + 2; arguments and errors as in `he_resnet`."""
+    plan = _plan(depth, shortcut, stride, widths, classes=classes, in_channels=in_channels)
+    network = HePreactResNet(plan, SHORTCUTS[shortcut], classes=classes, in_channels=in_channels)
+    if zero_init:
+        zero_branches(network)
+    return network

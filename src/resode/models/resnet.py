@@ -1,0 +1,92 @@
+"""ResNet-18 ... 152 (He et al. 2016, arXiv:1512.03385, table 1) with a stem for small images.
+
+The stem is a 3x3 convolution without pooling, so that 32x32 images reach the last of the four stages at
+4x4; the stages have 64, 128, 256 and 512 channels (times 4 with bottlenecks) and shortcut B.
+"""
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from resode.errors import InputError
+from resode.models.plans import Plan, Planner, bottlenecks, refuse_sizes, stride_first
+from resode.models.units import (
+    BasicUnit,
+    BottleneckUnit,
+    Convolution,
+    Unit,
+    shortcut_b,
+    stage,
+    zero_branches,
+)
+
+DEPTHS: dict[int, tuple[type[Unit], Planner, tuple[int, int, int, int]]] = {
+    18: (BasicUnit, stride_first, (2, 2, 2, 2)),
+    34: (BasicUnit, stride_first, (3, 4, 6, 3)),
+    50: (BottleneckUnit, bottlenecks, (3, 4, 6, 3)),
+    101: (BottleneckUnit, bottlenecks, (3, 4, 23, 3)),
+    152: (BottleneckUnit, bottlenecks, (3, 8, 36, 3)),
+}
+
+
+class ResNet(nn.Module):
+    """Images (N, in_channels, H, W) to logits (N, classes), H and W from 4 on.
+
+    Args:
+        unit: `BasicUnit` or `BottleneckUnit`.
+        plan: the shapes of the units of the four stages.
+        classes: the number of logits.
+        in_channels: the number of channels of an image.
+    """
+
+    def __init__(self, unit: type[Unit], plan: Plan, *, classes: int = 10, in_channels: int = 3) -> None:
+        super().__init__()
+        width = plan[0][0].inputs
+        self.conv1 = Convolution(in_channels, width)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.layer1, self.layer2, self.layer3, self.layer4 = (
+            stage(unit, shapes, shortcut_b) for shapes in plan
+        )
+        self.fc = nn.Linear(plan[-1][-1].outputs, classes)
+
+    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+        y = F.relu(self.bn1(self.conv1(x)))  # (N, 64, H, W)
+        y = self.layer1(y)
+        y = self.layer2(y)
+        y = self.layer3(y)
+        y = self.layer4(y)  # (N, 512 or 2048, H / 8, W / 8)
+        logits: Tensor = self.fc(y.mean((2, 3)))
+        return logits
+
+
+def cifar_resnet(
+    depth: int,
+    *,
+    classes: int = 10,
+    in_channels: int = 3,
+    widths: Sequence[int] = (64, 128, 256, 512),
+    zero_init: bool = False,
+) -> ResNet:
+    """ResNet-18, 34, 50, 101 or 152 for small images.
+
+    Args:
+        depth: one of the five.
+        classes: the number of logits.
+        in_channels: the number of channels of an image.
+        widths: the channels of the four stages (of a bottleneck's 3x3 convolution).
+        zero_init: start every residual branch from F = 0.
+
+    Raises:
+        InputError: an unknown depth, or widths and numbers that are not positive.
+    """
+    if depth not in DEPTHS:
+        raise InputError(f"a ResNet of depth {depth}; the known are {', '.join(map(str, DEPTHS))}")
+    mistakes = refuse_sizes(widths, 4, classes=classes, in_channels=in_channels)
+    if mistakes:
+        raise InputError(*mistakes)
+    unit, planner, counts = DEPTHS[depth]
+    network = ResNet(unit, planner(widths, counts), classes=classes, in_channels=in_channels)
+    if zero_init:
+        zero_branches(network)
+    return network

@@ -1,0 +1,159 @@
+"""Residual units: the steps of a residual network (He et al. 2016, arXiv:1512.03385 and 1603.05027).
+
+With convolutions K, norms b and the shortcut S:
+
+    basic            y <- relu(S y + b2 K2 relu(b1 K1 y))
+    bottleneck       y <- relu(S y + b3 K3 relu(b2 K2 relu(b1 K1 y))),  K1 and K3 of size 1x1
+    pre-activation   y <- S y + K2 relu(b2 K1 relu(b1 y))
+
+S is the identity where the shape stays. Where it changes, shortcut A takes every second pixel and adds
+channels of zeros, the same number on both sides; shortcut B is a 1x1 convolution with its norm.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from resode.models.plans import Shape
+
+Shortcut = Callable[[Shape], nn.Module]
+
+
+class Convolution(nn.Conv2d):
+    """A `kernel` x `kernel` convolution without bias that keeps the image size at stride 1.
+
+    Initial weights are normal with variance 2 / (kernel^2 outputs): He et al. 2015 (arXiv:1502.01852),
+    equation 14. Of its two rules this is the one by fan-out, which keeps the gradients' variance from
+    layer to layer; that of the activations is set by the norm that follows, whatever the weights are.
+    """
+
+    def __init__(self, inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> None:
+        super().__init__(inputs, outputs, kernel, stride=stride, padding=kernel // 2, bias=False)
+
+    def reset_parameters(self) -> None:
+        """Draw new weights; on the meta device, which holds none, do nothing."""
+        if not self.weight.is_meta:
+            nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
+
+
+class Subsample(nn.Module):
+    """Shortcut A: every `stride`-th pixel; channels of zeros before and after the given ones.
+
+    (N, inputs, H, W) -> (N, outputs, ceil(H / stride), ceil(W / stride)); no parameters. Of an odd number
+    of new channels the last goes behind.
+    """
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.before = (outputs - inputs) // 2
+        self.after = outputs - inputs - self.before
+
+    def forward(self, y: Tensor) -> Tensor:  # noqa: D102
+        y = y[:, :, :: self.stride, :: self.stride]
+        return F.pad(y, (0, 0, 0, 0, self.before, self.after))
+
+    def extra_repr(self) -> str:  # noqa: D102
+        return f"stride={self.stride}, zeros=({self.before}, {self.after})"
+
+
+def shortcut_a(shape: Shape) -> nn.Module:
+    """Shortcut A of a unit: the identity, or `Subsample`."""
+    if shape.stride == 1 and shape.inputs == shape.outputs:
+        return nn.Identity()
+    return Subsample(shape.inputs, shape.outputs, shape.stride)
+
+
+def shortcut_b(shape: Shape) -> nn.Module:
+    """Shortcut B of a unit: the identity, or a 1x1 convolution (`0`) and its norm (`1`)."""
+    if shape.stride == 1 and shape.inputs == shape.outputs:
+        return nn.Identity()
+    return nn.Sequential(
+        Convolution(shape.inputs, shape.outputs, 1, shape.stride), nn.BatchNorm2d(shape.outputs)
+    )
+
+
+class BasicUnit(nn.Module):
+    """y <- relu(S y + b2 K2 relu(b1 K1 y)), K of size 3x3 (arXiv:1512.03385, figure 2)."""
+
+    def __init__(self, shape: Shape, shortcut: Shortcut) -> None:
+        super().__init__()
+        self.conv1 = Convolution(shape.inputs, shape.middle, 3, shape.strides[0])
+        self.bn1 = nn.BatchNorm2d(shape.middle)
+        self.conv2 = Convolution(shape.middle, shape.outputs, 3, shape.strides[1])
+        self.bn2 = nn.BatchNorm2d(shape.outputs)
+        self.downsample = shortcut(shape)
+
+    def forward(self, y: Tensor) -> Tensor:  # noqa: D102
+        f = F.relu(self.bn1(self.conv1(y)))
+        f = self.bn2(self.conv2(f))
+        return F.relu(f + self.downsample(y))
+
+    def zero_branch(self) -> None:
+        """Start from F = 0: the last norm scales by zero (Goyal et al. 2017, arXiv:1706.02677)."""
+        nn.init.zeros_(self.bn2.weight)
+
+
+class BottleneckUnit(nn.Module):
+    """y <- relu(S y + b3 K3 relu(b2 K2 relu(b1 K1 y))), K of size 1x1, 3x3, 1x1 (arXiv:1512.03385, figure 5).
+
+    The published CIFAR networks stride in K2, so `strides` is (1, 1) or (1, 2).
+    """
+
+    def __init__(self, shape: Shape, shortcut: Shortcut) -> None:
+        super().__init__()
+        self.conv1 = Convolution(shape.inputs, shape.middle, 1, shape.strides[0])
+        self.bn1 = nn.BatchNorm2d(shape.middle)
+        self.conv2 = Convolution(shape.middle, shape.middle, 3, shape.strides[1])
+        self.bn2 = nn.BatchNorm2d(shape.middle)
+        self.conv3 = Convolution(shape.middle, shape.outputs, 1)
+        self.bn3 = nn.BatchNorm2d(shape.outputs)
+        self.downsample = shortcut(shape)
+
+    def forward(self, y: Tensor) -> Tensor:  # noqa: D102
+        f = F.relu(self.bn1(self.conv1(y)))
+        f = F.relu(self.bn2(self.conv2(f)))
+        f = self.bn3(self.conv3(f))
+        return F.relu(f + self.downsample(y))
+
+    def zero_branch(self) -> None:
+        """Start from F = 0: the last norm scales by zero (Goyal et al. 2017, arXiv:1706.02677)."""
+        nn.init.zeros_(self.bn3.weight)
+
+
+class PreactivationUnit(nn.Module):
+    """y <- S y + K2 relu(b2 K1 relu(b1 y)): nothing acts on the sum (arXiv:1603.05027, figure 4e)."""
+
+    def __init__(self, shape: Shape, shortcut: Shortcut) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(shape.inputs)
+        self.conv1 = Convolution(shape.inputs, shape.middle, 3, shape.strides[0])
+        self.bn2 = nn.BatchNorm2d(shape.middle)
+        self.conv2 = Convolution(shape.middle, shape.outputs, 3, shape.strides[1])
+        self.downsample = shortcut(shape)
+
+    def forward(self, y: Tensor) -> Tensor:  # noqa: D102
+        f = self.conv1(F.relu(self.bn1(y)))
+        f = self.conv2(F.relu(self.bn2(f)))
+        z: Tensor = f + self.downsample(y)
+        return z
+
+    def zero_branch(self) -> None:
+        """Start from F = 0 by K2 = 0: behind a norm that scales by zero, the ReLU passes no gradient."""
+        nn.init.zeros_(self.conv2.weight)
+
+
+Unit = BasicUnit | BottleneckUnit | PreactivationUnit
+
+
+def stage(unit: type[Unit], shapes: Sequence[Shape], shortcut: Shortcut) -> nn.Sequential:
+    """The units of one stage, one after the other."""
+    return nn.Sequential(*(unit(shape, shortcut) for shape in shapes))
+
+
+def zero_branches(network: nn.Module) -> None:
+    """Make every residual branch of a network start from F = 0."""
+    for module in network.modules():
+        if isinstance(module, Unit):
+            module.zero_branch()

@@ -1,0 +1,145 @@
+"""Costs against figures by hand and against what really happens."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from resode import cost
+from resode.errors import InputError
+from resode.models import create, models
+
+SMALL = {
+    "he_resnet8": {"widths": (4, 8, 16)},
+    "he_preact_resnet14": {"widths": (4, 8, 16), "shortcut": "B", "stride": "last"},
+    "cifar_resnet50": {"widths": (4, 4, 6, 6)},
+}
+
+
+def test_resnet20_has_40_55_million_multiply_adds():
+    stem = 3 * 16 * 9 * 32**2
+    stage1 = 6 * 16 * 16 * 9 * 32**2
+    stage2 = (16 * 32 + 5 * 32 * 32) * 9 * 16**2
+    stage3 = (32 * 64 + 5 * 64 * 64) * 9 * 8**2
+    by_hand = stem + stage1 + stage2 + stage3 + 64 * 10
+    assert by_hand == 40_551_040
+    assert cost.multiply_adds(create("he_resnet20"), (3, 32, 32)) == by_hand
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_multiply_adds_are_those_of_pytorchs_counter(name):
+    network = create(name, **SMALL[name]).eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(torch.randn(1, 3, 24, 20))
+    assert cost.multiply_adds(network, (3, 24, 20)) == counter.get_total_flops() // 2
+    with torch.inference_mode():
+        assert cost.multiply_adds(network, (3, 24, 20)) == counter.get_total_flops() // 2
+
+
+def test_counting_needs_no_numbers_and_leaves_none():
+    with torch.device("meta"):
+        sketch = create("he_resnet20")
+    assert cost.estimate(sketch, (3, 32, 32), 8) == cost.estimate(create("he_resnet20"), (3, 32, 32), 8)
+
+
+def test_counting_changes_nothing():
+    network = create("he_resnet8")
+    network.layer2.eval()
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    modes = [module.training for module in network.modules()]
+    random = torch.get_rng_state()
+    cost.estimate(network, (3, 32, 32), 4, dtype=torch.bfloat16)
+    assert [module.training for module in network.modules()] == modes
+    assert all(torch.equal(network.state_dict()[name], tensor) for name, tensor in before.items())
+    assert all(tensor.grad is None for tensor in network.parameters())
+    assert torch.equal(torch.get_rng_state(), random)
+
+
+def kept(module, x, dtype):
+    """The bytes that a real forward pass keeps."""
+    saved = {}
+
+    def keep(tensor):
+        saved[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    autocast = torch.autocast("cpu", dtype, enabled=dtype != x.dtype)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), autocast:
+        module.train()(x)
+    own = {t.untyped_storage().data_ptr() for t in (*module.parameters(), *module.buffers())}
+    return sum(t.untyped_storage().nbytes() for pointer, t in saved.items() if pointer not in own)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_activation_bytes_are_what_autograd_keeps(name):
+    network, x = create(name, **SMALL[name]), torch.randn(6, 3, 16, 16)
+    counted = cost.activation_bytes(network, (3, 16, 16), 6)
+    assert counted == kept(network, x, torch.float32)
+    assert cost.activation_bytes(network.double(), (3, 16, 16), 6) == kept(network, x.double(), torch.float64)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_activation_bytes_under_autocast(name):
+    network, x = create(name, **SMALL[name]), torch.randn(6, 3, 16, 16)
+    counted = cost.activation_bytes(network, (3, 16, 16), 6, torch.bfloat16)
+    assert counted == pytest.approx(kept(network, x, torch.bfloat16), rel=0.01)  # statistics: a few bytes
+    assert counted < 0.7 * cost.activation_bytes(network, (3, 16, 16), 6)
+
+
+def test_activation_bytes_by_hand():
+    class Layer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(6, 5)
+
+        def forward(self, x):
+            return F.relu(self.linear(x.flatten(1)))
+
+    inputs, outputs = 4 * 6 * 7, 4 * 5 * 7  # the input for the weight's gradient, the output for the ReLU's
+    assert cost.activation_bytes(Layer(), (1, 2, 3), 7) == inputs + outputs
+    frozen = Layer()
+    frozen.linear.requires_grad_(False)
+    assert cost.activation_bytes(frozen, (1, 2, 3), 7) == 0
+
+
+def test_a_shared_layer_counts_its_parameters_once_and_its_work_twice():
+    layer = nn.Conv2d(3, 3, 1)
+    network = nn.Sequential(layer, nn.ReLU(), layer)
+    assert cost.parameters(network) == 12
+    assert cost.multiply_adds(network, (3, 5, 5)) == 2 * 9 * 25
+
+
+def test_the_memory_of_a_step_is_the_sum_of_its_parts():
+    network = create("he_resnet8")
+    network.conv1.requires_grad_(False)
+    counted = cost.estimate(network, (3, 32, 32), 2, moments=2)
+    numbers = cost.parameters(network)
+    trainable = numbers - network.conv1.weight.numel()
+    assert counted.parameters == numbers
+    assert counted.parameter_bytes == 4 * numbers
+    assert counted.gradient_bytes == 4 * trainable
+    assert counted.optimiser_bytes == 8 * trainable
+    assert counted.training_bytes == 4 * numbers + 12 * trainable + counted.activation_bytes
+
+
+def test_a_precision_that_autocast_does_not_take_is_refused():
+    with pytest.raises(InputError, match="bfloat16 or float16"):
+        cost.activation_bytes(create("he_resnet8"), (3, 8, 8), 2, torch.float64)
+
+
+@pytest.mark.slow
+def test_resnet1202_needs_11_8_gb_in_fp32_and_6_2_in_bf16():
+    with torch.device("meta"):
+        network = create("he_resnet1202")
+    assert cost.activation_bytes(network, (3, 32, 32), 128) == pytest.approx(11.8e9, rel=0.01)
+    counted = cost.estimate(network, (3, 32, 32), 128, dtype=torch.bfloat16)
+    assert counted.training_bytes == pytest.approx(6.2e9, rel=0.01)
+
+
+@pytest.mark.slow
+def test_every_listed_model_is_counted():
+    for name in models.names():
+        with torch.device("meta"):
+            network = create(name)
+        assert cost.multiply_adds(network, models.entry(name).shape) > cost.parameters(network)
