@@ -1,0 +1,21 @@
+"""Training: experiments as data, one readable loop, runs that survive anything."""
+
+from resode.training.engine import Observer
+from resode.training.estimate import Estimate, estimate
+from resode.training.evaluation import Scores, evaluate
+from resode.training.experiment import Experiment
+from resode.training.launch import Result, default_directory, train
+from resode.training.runs import Run
+
+__all__ = [
+    "Estimate",
+    "Experiment",
+    "Observer",
+    "Result",
+    "Run",
+    "Scores",
+    "default_directory",
+    "estimate",
+    "evaluate",
+    "train",
+]

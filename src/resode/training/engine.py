@@ -1,0 +1,316 @@
+"""The training loop: plain PyTorch, one step after another, every step a function of the state and the seed.
+
+Images stay on the device as uint8 and are augmented there in batches; convolutions run channels-last, in bf16
+where the hardware gains. Nothing synchronises the device within an epoch. A run stops and resumes at any step
+and ends, on a CPU with the same threads, in the very same bits.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from resode.data import Batch, Loader
+from resode.errors import DivergenceError, Stopped
+from resode.training import checkpoints, divergence, optimisers
+from resode.training.averaging import ParameterAverage, estimate_statistics
+from resode.training.evaluation import Scores, evaluate
+from resode.training.runs import Run, format_row
+from resode.training.schedules import learning_rate
+from resode.training.setup import Setup
+from resode.training.signals import StopRequest
+
+
+class Observer:
+    """What a run tells while it goes on; this one keeps silent."""
+
+    def message(self, text: str) -> None:
+        """Something that the user should know, in one line."""
+
+    def started(self, setup: Setup, epoch: int) -> None:
+        """The run begins, or goes on, with this epoch (from 0)."""
+
+    def stepped(self, epoch: int, step: int, loss: float | None) -> None:
+        """A step is done; the loss is known only where reading it costs nothing."""
+
+    def evaluating(self, done: int, samples: int) -> None:
+        """`done` of `samples` images are evaluated."""
+
+    def epoch_ended(self, row: dict[str, Any]) -> None:
+        """A row of metrics.csv is complete."""
+
+
+@dataclass
+class Position:
+    """Where a run stands: `step` of `epoch` is the next to do."""
+
+    epoch: int = 0
+    step: int = 0
+    iteration: int = 0
+    epoch_seconds: float = 0.0  # training steps of this epoch
+    wall_seconds: float = 0.0  # everything so far
+    resumes: int = 0
+
+
+@dataclass
+class Trainer:
+    """The state of a run in progress, and its steps."""
+
+    setup: Setup
+    run: Run
+    observer: Observer
+    position: Position = field(default_factory=Position)
+
+    def __post_init__(self) -> None:
+        experiment, module = self.setup.experiment, self.setup.module
+        self.module = module.train()
+        self.forward: Callable[[Tensor], Tensor] = (
+            torch.compile(module, dynamic=False) if experiment.compile else module
+        )
+        self.optimiser = optimisers.build(module, experiment.optimizer)
+        self.average = ParameterAverage(module, experiment.average.decay) if experiment.average else None
+        self.steps = self.setup.training.steps
+        self.iterations = experiment.epochs * self.steps
+        # Sums over the epoch (loss, correct, samples), and the first iteration that was not finite.
+        self.sums = torch.zeros(3, dtype=torch.float64, device=self.setup.device)
+        self.first_bad = torch.full((), -1, dtype=torch.int64, device=self.setup.device)
+        self.began = self.saved = time.monotonic()
+        self.free_reading = self.setup.device.type == "cpu"  # where a value can be read without waiting
+
+    # ------------------------------------------------------------ the loop
+
+    def train(self, stop: StopRequest) -> None:
+        """Train to the end, from wherever the position is."""
+        experiment, position = self.setup.experiment, self.position
+        while position.epoch < experiment.epochs:
+            begin = time.monotonic() - position.epoch_seconds
+            while position.step < self.steps:
+                self.step()
+                position.epoch_seconds = time.monotonic() - begin
+                if self.free_reading and self.first_bad >= 0:
+                    self.diverged(position.iteration)
+                if stop.number is not None:
+                    self.stop(stop.number)
+                if time.monotonic() - self.saved > 60 * experiment.checkpoint.minutes:
+                    self.save()
+            self.check_finite()
+            validation = self.validate(stop)
+            row = self.finish_epoch(validation)
+            self.observer.epoch_ended(row)
+            last = position.epoch == experiment.epochs
+            if last or position.epoch % experiment.checkpoint.every == 0:
+                self.save()
+
+    def step(self) -> None:
+        """One iteration: forward, backward, update."""
+        experiment, position = self.setup.experiment, self.position
+        batch = self.setup.training.batch(position.epoch, position.step)
+        optimisers.set_learning_rate(self.optimiser, self.learning_rate(position.iteration))
+        with torch.autocast(self.setup.device.type, torch.bfloat16, enabled=experiment.precision == "bf16"):
+            logits = self.forward(batch.inputs)
+        loss = batch_loss(logits.float(), batch, experiment.label_smoothing)
+        self.optimiser.zero_grad()
+        loss.backward()
+        if experiment.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.module.parameters(), experiment.clip_norm)
+        self.optimiser.step()
+        if self.average is not None:
+            self.average.update(self.module)
+        self.count(loss.detach(), logits.detach(), batch)
+        position.step += 1
+        position.iteration += 1
+
+    def learning_rate(self, iteration: int) -> float:
+        """The learning rate of an iteration."""
+        experiment = self.setup.experiment
+        peak = experiment.optimizer.lr
+        return learning_rate(experiment.schedule, peak, iteration, self.iterations, self.steps)
+
+    @torch.no_grad()
+    def count(self, loss: Tensor, logits: Tensor, batch: Batch) -> None:
+        """Add a step to the sums of its epoch, and note the first loss that is not finite."""
+        samples = len(batch.targets)
+        correct = (logits.argmax(1) == batch.targets).sum()
+        self.sums[0] += loss.double() * samples
+        self.sums[1] += correct
+        self.sums[2] += samples
+        bad = ~torch.isfinite(loss) & (self.first_bad < 0)
+        self.first_bad.masked_fill_(bad, self.position.iteration)
+        known = loss.item() if self.free_reading else None
+        self.observer.stepped(self.position.epoch, self.position.step, known)
+
+    # ------------------------------------------------------------ the end of an epoch
+
+    def evaluated_module(self) -> nn.Module:
+        """The network to evaluate and keep: the average with its own statistics, or the network itself."""
+        section = self.setup.experiment.average
+        if self.average is None or section is None:
+            return self.module
+        averaged = self.average.apply_to(self.module)
+        estimate_statistics(averaged, self.setup.statistics_inputs(section.samples))
+        return averaged
+
+    def validate(self, stop: StopRequest) -> Scores | None:
+        """Scores on the held-out images, where there are any and this epoch asks for them."""
+        experiment, epoch = self.setup.experiment, self.position.epoch + 1
+        due = epoch % experiment.evaluation.every == 0 or epoch == experiment.epochs
+        if self.setup.validation is None or not due:
+            return None
+        return self.evaluate(self.evaluated_module(), self.setup.validation, stop)
+
+    def evaluate(self, module: nn.Module, loader: Loader, stop: StopRequest) -> Scores:
+        """Evaluate; a stop request between two batches saves and ends the run (resume evaluates anew)."""
+        done = 0
+
+        def on_batch(samples: int) -> None:
+            nonlocal done
+            done += samples
+            self.observer.evaluating(done, loader.samples)
+            if stop.number is not None:
+                self.stop(stop.number)
+
+        return evaluate(
+            module, loader, precision=self.setup.experiment.evaluation.precision, on_batch=on_batch
+        )
+
+    def finish_epoch(self, validation: Scores | None) -> dict[str, Any]:
+        """Write the row of the epoch that is complete and go to the next."""
+        position = self.position
+        loss, correct, samples = self.sums.tolist()
+        row = {
+            "epoch": position.epoch + 1,
+            "iterations": position.iteration,
+            "learning_rate": self.learning_rate(position.iteration - 1),
+            "train_loss": loss / samples,
+            "train_accuracy": 100 * correct / samples,
+            "validation_loss": validation.loss if validation else None,
+            "validation_accuracy": validation.top1_accuracy if validation else None,
+            "seconds": round(position.epoch_seconds, 3),
+            "images_per_second": round(samples / max(position.epoch_seconds, 1e-9), 1),
+            "peak_memory_bytes": self.setup.peak_memory(),
+        }
+        self.run.write_rows([*self.run.rows(position.epoch), format_row(row)])
+        self.sums.zero_()
+        position.epoch, position.step, position.epoch_seconds = position.epoch + 1, 0, 0.0
+        return row
+
+    # ------------------------------------------------------------ saving and stopping
+
+    def save(self) -> None:
+        """Write a checkpoint; a state that is not finite is never written."""
+        self.check_finite()
+        now = time.monotonic()
+        self.position.wall_seconds += now - self.began
+        self.began = self.saved = now
+        training = dict(optimisers.state_tensors(self.optimiser, self.module))
+        training = {f"optimiser/{name}": tensor for name, tensor in training.items()}
+        if self.average is not None:
+            training |= {f"average/{name}": tensor for name, tensor in self.average.parameters.items()}
+        training["sums"] = self.sums
+        training |= {f"generator/{name}": state for name, state in _generators(self.setup.device)}
+        checkpoints.write(
+            self.run.checkpoints,
+            self.position.iteration,
+            lambda path: self.setup.save_weights(self.module, path),
+            {name: tensor.detach().cpu() for name, tensor in training.items()},
+            vars(self.position),
+            self.setup.experiment.checkpoint.keep,
+        )
+
+    @torch.no_grad()
+    def restore(self, checkpoint: checkpoints.Checkpoint) -> None:
+        """Go back to the state of a checkpoint."""
+        self.setup.load_weights(self.module, checkpoint.model)
+        groups: dict[str, dict[str, Tensor]] = {}
+        for path, tensor in checkpoint.training.items():
+            group, _, name = path.partition("/")
+            groups.setdefault(group, {})[name] = tensor
+        self.optimiser.state.clear()
+        optimisers.load_state_tensors(self.optimiser, self.module, groups.get("optimiser", {}))
+        if self.average is not None:
+            for name, tensor in groups["average"].items():
+                self.average.parameters[name].copy_(tensor)
+        self.sums.copy_(checkpoint.training["sums"])
+        self.first_bad.fill_(-1)
+        _restore_generators(groups["generator"], self.setup.device)
+        self.position = Position(**checkpoint.state)
+
+    def stop(self, number: int) -> None:
+        """Save and end the run because a signal asked for it."""
+        self.save()
+        position = self.position
+        raise Stopped(
+            number,
+            f"stopped at iteration {position.iteration} (epoch {position.epoch + 1}, step {position.step} "
+            f"of {self.steps}) and saved; go on with: resode train --resume --out {self.run.path}",
+        )
+
+    def check_finite(self) -> None:
+        """End the run where the loss or a parameter is not finite."""
+        first = int(self.first_bad)
+        if first >= 0:
+            self.diverged(first)
+        if divergence.not_finite(self.module) is not None:
+            self.diverged(self.position.iteration)
+
+    def diverged(self, iteration: int) -> None:
+        """Replay from the last checkpoint with every layer watched, and say where it happened."""
+        checkpoint, _ = checkpoints.newest(self.run.checkpoints)
+        assert checkpoint is not None
+        self.observer.message(
+            f"the loss is not finite; replaying from iteration {checkpoint.iteration} to name the layer"
+        )
+        self.forward, self.observer, self.average = self.module, Observer(), None
+        what = self._replay(checkpoint, iteration)
+        position = self.position
+        raise DivergenceError(
+            f"diverged at iteration {position.iteration} (epoch {position.epoch + 1}, step "
+            f"{position.step + 1} of {self.steps}): {what} is not finite; nothing of it was saved. Lower "
+            f"optimizer.lr (now {self.setup.experiment.optimizer.lr:g}) or set clip_norm, and start anew"
+        )
+
+    def _replay(self, checkpoint: checkpoints.Checkpoint, iteration: int) -> str:
+        self.restore(checkpoint)
+        with divergence.watching(self.module) as finding:
+            while self.position.iteration <= min(iteration, self.iterations - 1):
+                before = Position(**vars(self.position))
+                self.step()
+                what = (
+                    finding.what
+                    or divergence.not_finite(self.module, gradients=True)
+                    or divergence.not_finite(self.module)
+                    or ("the loss" if self.first_bad >= 0 else None)
+                )
+                if what is not None:
+                    self.position = before
+                    return what
+                if self.position.step == self.steps:
+                    self.position.epoch, self.position.step = self.position.epoch + 1, 0
+        return "the loss (the replay stayed finite)"
+
+
+def batch_loss(logits: Tensor, batch: Batch, smoothing: float) -> Tensor:
+    """Mean cross-entropy; with mixup w CE(y) + (1 - w) CE(y') (Zhang et al. 2018, arXiv 1710.09412)."""
+    if batch.partners is None or batch.weight is None:
+        return F.cross_entropy(logits, batch.targets, label_smoothing=smoothing)
+    first = F.cross_entropy(logits, batch.targets, label_smoothing=smoothing, reduction="none")
+    second = F.cross_entropy(logits, batch.partners, label_smoothing=smoothing, reduction="none")
+    loss: Tensor = (batch.weight * first + (1 - batch.weight) * second).mean()
+    return loss
+
+
+def _generators(device: torch.device) -> Iterator[tuple[str, Tensor]]:
+    """The states of the global generators (dropout alone uses them)."""
+    yield "cpu", torch.get_rng_state()
+    if device.type == "cuda":
+        yield "cuda", torch.cuda.get_rng_state(device)
+
+
+def _restore_generators(states: dict[str, Tensor], device: torch.device) -> None:
+    torch.set_rng_state(states["cpu"])
+    if device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"], device)

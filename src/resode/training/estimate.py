@@ -1,0 +1,71 @@
+"""Estimate: what a run will take, from two batches, before anything is written."""
+
+import statistics
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from resode import cost
+from resode.data import Loader
+from resode.training.engine import Observer, Position, Trainer
+from resode.training.evaluation import evaluate
+from resode.training.experiment import Experiment
+from resode.training.runs import Run
+from resode.training.setup import Setup, prepare
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run would take, from two batches."""
+
+    setup: Setup
+    step_seconds: float
+    seconds: float
+    memory_bytes: int
+    predicted: cost.Cost
+
+
+def estimate(experiment: Experiment, module: nn.Module | None = None) -> Estimate:
+    """Do two batches (the first warms up, the second is timed until its median settles); write nothing.
+
+    The time of the whole run is (steps x time of a step) + (evaluations x time of an evaluation).
+    """
+    setup = prepare(experiment, module)
+    experiment = setup.experiment
+    trainer = Trainer(setup, Run(Path("/nonexistent")), Observer())
+    trainer.step()
+    times: list[float] = []
+    while len(times) < 3 or (sum(times) < 3.0 and len(times) < 12):
+        trainer.position = Position(step=min(1, trainer.steps - 1))
+        begin = time.perf_counter()
+        trainer.step()
+        if setup.device.type == "cuda":
+            torch.cuda.synchronize(setup.device)
+        times.append(time.perf_counter() - begin)
+    step = statistics.median(times)
+    evaluated = 0.0
+    if setup.validation is not None:
+        evaluated += setup.validation.samples * -(-experiment.epochs // experiment.evaluation.every)
+    test = setup.test()
+    evaluated += test.samples if test is not None else 0
+    seconds = experiment.epochs * trainer.steps * step
+    if evaluated and (loader := test or setup.validation) is not None:
+        seconds += evaluated * _evaluation_seconds(setup, loader)
+    height, width, channels = setup.dataset.train.pixels.shape[1:]
+    shape = (int(channels), int(height), int(width))
+    predicted = cost.estimate(setup.module, shape, experiment.batch_size)
+    return Estimate(setup, step, seconds, setup.peak_memory(), predicted)
+
+
+def _evaluation_seconds(setup: Setup, loader: Loader) -> float:
+    """Seconds per evaluated image, from the second of two batches."""
+    batch = next(iter(loader))
+    times = []
+    for _ in range(2):
+        begin = time.perf_counter()
+        evaluate(setup.module, [batch], precision=setup.experiment.evaluation.precision)
+        times.append(time.perf_counter() - begin)
+    return times[1] / len(batch.targets)

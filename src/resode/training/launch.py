@@ -1,0 +1,242 @@
+"""From an experiment to a finished run: start or resume, train, evaluate once on the test images, record."""
+
+import contextlib
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from resode import durable, weights
+from resode.errors import InputError
+from resode.training import checkpoints
+from resode.training.engine import Observer, Trainer
+from resode.training.experiment import Experiment
+from resode.training.runs import Run, environment
+from resode.training.setup import model_of, prepare
+from resode.training.signals import StopRequest, listening
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run: the trained network (in evaluation mode) and its summary."""
+
+    module: nn.Module
+    run: Run
+    summary: dict[str, Any]
+
+    @property
+    def test_error(self) -> float | None:
+        """Top-1 error on the test images in percent, where the data has any."""
+        return self.summary["test"]["top1_error"] if self.summary["test"] else None
+
+
+def default_directory(experiment: Experiment) -> Path:
+    """`runs/he2016-resnet20-seed0`."""
+    return Path("runs") / f"{experiment.name.replace('/', '-')}-seed{experiment.seed}"
+
+
+def train(
+    module: nn.Module | None,
+    experiment: Experiment,
+    *,
+    out: str | Path | None = None,
+    resume: bool = False,
+    observer: Observer | None = None,
+) -> Result:
+    """Train a network as the experiment says, and leave a run directory.
+
+    Args:
+        module: the network, (N, C, H, W) -> logits (N, classes), trained in place; None builds
+            `experiment.model`.
+        experiment: `Experiment.from_recipe("he2016/resnet20")`.
+        out: the run directory; by default `runs/<recipe>-seed<seed>`.
+        resume: go on with the run that is there, from any step; without one, start.
+        observer: is told what happens.
+
+    Raises:
+        InputError: what does not fit together, or a directory that holds another run.
+        DivergenceError: NaN or infinity; names step and layer, saves nothing of it.
+        Stopped: a signal came; all is saved.
+        ResourceError: disk or device do not suffice; the last checkpoint is whole.
+    """
+    observer = observer or Observer()
+    run = Run(Path(out) if out is not None else default_directory(experiment))
+    _refuse_unfit(run, resume)
+    with contextlib.closing(run.lock()), listening() as stop:
+        resumed = run.exists
+        if resumed:
+            experiment = _agreed(
+                experiment if module is None else experiment.replace(model=model_of(module)), run
+            )
+            if run.finished:
+                return _finished(run, module)
+        observer.message(f"reading {experiment.data.source}")
+        setup = prepare(experiment, module)
+        trainer = Trainer(setup, run, observer)
+        for note in setup.notes:
+            observer.message(note)
+        if resumed:
+            _resume(trainer)
+        else:
+            _begin(trainer)
+        observer.started(setup, trainer.position.epoch)
+        trainer.train(stop)
+        return _finish(trainer, stop)
+
+
+def _refuse_unfit(run: Run, resume: bool) -> None:
+    if run.path.exists() and not run.path.is_dir():
+        raise InputError(f"{run.path}: is a file; choose another --out")
+    if not run.exists:
+        if run.path.is_dir() and any(p.name != ".lock" for p in run.path.iterdir()):
+            raise InputError(f"{run.path}: is not empty and holds no run; choose another --out")
+        return
+    if not resume:
+        state = "a finished run" if run.finished else "an unfinished run"
+        mend = "show it with `resode report`" if run.finished else "go on with --resume"
+        raise InputError(f"{run.path}: holds {state}; {mend}, or choose another --out")
+
+
+def _agreed(experiment: Experiment, run: Run) -> Experiment:
+    """The stored experiment, if what is asked for now does not contradict it."""
+    stored = run.read_experiment()
+    asked, kept = experiment.model_dump(mode="json"), stored.model_dump(mode="json")
+    free = ("about.", "checkpoint.", "device", "init.sha256")
+    differing = [
+        f"{run.path}: was started with {path}={kept_value}, now it is {asked_value}; "
+        "leave the change out, or choose another --out"
+        for path, asked_value, kept_value in _differences(asked, kept)
+        if asked_value not in (None, "auto", "") and not path.startswith(free)
+    ]
+    if differing:
+        raise InputError(*differing)
+    return stored.replace(checkpoint=experiment.checkpoint)
+
+
+def _differences(asked: Any, kept: Any, path: str = "") -> list[tuple[str, Any, Any]]:
+    if isinstance(asked, dict) and isinstance(kept, dict):
+        return [
+            difference
+            for key, value in asked.items()
+            for difference in _differences(value, kept.get(key), f"{path}.{key}" if path else key)
+        ]
+    return [] if asked == kept else [(path, asked, kept)]
+
+
+def _begin(trainer: Trainer) -> None:
+    """Write what a run starts with; the first checkpoint shows that the disk takes it."""
+    run, setup = trainer.run, trainer.setup
+    tensors = [*setup.module.state_dict().values()]
+    state = sum(t.numel() * t.element_size() for t in tensors)
+    run.require_space((setup.experiment.checkpoint.keep + 2) * 3 * state)
+    durable.write_json(run.path / "environment.json", environment(setup.device))
+    trainer.save()
+    run.write_experiment(setup.experiment)
+
+
+def _resume(trainer: Trainer) -> None:
+    run, observer = trainer.run, trainer.observer
+    checkpoint, damaged = checkpoints.newest(run.checkpoints)
+    for line in damaged:
+        observer.message(f"{line}; an older checkpoint is used")
+    if checkpoint is None:
+        raise InputError(f"{run.path}: holds no checkpoint; start anew with another --out")
+    trainer.restore(checkpoint)
+    trainer.position.resumes += 1
+    run.write_rows(run.rows(trainer.position.epoch))
+    _note_environment(run, trainer.setup.device, observer)
+    position = trainer.position
+    observer.message(
+        f"resuming at iteration {position.iteration} (epoch {position.epoch + 1}, step {position.step} "
+        f"of {trainer.steps})"
+    )
+
+
+def _note_environment(run: Run, device: torch.device, observer: Observer) -> None:
+    """Add the present environment to the record where it differs from the first."""
+    path = run.path / "environment.json"
+    now = environment(device)
+    try:
+        first = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        first = dict(now)
+    changed = [
+        k for k in ("torch", "cpu", "cpu_capability", "threads", "device", "gpu") if first.get(k) != now[k]
+    ]
+    if changed:
+        listed = ", ".join(f"{key} {first.get(key)} -> {now[key]}" for key in changed)
+        observer.message(f"the machine has changed ({listed}): the run goes on, but not in the same bits")
+        first.setdefault("resumed", []).append(now)
+        durable.write_json(path, first)
+
+
+def _finish(trainer: Trainer, stop: StopRequest) -> Result:
+    """The one evaluation on the test images, the final weights, the summary."""
+    setup, run = trainer.setup, trainer.run
+    module = trainer.evaluated_module()
+    loader = setup.test()
+    test = trainer.evaluate(module, loader, stop) if loader is not None else None
+    summary = _summary(trainer, test.record(setup.dataset.classes) if test else None)
+    results: dict[str, Any] = {"epochs": setup.experiment.epochs}
+    if test is not None:
+        results |= {"test_error": round(test.top1_error, 6), "test_samples": test.samples}
+    durable.write(run.model, lambda path: setup.save_weights(module, path, results))
+    run.write_summary(summary)
+    return Result(module.eval(), run, summary)
+
+
+def _summary(trainer: Trainer, test: dict[str, Any] | None) -> dict[str, Any]:
+    setup, position, rows = trainer.setup, trainer.position, trainer.run.rows()
+    experiment, last = setup.experiment, rows[-1]
+    seconds = sum(float(row["seconds"]) for row in rows)
+    validation = None
+    if setup.validation is not None:
+        accuracy = float(last["validation_accuracy"])
+        validation = {
+            "loss": float(last["validation_loss"]),
+            "top1_accuracy": round(accuracy, 6),
+            "top1_error": round(100 - accuracy, 6),
+            "samples": setup.validation.samples,
+        }
+    return {
+        "status": "finished",
+        "name": experiment.name,
+        "model": experiment.model.name if experiment.model else type(setup.module).__name__,
+        "parameters": setup.parameters,
+        "seed": experiment.seed,
+        "epochs": experiment.epochs,
+        "iterations": position.iteration,
+        "train": {"loss": float(last["train_loss"]), "accuracy": float(last["train_accuracy"])},
+        "validation": validation,
+        "test": test,
+        "seconds": round(position.wall_seconds + time.monotonic() - trainer.began, 1),
+        "training_seconds": round(seconds, 1),
+        "images_per_second": round(experiment.epochs * setup.training.samples / max(seconds, 1e-9), 1),
+        "peak_memory_bytes": max(int(row["peak_memory_bytes"]) for row in rows),
+        "data": {
+            "name": experiment.data.source,
+            "fingerprint": setup.dataset.fingerprint,
+            "train": setup.training.samples,
+            "validation": setup.validation.samples if setup.validation else 0,
+            "test": test["samples"] if test else 0,
+            "skipped": list(setup.dataset.skipped),
+        },
+        "published": experiment.about.published.model_dump() if experiment.about.published else None,
+        "expected": experiment.about.expected or None,
+        "precision": experiment.precision,
+        "compile": experiment.compile,
+        "resumes": position.resumes,
+    }
+
+
+def _finished(run: Run, module: nn.Module | None) -> Result:
+    """The result of a run that had come to its end before."""
+    if module is None:
+        module = weights.load(run.model)
+    else:
+        weights.load_into(module, run.model)
+    return Result(module.eval(), run, run.read_summary())

@@ -1,0 +1,156 @@
+"""Recipes: experiments as YAML files, shipped with the package or written by the user.
+
+A recipe may name a `base` recipe and say only what differs. `--set a.b=c` overrides a value, c read as YAML.
+"""
+
+import importlib.resources
+import re
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from resode.errors import InputError, nearest
+
+
+def read(recipe: str, overrides: Iterable[tuple[str, Any]] = ()) -> dict[str, Any]:
+    """The plain values of a recipe, its base underneath and the overrides (dotted path, value) on top."""
+    values = _read(recipe, ())
+    values.setdefault("name", recipe if recipe in shipped() else Path(recipe).stem)
+    for path, value in sorted(overrides, key=lambda pair: not pair[0].endswith(".name")):
+        _override(values, path.split("."), value)
+    return values
+
+
+def shipped() -> dict[str, Traversable]:
+    """The shipped recipes: name -> file."""
+    found: dict[str, Traversable] = {}
+
+    def walk(folder: Traversable, prefix: str) -> None:
+        for entry in sorted(folder.iterdir(), key=lambda e: e.name):
+            if entry.is_dir():
+                walk(entry, f"{prefix}{entry.name}/")
+            elif entry.name.endswith(".yaml"):
+                found[prefix + entry.name.removesuffix(".yaml")] = entry
+
+    walk(importlib.resources.files("resode") / "recipes", "")
+    return found
+
+
+def _read(recipe: str, chain: tuple[str, ...]) -> dict[str, Any]:
+    if recipe in chain:
+        raise InputError(f"{recipe}: its base leads back to itself ({' -> '.join((*chain, recipe))})")
+    values = _parse_yaml(_text(recipe), recipe)
+    base = values.pop("base", None)
+    if base is None:
+        return values
+    merged = _read(str(base), (*chain, recipe))
+    merged.pop("name", None)
+    for key, value in values.items():
+        _override(merged, [key], value)
+    return merged
+
+
+def _text(recipe: str) -> str:
+    known = shipped()
+    path = Path(recipe)
+    if path.is_dir():
+        path = path / "experiment.yaml"
+        if not path.is_file():
+            raise InputError(f"{recipe}: a folder without experiment.yaml is no run; give a recipe or a run")
+    elif recipe in known:
+        return known[recipe].read_text(encoding="utf-8")
+    elif not path.is_file():
+        raise InputError(
+            f"unknown recipe '{recipe}'{nearest(recipe, known)} (`resode list recipes`, or a YAML file)"
+        )
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as text ({error})") from None
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML with the floats of version 1.2 (`1e-4` is a number), where a key given twice is an error."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    letter: [(tag, rule) for tag, rule in rules if tag != "tag:yaml.org,2002:float"]
+    for letter, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_FLOAT = (
+    r"^[-+]?(?:(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+)(?:[eE][-+]?[0-9]+)|[0-9]+\.[0-9]*|\.[0-9]+|\.(?:inf|nan))$"
+)
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(_FLOAT), list("-+0123456789."))
+
+
+def _unique_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    keys = [loader.construct_object(key) for key, _ in node.value]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"the key '{key}' stands twice", node.start_mark
+            )
+    return typing.cast(dict[Any, Any], loader.construct_mapping(node, deep=True))
+
+
+_Loader.add_constructor("tag:yaml.org,2002:map", _unique_mapping)
+
+
+def _parse_yaml(text: str, origin: str) -> dict[str, Any]:
+    try:
+        values = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "cannot be parsed"
+        raise InputError(f"{origin}:{where} is not valid YAML: {problem}") from None
+    if not isinstance(values, dict):
+        raise InputError(
+            f"{origin}: a recipe is a mapping of keys to values, as `resode show quickstart` prints"
+        )
+    return values
+
+
+# ---------------------------------------------------------------- overrides
+
+_VARIANTS = ("optimizer", "schedule")
+
+
+def parse_overrides(texts: Iterable[str]) -> list[tuple[str, Any]]:
+    """`a.b=c` -> ("a.b", c), c read as YAML."""
+    pairs, mistakes = [], []
+    for text in texts:
+        path, equals, value = text.partition("=")
+        if not equals or not all(part.strip() for part in path.split(".")):
+            mistakes.append(f"--set {text}: expected key=value, as in --set optimizer.lr=0.05")
+            continue
+        try:
+            pairs.append((path.strip(), yaml.load(value, Loader=_Loader)))
+        except yaml.YAMLError:
+            mistakes.append(f"--set {text}: the value is not valid YAML")
+    if mistakes:
+        raise InputError(*mistakes)
+    return pairs
+
+
+def _override(values: dict[str, Any], path: Sequence[str], value: Any) -> None:
+    """Set one value; another variant (`optimizer.name`, `schedule.name`) starts from its own defaults."""
+    head, *rest = path
+    current = values.get(head)
+    if rest:
+        if not isinstance(current, dict):
+            current = values[head] = {}
+        if head in _VARIANTS and rest == ["name"] and current.get("name") != value:
+            current.clear()
+        _override(current, rest, value)
+    elif isinstance(current, dict) and isinstance(value, Mapping):
+        if head in _VARIANTS and value.get("name", current.get("name")) != current.get("name"):
+            current.clear()
+        for key, item in value.items():
+            _override(current, [str(key)], item)
+    else:
+        values[head] = dict(value) if isinstance(value, Mapping) else value

@@ -1,0 +1,212 @@
+"""A run: one directory that holds all that a training left behind, one process at a time.
+
+`experiment.yaml` (resolved), `environment.json`, `metrics.csv` (a row an epoch), `checkpoints/`,
+`model.safetensors` and `summary.json` (when finished), `report.html`.
+"""
+
+import csv
+import fcntl
+import io
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy
+import torch
+
+from resode import durable
+from resode.errors import InputError, IntegrityError, ResourceError
+from resode.training import checkpoints
+from resode.training.experiment import Experiment
+
+COLUMNS = (
+    "epoch",
+    "iterations",
+    "learning_rate",
+    "train_loss",
+    "train_accuracy",
+    "validation_loss",
+    "validation_accuracy",
+    "seconds",
+    "images_per_second",
+    "peak_memory_bytes",
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """The paths of a run directory, and reading and writing them."""
+
+    path: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def model(self) -> Path:
+        """The final weights."""
+        return self.path / "model.safetensors"
+
+    @property
+    def exists(self) -> bool:
+        """Whether a run has been started here."""
+        return (self.path / "experiment.yaml").is_file()
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run here came to its end."""
+        return (self.path / "summary.json").is_file()
+
+    def lock(self) -> IO[str]:
+        """Take the directory for this process, until the file that is returned is closed.
+
+        Raises:
+            InputError: another process trains here.
+            ResourceError: the directory cannot be written.
+        """
+        with durable.writing(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = (self.path / ".lock").open("a+")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.close()
+            raise InputError(f"{self.path}: another process is training here; choose another --out") from None
+        return file
+
+    def require_space(self, needed: int) -> None:
+        """Refuse to start where the disk has no room for the checkpoints."""
+        free = shutil.disk_usage(self.path).free
+        if free < needed:
+            raise ResourceError(
+                f"{self.path}: {needed / 1e6:.0f} MB are needed for checkpoints, {free / 1e6:.0f} MB are free"
+            )
+
+    def write_experiment(self, experiment: Experiment) -> None:
+        """Store the resolved experiment."""
+        durable.write_text(self.path / "experiment.yaml", experiment.to_yaml())
+
+    def read_experiment(self) -> Experiment:
+        """The resolved experiment."""
+        return Experiment.from_recipe(self.path)
+
+    def write_environment(self, device: torch.device) -> None:
+        """Record versions and hardware; a resumed run adds to the list."""
+        path = self.path / "environment.json"
+        durable.write_json(path, environment(device))
+
+    def rows(self, epochs: int | None = None) -> list[dict[str, str]]:
+        """The rows of metrics.csv, or those of the first `epochs` epochs."""
+        path = self.path / "metrics.csv"
+        if not path.is_file():
+            return []
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        return rows if epochs is None else [row for row in rows if int(row["epoch"]) <= epochs]
+
+    def write_rows(self, rows: list[dict[str, str]]) -> None:
+        """Write metrics.csv whole (a few kilobytes, once an epoch)."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        durable.write_text(self.path / "metrics.csv", text.getvalue())
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Store the result; from here on the run counts as finished."""
+        durable.write_json(self.path / "summary.json", dict(summary))
+
+    def read_summary(self) -> dict[str, Any]:
+        """The result of a finished run."""
+        path = self.path / "summary.json"
+        try:
+            summary = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise InputError(f"{self.path}: this run is not finished; go on with --resume") from None
+        except ValueError:
+            raise IntegrityError(f"{path}: is not valid JSON (damaged)") from None
+        if not isinstance(summary, dict):
+            raise IntegrityError(f"{path}: is not a summary (damaged)")
+        return summary
+
+
+def weights_file(path: str | Path) -> Path:
+    """The weights that PATH stands for: a .safetensors file, a checkpoint, or a run.
+
+    Of a run these are its final weights, or those of its newest checkpoint while it is not finished.
+
+    Raises:
+        InputError: nothing is there.
+        IntegrityError: a checkpoint whose content is not what its manifest lists.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise InputError(f"{path}: no such run, checkpoint or file")
+    if path.is_file():
+        return path
+    if (path / checkpoints.MANIFEST).is_file():
+        checkpoints.verify(path)
+        return path / checkpoints.MODEL
+    run = Run(path)
+    if run.model.is_file():
+        return run.model
+    checkpoint, _ = checkpoints.newest(run.checkpoints)
+    if checkpoint is None:
+        raise InputError(f"{path}: holds no run (no model.safetensors, no checkpoints)")
+    return checkpoint.model
+
+
+def format_row(values: Mapping[str, float | int | None]) -> dict[str, str]:
+    """One row of metrics.csv: shortest decimal that reads back to the same number; empty = not measured."""
+    return {column: "" if values.get(column) is None else repr(values[column]) for column in COLUMNS}
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Versions, hardware, threads and commit, for the record."""
+    import resode
+
+    return {
+        "resode": resode.__version__,
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "numpy": numpy.__version__,
+        "platform": platform.platform(),
+        "cpu": _cpu_name(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "device": str(device),
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        "cuda": torch.version.cuda if device.type == "cuda" else None,
+        "command": ["resode", *sys.argv[1:]] if "resode" in Path(sys.argv[0]).name else None,
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def _commit() -> str | None:
+    """The commit of the source tree that runs, where it is one."""
+    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short=12", "HEAD"]
+    try:
+        answer = subprocess.run(git, capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip() or None

@@ -1,0 +1,31 @@
+"""Shared by all tests: a small experiment, a cache of their own, and where real data lies."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from resode.training import Experiment
+
+DIGITS_IN_A_FLASH = {"epochs": 2, "batch_size": 256, "model.widths": [4, 4, 8], "precision": "fp32"}
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    """No test reads or fills the user's cache."""
+    monkeypatch.setenv("RESODE_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture
+def tiny() -> Experiment:
+    """A few steps of a narrow ResNet-8 on digits: under a second."""
+    return Experiment.from_recipe("quickstart", DIGITS_IN_A_FLASH)
+
+
+@pytest.fixture
+def real_data() -> Path:
+    """The folder of real data (RESODE_DATA); the test is skipped where there is none."""
+    root = os.environ.get("RESODE_DATA")
+    if not root or not (Path(root) / "cifar10").is_dir():
+        pytest.skip("needs real CIFAR-10: set RESODE_DATA to a folder that holds cifar10/*.parquet")
+    return Path(root)

@@ -1,0 +1,300 @@
+"""The loop: deterministic, resumable at any step, and nothing is lost."""
+
+import csv
+import json
+import os
+import signal
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+import resode
+from resode import training
+from resode.errors import DivergenceError, InputError, IntegrityError, ResourceError, Stopped
+from resode.training import Experiment, Observer, Run, checkpoints
+from resode.training.launch import train
+from resode.training.setup import prepare
+from tests.conftest import DIGITS_IN_A_FLASH
+
+VARIANTS = {
+    "plain": {},
+    "all options": {
+        "augment.cutout": 2,
+        "augment.flip": True,
+        "augment.mixup": 0.3,
+        "label_smoothing": 0.1,
+        "clip_norm": 1.0,
+        "average.decay": 0.9,
+        "average.samples": 300,
+        "optimizer.decay_norms": False,
+    },
+    "adamw, bf16": {"optimizer.name": "adamw", "schedule.name": "cosine", "precision": "bf16"},
+}
+MEASURED = {"seconds", "images_per_second", "peak_memory_bytes"}
+
+
+class StopAt(Observer):
+    """Sends a signal at one step, or in the n-th batch of evaluation."""
+
+    def __init__(self, iteration=None, evaluation=None, number=signal.SIGTERM):
+        self.steps, self.evaluations = 0, 0
+        self.iteration, self.evaluation, self.number = iteration, evaluation, number
+
+    def stepped(self, epoch, step, loss):
+        self.steps += 1
+        if self.steps == self.iteration:
+            os.kill(os.getpid(), self.number)
+
+    def evaluating(self, done, samples):
+        self.evaluations += 1
+        if self.evaluations == self.evaluation:
+            os.kill(os.getpid(), self.number)
+
+
+def metrics(run):
+    with (run / "metrics.csv").open() as file:
+        return [{k: v for k, v in row.items() if k not in MEASURED} for row in csv.DictReader(file)]
+
+
+def assert_same(first, second):
+    one, other = load_file(first / "model.safetensors"), load_file(second / "model.safetensors")
+    assert one.keys() == other.keys()
+    for name in one:
+        assert torch.equal(one[name], other[name]), name
+    assert metrics(first) == metrics(second)
+    scores = [json.loads((run / "summary.json").read_text()) for run in (first, second)]
+    assert scores[0]["test"] == scores[1]["test"]
+    assert scores[0]["validation"] == scores[1]["validation"]
+
+
+@pytest.mark.parametrize("variant", list(VARIANTS))
+def test_a_run_stopped_anywhere_ends_in_the_same_bits(tmp_path, variant):
+    """Stopped in an epoch, in a validation, in the next epoch, in the test evaluation: the same bits."""
+    settings = DIGITS_IN_A_FLASH | {"evaluation.batch_size": 100} | VARIANTS[variant]
+    experiment = Experiment.from_recipe("quickstart", settings)
+    train(None, experiment, out=tmp_path / "whole")
+    for observer in (StopAt(3), StopAt(None, 2), StopAt(1), StopAt(None, 6, signal.SIGINT)):
+        with pytest.raises(Stopped) as stopped:
+            train(None, experiment, out=tmp_path / "parts", resume=True, observer=observer)
+        assert stopped.value.exit_code == 128 + observer.number
+    train(None, experiment, out=tmp_path / "parts", resume=True)
+    assert_same(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(tiny, tmp_path):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        train(None, tiny.replace(seed=seed), out=tmp_path / name)
+    assert_same(tmp_path / "a", tmp_path / "b")
+    one, other = (load_file(tmp_path / name / "model.safetensors") for name in "ac")
+    assert not torch.equal(one["conv1.weight"], other["conv1.weight"])
+
+
+def test_a_run_is_rebuilt_from_its_directory_alone(tiny, tmp_path):
+    first = train(None, tiny, out=tmp_path / "a").run.path
+    train(None, Experiment.from_recipe(first), out=tmp_path / "b")
+    assert_same(tmp_path / "a", tmp_path / "b")
+
+
+def test_a_run_directory_holds_what_the_design_says(tiny, tmp_path):
+    result = train(None, tiny, out=tmp_path / "run")
+    run = result.run.path
+    for name in ("experiment.yaml", "environment.json", "metrics.csv", "summary.json", "model.safetensors"):
+        assert (run / name).is_file(), name
+    newest, damaged = checkpoints.newest(run / "checkpoints")
+    assert newest.iteration == result.summary["iterations"] == 2 * -(-1222 // 256) or not damaged
+    summary = result.summary
+    assert summary["status"] == "finished"
+    assert summary["data"]["train"] + summary["data"]["validation"] == len(
+        resode.load_data("digits").train.labels
+    )
+    confusion = torch.tensor(summary["test"]["confusion"])
+    assert confusion.sum() == summary["test"]["samples"] == summary["data"]["test"]
+    assert summary["test"]["top1_accuracy"] == pytest.approx(
+        100 * confusion.diagonal().sum().item() / summary["test"]["samples"], abs=1e-5
+    )
+    assert result.test_error == summary["test"]["top1_error"]
+
+
+def test_the_final_weights_give_the_error_of_the_summary(tiny, tmp_path):
+    result = train(None, tiny.replace(average={"decay": 0.9}), out=tmp_path / "run")
+    module = resode.load(tmp_path / "run" / "model.safetensors")
+    test = resode.load_data("digits").test
+    images = torch.from_numpy(test.pixels.copy()).permute(0, 3, 1, 2)
+    with torch.inference_mode():
+        wrong = (module(module.preprocessing(images)).argmax(1).numpy() != test.labels).sum()
+    assert 100 * wrong / len(test.labels) == pytest.approx(result.test_error, abs=1e-5)
+
+
+def test_digits_are_learnt(tmp_path):
+    """Six epochs of the quickstart recipe: far above chance, or the loop does not learn."""
+    experiment = Experiment.from_recipe("quickstart", {"epochs": 6, "precision": "fp32"})
+    assert train(None, experiment, out=tmp_path / "run").test_error < 8
+
+
+def test_a_module_of_the_user_is_trained_in_place(tiny, tmp_path):
+    torch.manual_seed(1)
+    module = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    before = module[1].weight.detach().clone()
+    result = train(module, tiny, out=tmp_path / "run")
+    assert result.module is module
+    assert not torch.equal(module[1].weight, before)
+    again = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    training.train(again, tiny, out=tmp_path / "run", resume=True)  # finished: only its weights are read
+    assert torch.equal(again[1].weight, module[1].weight)
+
+
+def test_dropout_goes_on_where_it_was(tiny, tmp_path):
+    def module():
+        torch.manual_seed(2)
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.Dropout(0.5), nn.Linear(32, 10))
+
+    train(module(), tiny, out=tmp_path / "whole")
+    with pytest.raises(Stopped):
+        train(module(), tiny, out=tmp_path / "parts", observer=StopAt(3))
+    train(module(), tiny, out=tmp_path / "parts", resume=True)
+    assert_same(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_module_that_does_not_fit_is_refused_before_training(tiny, tmp_path):
+    with pytest.raises(InputError, match=r"shape \(1, 7\).*10 classes"):
+        train(nn.Sequential(nn.Flatten(), nn.Linear(64, 7)), tiny, out=tmp_path / "run")
+    with pytest.raises(InputError, match=r"does not take the images of digits \(1x8x8\)"):
+        train(nn.Sequential(nn.Flatten(), nn.Linear(65, 10)), tiny, out=tmp_path / "run")
+    with pytest.raises(InputError, match="does not fit the data"):
+        train(None, Experiment.from_recipe("quickstart", {"model.classes": 3}), out=tmp_path / "run")
+
+
+def test_divergence_names_step_and_layer_and_saves_nothing_of_it(tiny, tmp_path):
+    experiment = tiny.replace(optimizer={"name": "sgd", "lr": 1e30}, schedule={"name": "constant"})
+    with pytest.raises(DivergenceError) as error:
+        train(None, experiment, out=tmp_path / "run")
+    assert error.value.exit_code == 4
+    assert "diverged at iteration" in str(error.value)
+    assert "layer" in str(error.value)
+    checkpoint, _ = checkpoints.newest(tmp_path / "run" / "checkpoints")
+    assert all(torch.isfinite(t).all() for t in load_file(checkpoint.model).values())
+    assert not (tmp_path / "run" / "summary.json").exists()
+
+
+def test_the_layer_that_breaks_is_the_layer_that_is_named(tiny, tmp_path):
+    class Breaks(nn.Module):
+        """Gives infinity from its fourth training call on."""
+
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x):
+            if self.training:
+                self.calls += 1
+            return x + torch.where(self.calls >= 4, torch.inf, 0.0)
+
+    module = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), Breaks(), nn.Linear(16, 10))
+    with pytest.raises(DivergenceError, match=r"iteration 3 .*step 4 of .*layer '2' \(Breaks\)"):
+        train(module, tiny, out=tmp_path / "run")
+
+
+class TestDirectory:
+    def test_a_run_is_never_overwritten(self, tiny, tmp_path):
+        with pytest.raises(Stopped):
+            train(None, tiny, out=tmp_path / "run", observer=StopAt(1))
+        with pytest.raises(InputError, match="an unfinished run; go on with --resume"):
+            train(None, tiny, out=tmp_path / "run")
+        train(None, tiny, out=tmp_path / "run", resume=True)
+        with pytest.raises(InputError, match="a finished run"):
+            train(None, tiny, out=tmp_path / "run")
+
+    def test_other_files_are_not_mixed_with_a_run(self, tiny, tmp_path):
+        (tmp_path / "thesis.tex").write_text("")
+        with pytest.raises(InputError, match="is not empty and holds no run"):
+            train(None, tiny, out=tmp_path)
+        with pytest.raises(InputError, match="is a file"):
+            train(None, tiny, out=tmp_path / "thesis.tex")
+
+    def test_two_processes_cannot_share_one(self, tiny, tmp_path):
+        with Run(tmp_path / "run").lock(), pytest.raises(InputError, match="another process is training"):
+            train(None, tiny, out=tmp_path / "run")
+
+    def test_resume_refuses_another_experiment(self, tiny, tmp_path):
+        with pytest.raises(Stopped):
+            train(None, tiny, out=tmp_path / "run", observer=StopAt(1))
+        other = tiny.replace(batch_size=32, optimizer={"name": "sgd", "lr": 0.5})
+        with pytest.raises(InputError) as error:
+            train(None, other, out=tmp_path / "run", resume=True)
+        text = str(error.value)
+        assert "batch_size=256, now it is 32" in text
+        assert "optimizer.lr=0.1, now it is 0.5" in text
+
+    def test_resume_takes_the_older_checkpoint_when_the_newest_is_damaged(self, tiny, tmp_path):
+        train(None, tiny, out=tmp_path / "whole")
+        with pytest.raises(Stopped):
+            train(None, tiny, out=tmp_path / "run", observer=StopAt(3))
+        (checkpoints.stored(tmp_path / "run" / "checkpoints")[-1] / "state.json").write_text("{}")
+
+        class Listener(Observer):
+            lines: list[str] = []  # noqa: RUF012
+
+            def message(self, text):
+                self.lines.append(text)
+
+        train(None, tiny, out=tmp_path / "run", resume=True, observer=Listener())
+        assert any("state.json" in line and "an older checkpoint is used" in line for line in Listener.lines)
+        assert_same(tmp_path / "whole", tmp_path / "run")
+
+    def test_resume_refuses_changed_data(self, tiny, tmp_path):
+        with pytest.raises(Stopped):
+            train(None, tiny, out=tmp_path / "run", observer=StopAt(1))
+        path = tmp_path / "run" / "experiment.yaml"
+        lines = path.read_text().splitlines()
+        path.write_text(
+            "\n".join("  fingerprint: '00'" if line.startswith("  fingerprint") else line for line in lines)
+        )
+        with pytest.raises(IntegrityError, match="the data has changed"):
+            train(None, tiny, out=tmp_path / "run", resume=True)
+
+    def test_a_full_disk_is_found_before_the_first_step(self, tiny, tmp_path, monkeypatch):
+        monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
+        with pytest.raises(ResourceError, match="are needed for checkpoints"):
+            train(None, tiny, out=tmp_path / "run")
+
+    def test_a_disk_that_fills_up_leaves_the_last_good_checkpoint(self, tiny, tmp_path, monkeypatch):
+        write, calls = checkpoints._fill, []
+
+        def fill(*arguments):
+            calls.append(1)
+            if len(calls) == 3:
+                raise OSError(28, "No space left on device")
+            write(*arguments)
+
+        monkeypatch.setattr(checkpoints, "_fill", fill)
+        with pytest.raises(ResourceError, match="No space left on device"):
+            train(None, tiny, out=tmp_path / "run")
+        monkeypatch.undo()
+        train(None, tiny, out=tmp_path / "run", resume=True)
+        train(None, tiny, out=tmp_path / "whole")
+        assert_same(tmp_path / "whole", tmp_path / "run")
+
+
+def test_weights_to_start_from_bring_their_normalisation(tiny, tmp_path):
+    first = train(
+        None, tiny.replace(data={"source": "digits", "mean": (0.25,), "std": (0.5,)}), out=tmp_path / "a"
+    )
+    file = first.run.path / "model.safetensors"
+    setup = prepare(tiny.replace(init={"path": str(file)}))
+    assert setup.experiment.data.mean == (0.25,)
+    assert setup.experiment.data.std == (0.5,)
+    for name, tensor in load_file(file).items():
+        assert torch.equal(tensor, setup.module.state_dict()[name]), name
+    with pytest.raises(InputError, match="the recipe trains a digits_resnet14"):
+        prepare(tiny.replace(model={"name": "digits_resnet14"}, init={"path": str(file)}))
+
+
+def test_an_estimate_writes_nothing(tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    estimate = training.estimate(tiny)
+    assert estimate.seconds > 0
+    assert estimate.memory_bytes > 0
+    assert list(tmp_path.iterdir()) == []
