@@ -1,0 +1,149 @@
+"""Page: a run as one HTML file that needs nothing else: no script, no font, no image, no network.
+
+Everything that comes from files passes the template's escaping; the same run gives the same bytes.
+"""
+
+import importlib.resources
+import json
+import shlex
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from resode import durable
+from resode.errors import InputError
+from resode.report import classes, curves, headline, quantities
+from resode.report.run import Epoch, Run, read
+
+
+def write(run: Path, out: Path | None = None) -> Path:
+    """Write the page of a run, finished or not, and return where it lies.
+
+    Args:
+        run: the run directory; the commands on the page name it as it is given here.
+        out: the file to write, atomically (default: `report.html` in the run directory).
+
+    Raises:
+        InputError: `run` is no run directory, or `out` is a directory.
+        IntegrityError: a file of the run is damaged.
+        ResourceError: the page cannot be written.
+    """
+    run = Path(run)
+    out = run / "report.html" if out is None else Path(out)
+    if out.is_dir():
+        raise InputError(f"{out}: a directory; name a file for the report, such as {out / 'report.html'}")
+    page = render(read(run)).encode("utf-8", "replace").decode()  # a lone surrogate cannot be written
+    durable.write_text(out, page)
+    return out
+
+
+def render(run: Run) -> str:
+    """The page as a string."""
+    result = run.result
+    return _template().render(
+        run=run,
+        result=result,
+        title=run.title,
+        figures=headline.figures(run),
+        protocol=headline.protocol(run),
+        splits=headline.splits(run),
+        plots=curves.of(run),
+        curves=curves,
+        columns=_columns(run),
+        classes=classes.rows(result.test) if result.test else (),
+        matrix=classes.matrix(result.test) if result.test else None,
+        cost=_cost(run),
+        environment={
+            str(key).removesuffix("_bytes").replace("_", " "): _plain(str(key), value)
+            for key, value in run.environment.items()
+            if value is not None
+        },
+        commands=_commands(run),
+    )
+
+
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters.update(
+        {write.__name__: write for write in (quantities.count, quantities.number, quantities.percent)}
+    )
+    return environment.from_string(
+        importlib.resources.files(__package__).joinpath("page.html").read_text("utf-8")
+    )
+
+
+def _columns(run: Run) -> dict[str, list[str]]:
+    """The table of epochs by column; a column without any number is left out."""
+    make: dict[str, Callable[[Epoch], str]] = {
+        "epoch": lambda e: quantities.count(e.epoch),
+        "iterations": lambda e: quantities.count(e.iterations),
+        "learning rate": lambda e: quantities.number(e.learning_rate),
+        "train loss": lambda e: quantities.number(e.train_loss),
+        "train error": lambda e: quantities.percent(e.train_error),
+        "validation loss": lambda e: quantities.number(e.validation_loss),
+        "validation error": lambda e: quantities.percent(e.validation_error),
+        "time": lambda e: quantities.duration(e.seconds),
+        "images/s": lambda e: quantities.number(e.images_per_second),
+        "peak memory": lambda e: quantities.size(e.peak_memory_bytes),
+    }
+    columns = {name: [cell(epoch) for epoch in run.epochs] for name, cell in make.items()}
+    return {name: cells for name, cells in columns.items() if any(c != quantities.MISSING for c in cells)}
+
+
+def _cost(run: Run) -> dict[str, str]:
+    """Parameters, time, speed and memory; of an unfinished run, what its epochs show so far."""
+    result, epochs = run.result, run.epochs
+    times = [e.seconds for e in epochs if e.seconds is not None]
+    speeds = [e.images_per_second for e in epochs if e.images_per_second is not None]
+    peaks = [e.peak_memory_bytes for e in epochs if e.peak_memory_bytes is not None]
+    seconds = result.seconds if result.seconds is not None else (sum(times) if times else None)
+    speed = result.images_per_second
+    if speed is None and speeds:
+        speed = speeds[-1]
+    peak = result.peak_memory_bytes if result.peak_memory_bytes is not None else max(peaks, default=None)
+    cost = {
+        "parameters": quantities.count(result.parameters),
+        "time" if run.finished else "time so far": quantities.duration(seconds),
+        "of it training": quantities.duration(result.training_seconds),
+        "training images per second": quantities.number(speed),
+        "peak memory": quantities.size(peak),
+    }
+    return {name: value for name, value in cost.items() if value != quantities.MISSING}
+
+
+def _commands(run: Run) -> dict[str, str]:
+    """What to type next."""
+    path = shlex.quote(str(run.path))
+    commands = {}
+    if not run.finished:
+        commands["Resume"] = f"resode train {path} --out {path} --resume"
+    if run.finished or run.checkpoints:
+        commands["Evaluate"] = f"resode evaluate {path}"
+        commands["Predict"] = f"resode predict {path} IMAGE..."
+    if run.weights:
+        file = str(run.path / "model.safetensors")
+        commands["Use in Python"] = f"import resode; model = resode.load({file!r})"
+    if run.finished:
+        commands["Run it again"] = f"resode train {path} --out {shlex.quote(str(run.path) + '-again')}"
+    return commands
+
+
+def _plain(key: str, value: Any) -> str:
+    """A value of environment.json as text."""
+    if key.endswith("_bytes") and isinstance(value, int):
+        return quantities.size(value)
+    if isinstance(value, list) and all(isinstance(word, str) for word in value):
+        return shlex.join(value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, Mapping | list):
+        return json.dumps(value, ensure_ascii=False)
+    return str(value)

@@ -1,0 +1,60 @@
+"""Quantities: how numbers are written on a page and in a table, each with its unit."""
+
+import math
+
+MISSING = "–"
+
+
+def percent(value: float | None, digits: int = 2) -> str:
+    """`8.27 %`."""
+    return MISSING if value is None else f"{value:.{digits}f} %"
+
+
+def count(value: int | None) -> str:
+    """`269,722`."""
+    return MISSING if value is None else f"{value:,}"
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """`digits` significant ones, without needless zeros or a long exponent: `0.3121`, `1e-5`, `12,340`."""
+    if value is None:
+        return MISSING
+    if not math.isfinite(value) or value == 0:
+        return f"{value:g}"
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    if abs(value) >= 1e-4:
+        return f"{value:.{digits}g}"
+    mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
+    return f"{mantissa.rstrip('0').rstrip('.') if '.' in mantissa else mantissa}e{int(exponent)}"
+
+
+def duration(seconds: float | None) -> str:
+    """`8.3 s`, `17 min 36 s`, `5 h 07 min`, `2 d 03 h`."""
+    if seconds is None or not math.isfinite(seconds):
+        return MISSING
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    minutes = round(seconds / 60)
+    if minutes < 48 * 60:
+        return f"{minutes // 60} h {minutes % 60:02d} min"
+    return f"{minutes // 1440} d {minutes % 1440 // 60:02d} h"
+
+
+def roughly(seconds: float) -> str:
+    """A duration to come, no finer than it can be known: `50 s`, `38 min`, `5 h 07 min`."""
+    if seconds < 90:
+        return f"{max(10, round(seconds, -1)):.0f} s"
+    return f"{round(seconds / 60)} min" if seconds < 5400 else duration(seconds)
+
+
+def size(value: int | None) -> str:
+    """`611 MiB`, `1.24 GiB`."""
+    if value is None:
+        return MISSING
+    if value < 1000 * 2**20:
+        return f"{value / 2**20:.0f} MiB" if value >= 10 * 2**20 else f"{value / 2**20:.1f} MiB"
+    return f"{value / 2**30:.2f} GiB"

@@ -1,0 +1,70 @@
+"""Terminal: the result of a run as a table of a few lines."""
+
+from pathlib import Path
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from resode.report.quantities import count, duration, number, percent
+from resode.report.run import Run, read
+
+
+def table(run: Path) -> Table:
+    """The result of a run: errors, published figure, epochs, seconds, images/s, parameters.
+
+    What is not known is left out; an unfinished run says at which epoch it stands.
+
+    Raises:
+        InputError, IntegrityError: as `resode.report.read`.
+    """
+    found = read(run)
+    lines = Table(box=box.SIMPLE_HEAD, title=_printable(found.title), title_justify="left", show_header=False)
+    lines.add_column(style="dim")
+    lines.add_column(justify="right", no_wrap=True)
+    lines.add_column(style="dim")
+    for name, value, remark in _rows(found):
+        style = "bold" if name == "test error" else ""
+        lines.add_row(_printable(name), _printable(value, style), _printable(remark))
+    return lines
+
+
+def _rows(run: Run) -> list[tuple[str, str, str]]:
+    result, rows = run.result, []
+    if result.test is not None:
+        rows.append(("test error", percent(result.test.top1_error), _images(result.test.samples)))
+    if result.published is not None:
+        rows.append(("published", percent(result.published.top1_error), result.published.source))
+    if result.validation is not None:
+        rows.append(
+            ("validation error", percent(result.validation.top1_error), _images(result.validation.samples))
+        )
+    elif run.validated is not None:
+        rows.append(
+            (
+                "validation error",
+                percent(run.validated.validation_error),
+                f"epoch {count(run.validated.epoch)}",
+            )
+        )
+    if not run.finished:
+        of = f" of {count(result.epochs)}" if result.epochs else ""
+        rows.append(("epoch", f"{count(run.epoch)}{of}", result.status))
+    elif result.epochs is not None:
+        rows.append(("epochs", count(result.epochs), ""))
+    if result.seconds is not None:
+        rows.append(("time", duration(result.seconds), ""))
+    if result.images_per_second is not None:
+        rows.append(("speed", number(result.images_per_second), "images/s"))
+    if result.parameters is not None:
+        rows.append(("parameters", count(result.parameters), ""))
+    return rows
+
+
+def _images(samples: int | None) -> str:
+    return "" if samples is None else f"{count(samples)} images"
+
+
+def _printable(text: str, style: str = "") -> Text:
+    """Text for a terminal: no markup, no control characters."""
+    return Text("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text), style=style)
