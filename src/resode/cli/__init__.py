@@ -1,0 +1,86 @@
+"""The command line: one module a command; results on stdout, progress and errors on stderr.
+
+Exit codes: 0 done; 2 usage or input; 3 integrity or security; 4 diverged; 5 resources; 128 + n stopped by
+signal n after saving. An error is a line that names the thing and the mend; `--debug` adds the traceback.
+"""
+
+import sys
+import traceback
+from typing import NoReturn
+
+import typer
+
+from resode.cli import doctor, evaluate, import_, list_, predict, report, show, train
+from resode.errors import ResodeError
+
+app = typer.Typer(
+    name="resode",
+    help="Residual networks as the differential equations they discretise.",
+    epilog="A traceback with any command: --debug. Exit codes: 0 done, 2 usage or input, 3 integrity or "
+    "security, 4 diverged, 5 resources, 130/143 stopped by a signal after saving.",
+    no_args_is_help=True,
+    add_completion=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: bool = typer.Option(False, "--version", help="Print the version and exit.", is_eager=True),
+) -> None:
+    if version:
+        from resode import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+app.command("list")(list_.list_)
+app.command("show")(show.show)
+app.command("train")(train.train)
+app.command("evaluate")(evaluate.evaluate)
+app.command("predict")(predict.predict)
+app.command("import")(import_.import_)
+app.command("report")(report.report)
+app.command("doctor")(doctor.doctor)
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run one command and exit with its code."""
+    words = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    try:
+        code = app(words, standalone_mode=False)
+    except KeyboardInterrupt:
+        _fail(130, ("interrupted",))
+    except BrokenPipeError:  # the reader of a pipe went away (`resode list | head`)
+        sys.stderr.close()
+        sys.exit(0)
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        _fail(*_describe(error))
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _describe(error: Exception) -> tuple[int, tuple[str, ...]]:
+    """The exit code and the lines of an error."""
+    if isinstance(error, ResodeError):
+        return error.exit_code, error.messages
+    usage = getattr(error, "format_message", None)  # typer's usage errors, whichever click it stands on
+    if usage is not None:
+        return 2, (f"{usage().rstrip('.')} (see --help)",)
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return 5, ("out of memory: lower batch_size (--set batch_size=64) or choose another --device",)
+    if isinstance(error, RuntimeError) and "can't allocate memory" in str(error):
+        return 5, ("out of memory: lower batch_size (--set batch_size=64)",)
+    first = (str(error).splitlines() or [""])[0]
+    return 1, (f"internal error: {type(error).__name__}: {first}; --debug shows where",)
+
+
+def _fail(code: int, messages: tuple[str, ...]) -> NoReturn:
+    for message in messages:
+        print(f"resode: {message}", file=sys.stderr)
+    sys.exit(code)

@@ -1,0 +1,50 @@
+"""`resode import`: other people's checkpoints into ours."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from resode.cli.options import choice
+from resode.errors import InputError
+
+
+def import_(
+    format_: Annotated[str, typer.Argument(metavar="FORMAT", help="akamaster, fattorib or kuangliu.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The published checkpoint (.th, .pth, .pt).")],
+    model: Annotated[str, typer.Option("--model", metavar="NAME", help="As `resode list models` prints it.")],
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The .safetensors file to write.")],
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+) -> None:
+    """Convert a published checkpoint; nothing in it is executed.
+
+    Its normalisation is stored with the weights, so that evaluate and predict apply it by themselves.
+
+    Examples:
+
+        resode import akamaster resnet20.th --model he_resnet20 --out akamaster20.safetensors
+
+        resode import fattorib resnet20.pth --model he_resnet20 --out fattorib20.safetensors
+
+    \f
+    """
+    from resode import interop, weights
+    from resode.cli.console import err
+
+    choice("format", format_, tuple(interop.FORMATS))
+    if out.suffix != ".safetensors":
+        raise InputError(f"--out {out}: the file must end in .safetensors")
+    if out.exists() and not force:
+        raise InputError(f"--out {out}: exists already; choose another name or add --force")
+    conversion = interop.convert(format_, file, model=model)
+    weights.save(conversion.module, out, conversion.card)
+    tensors = len(conversion.module.state_dict())
+    err.print(f"{out}: {model}, {tensors} tensors", highlight=False, markup=False, soft_wrap=True)
+    if conversion.unused:
+        err.print(
+            f"not carried over, because the network never uses them ({len(conversion.unused)} tensors): "
+            + ", ".join(conversion.unused),
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )

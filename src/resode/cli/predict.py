@@ -1,0 +1,134 @@
+"""`resode predict`: classes and probabilities of image files."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from resode.cli.options import DeviceOption, JsonOption, PluginOption, load_plugins
+from resode.errors import InputError, ResodeError
+
+if TYPE_CHECKING:
+    import torch
+
+    from resode.weights import Loaded, Preprocessing
+
+_BATCH = 256
+
+
+def predict(
+    path: Annotated[str, typer.Argument(metavar="PATH", help="A run, a checkpoint or a .safetensors file.")],
+    images: Annotated[
+        list[Path], typer.Argument(metavar="IMAGE...", help="Image files, or folders of them.")
+    ],
+    top: Annotated[int, typer.Option("--top", metavar="K", min=1, help="Classes to show an image.")] = 3,
+    device: DeviceOption = None,
+    json_: JsonOption = False,
+    plugin: PluginOption = None,
+) -> None:
+    """Classify image files with the preprocessing stored beside the weights.
+
+    An image is turned upright (EXIF), scaled and centre-cropped to the network's size. One that cannot
+    be read is named, and the others are still classified.
+
+    Examples:
+
+        resode predict runs/r20 cat.jpg dog.png
+
+        resode predict akamaster20.safetensors photos/ --json
+
+    \f
+    """
+    load_plugins(plugin)
+    from resode import weights
+    from resode.training.precision import choose_device
+    from resode.training.runs import weights_file
+
+    files = _files(images)
+    module = weights.load(weights_file(path))
+    module.to(choose_device(device or "auto"))
+    pixels, readable, mistakes = _read(files, module.preprocessing)
+    rows = _classify(module, pixels, readable, top)
+    _show(rows, json_)
+    if mistakes:
+        worst = max(mistakes, key=lambda error: error.exit_code)
+        raise type(worst)(*(line for error in mistakes for line in error.messages))
+
+
+def _files(images: list[Path]) -> list[Path]:
+    """Files as given; a folder stands for the files in it, by name."""
+    files: list[Path] = []
+    missing = []
+    for image in images:
+        if image.is_dir():
+            found = sorted(p for p in image.rglob("*") if p.is_file() and not p.name.startswith("."))
+            if not found:
+                missing.append(f"{image}: holds no files")
+            files.extend(found)
+        elif image.is_file():
+            files.append(image)
+        else:
+            missing.append(f"{image}: no such file")
+    if missing:
+        raise InputError(*missing)
+    return files
+
+
+def _read(
+    files: list[Path], preprocessing: "Preprocessing"
+) -> "tuple[list[torch.Tensor], list[Path], list[ResodeError]]":
+    import torch
+
+    from resode.data import decode, fit
+
+    pixels, readable, mistakes = [], [], []
+    for file in files:
+        try:
+            image = fit(
+                decode(file, name=str(file)), size=preprocessing.size, channels=preprocessing.channels
+            )
+        except ResodeError as error:
+            mistakes.append(error)
+            continue
+        pixels.append(torch.from_numpy(image).permute(2, 0, 1))
+        readable.append(file)
+    return pixels, readable, mistakes
+
+
+def _classify(
+    module: "Loaded", pixels: "list[torch.Tensor]", files: list[Path], top: int
+) -> list[dict[str, Any]]:
+    import torch
+
+    classes = module.preprocessing.classes
+    device = next(module.parameters()).device
+    rows: list[dict[str, Any]] = []
+    with torch.inference_mode():
+        for start in range(0, len(pixels), _BATCH):
+            batch = torch.stack(pixels[start : start + _BATCH]).to(device)
+            probabilities = module(module.preprocessing(batch)).softmax(1).cpu()
+            best = probabilities.topk(min(top, probabilities.shape[1]))
+            for values, indices in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+                named = {classes[i]: round(v, 6) for i, v in zip(indices, values, strict=True)}
+                first = next(iter(named))
+                rows.append(
+                    {
+                        "file": str(files[len(rows)]),
+                        "class": first,
+                        "probability": named[first],
+                        "probabilities": named,
+                    }
+                )
+    return rows
+
+
+def _show(rows: list[dict[str, Any]], json_: bool) -> None:
+    if json_:
+        print(json.dumps(rows, ensure_ascii=False))
+        return
+    from resode.cli.console import out
+
+    for row in rows:
+        named = ", ".join(f"{name} {100 * p:.1f} %" for name, p in row["probabilities"].items())
+        out.print(f"{row['file']}: {named}", highlight=False, markup=False, soft_wrap=True)

@@ -1,0 +1,147 @@
+"""`resode train`: train a network as a recipe says."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from resode.cli.options import (
+    DataOption,
+    DeviceOption,
+    OnBadImageOption,
+    PluginOption,
+    choice,
+    data_location,
+    load_plugins,
+)
+from resode.errors import InputError
+
+if TYPE_CHECKING:
+    from resode.training import Experiment
+
+
+def train(
+    recipe: Annotated[
+        str | None,
+        typer.Argument(metavar="RECIPE", help="A recipe (`resode list recipes`), a YAML file, or a run."),
+    ] = None,
+    data: DataOption = None,
+    on_bad_image: OnBadImageOption = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="The run directory (default runs/RECIPE-seedN)."),
+    ] = None,
+    init: Annotated[
+        Path | None, typer.Option("--init", metavar="FILE", help="Weights to start from (.safetensors).")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", metavar="N", help="Decides weights, order, augmentation.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a value of the recipe; repeatable."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in the directory, from any step.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Do two batches; estimate time and memory; write nothing.")
+    ] = False,
+    device: DeviceOption = None,
+    precision: Annotated[
+        str | None, typer.Option("--precision", metavar="P", help="auto, fp32 or bf16.")
+    ] = None,
+    compile_: Annotated[
+        str | None, typer.Option("--compile", metavar="C", help="on or off (torch.compile).")
+    ] = None,
+    plugin: PluginOption = None,
+) -> None:
+    """Train a network as a recipe says, on real data, and leave a run directory.
+
+    Ctrl-C saves and stops; `--resume` goes on from that very step.
+
+    Examples:
+
+        resode train quickstart
+
+        resode train he2016/resnet20 --data cifar10 --out runs/r20
+
+        resode train he2016/resnet20 --set epochs=10 --set optimizer.lr=0.05
+
+        resode train --resume --out runs/r20
+
+    \f
+    """
+    load_plugins(plugin)
+    if recipe is None:
+        if out is None or not resume:
+            raise InputError(
+                "which recipe? e.g. `resode train quickstart` (`resode list recipes` lists them)"
+            )
+        recipe = str(out)
+    from resode.training import Experiment
+
+    choice("--compile", compile_, ("on", "off"))
+    options = {
+        "data.source": None if data is None else data_location(data),
+        "data.on_bad_image": choice("--on-bad-image", on_bad_image, ("error", "skip")),
+        "seed": seed,
+        "device": device,
+        "precision": precision,
+        "compile": None if compile_ is None else compile_ == "on",
+        "init.path": None if init is None else str(init.expanduser().resolve()),
+    }
+    pairs = _overrides(settings or (), options)
+    experiment = Experiment.from_recipe(recipe, pairs)
+    if dry_run:
+        _dry_run(experiment)
+    else:
+        _train(experiment, out, resume)
+
+
+def _overrides(settings: Sequence[str], options: Mapping[str, Any]) -> dict[str, Any]:
+    """All overrides by dotted path; an option of its own wins over --set."""
+    from resode.training.recipes import parse_overrides
+
+    given = {path: value for path, value in options.items() if value is not None}
+    return {**dict(parse_overrides(settings)), **given}
+
+
+def _train(experiment: "Experiment", out: Path | None, resume: bool) -> None:
+    from resode import report, training
+    from resode.cli.console import Narrator, err
+    from resode.cli.console import out as stdout
+
+    narrator = Narrator()
+    try:
+        result = training.train(None, experiment, out=out, resume=resume, observer=narrator)
+    finally:
+        narrator.close()
+    page = report.write(result.run.path)
+    stdout.print(report.table(result.run.path))
+    err.print(f"run: {result.run.path}   report: {page}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _dry_run(experiment: "Experiment") -> None:
+    from resode import training
+    from resode.cli.console import err, format_bytes, format_seconds, out
+
+    estimate = training.estimate(experiment)
+    for note in estimate.setup.notes:
+        err.print(note, highlight=False, markup=False, soft_wrap=True)
+    setup, cost = estimate.setup, estimate.predicted
+    experiment = setup.experiment
+    name = experiment.model.name if experiment.model else "-"
+    rate = experiment.batch_size / estimate.step_seconds
+    whole = f"about {format_seconds(estimate.seconds)} for {experiment.epochs} epochs on {setup.device}"
+    peak, kept = format_bytes(estimate.memory_bytes), format_bytes(cost.activation_bytes)
+    rows = [
+        ("model", f"{name}, {setup.parameters:,} parameters"),
+        ("training images", f"{setup.training.samples:,} in {setup.training.steps} steps an epoch"),
+        ("one step", f"{1e3 * estimate.step_seconds:.0f} ms, {rate:,.0f} images/s"),
+        ("whole run", whole),
+        ("memory", f"{peak} at the peak of two batches (activations {kept})"),
+    ]
+    for label, text in rows:
+        out.print(f"{label:<16} {text}", highlight=False, markup=False, soft_wrap=True)

@@ -1,0 +1,56 @@
+"""The command line, run in this process."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from resode.cli import main
+
+TINY = (
+    "--set",
+    "epochs=2",
+    "--set",
+    "batch_size=256",
+    "--set",
+    "model.widths=[4,4,8]",
+    "--precision",
+    "fp32",
+)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a command said."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def lines(self) -> list[str]:
+        return self.err.strip().splitlines()
+
+
+@pytest.fixture
+def resode(capsys, tmp_path, monkeypatch):
+    """Run a command in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "120")
+
+    def run(*words: str | Path) -> Answer:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as exit_:
+            main([str(word) for word in words])
+        said = capsys.readouterr()
+        return Answer(int(exit_.value.code or 0), said.out, said.err)
+
+    return run
+
+
+@pytest.fixture
+def trained(resode, tmp_path) -> Path:
+    """A finished run on digits."""
+    answer = resode("train", "quickstart", "--out", "run", *TINY)
+    assert answer.code == 0, answer.err
+    return tmp_path / "run"

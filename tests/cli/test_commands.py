@@ -1,0 +1,184 @@
+"""Every command does what its help says."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import resode as library
+from resode.cli import app
+from resode.models import models
+from tests.cli.conftest import TINY
+
+COMMANDS = ("list", "show", "train", "evaluate", "predict", "import", "report", "doctor")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_examples(resode, command):
+    answer = resode(command, "--help")
+    assert answer.code == 0
+    assert f"resode {command}" in answer.out
+    assert "Examples" in answer.out
+
+
+def test_every_command_is_in_the_list_of_help_tests():
+    assert {command.name for command in app.registered_commands} == set(COMMANDS)
+
+
+def test_version_and_bare_call(resode):
+    assert resode("--version").out.strip() == library.__version__
+    assert "Usage" in resode().out
+
+
+def test_help_does_not_load_pytorch():
+    code = "import sys, resode.cli; assert 'torch' not in sys.modules, 'torch'"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_training_leaves_a_run_and_says_so(resode, trained):
+    assert (trained / "report.html").is_file()
+    again = resode("train", "quickstart", "--out", "run", "--resume", *TINY)  # finished: it is shown
+    assert again.code == 0
+    assert "test error" in again.out.lower()
+
+
+def test_progress_is_a_line_an_epoch_on_stderr(resode):
+    answer = resode("train", "quickstart", "--out", "run", *TINY)
+    rows = [line for line in answer.lines if line.strip()[:1].isdigit()]
+    assert [row.split()[0] for row in rows] == ["1", "2"]
+    assert "epoch" not in answer.out.splitlines()[0]
+
+
+def test_evaluate_prints_one_json_object(resode, trained):
+    answer = resode("evaluate", trained, "--json")
+    record = json.loads(answer.out)
+    summary = json.loads((trained / "summary.json").read_text())
+    assert record["top1_error"] == summary["test"]["top1_error"]
+    assert {"top1_error", "top1_accuracy", "loss", "samples", "precision", "data", "model"} <= record.keys()
+    assert record["precision"] == "fp32"
+    assert record["data"] == "digits"
+    assert record["model"] == "digits_resnet8"
+
+
+@pytest.mark.parametrize("kind", ["run", "checkpoint", "file"])
+def test_evaluate_takes_runs_checkpoints_and_files(resode, trained, kind):
+    checkpoint = max((trained / "checkpoints").iterdir(), key=lambda p: int(p.name))
+    path = {"run": trained, "checkpoint": checkpoint, "file": trained / "model.safetensors"}[kind]
+    records = [json.loads(resode("evaluate", p, "--json").out) for p in (trained, path)]
+    assert records[0]["top1_error"] == records[1]["top1_error"]
+
+
+def test_evaluate_in_bf16_says_so(resode, trained):
+    record = json.loads(resode("evaluate", trained, "--precision", "bf16", "--json").out)
+    assert record["precision"] == "bf16"
+
+
+def digit_file(tmp_path, index, name="digit.png"):
+    test = library.load_data("digits").test
+    Image.fromarray(np.asarray(test.pixels[index])[:, :, 0]).save(tmp_path / name)
+    return tmp_path / name
+
+
+def test_predict_agrees_with_the_network(resode, trained, tmp_path):
+    folder = tmp_path / "digits"
+    folder.mkdir()
+    files = [digit_file(folder, index, f"{index:02d}.png") for index in range(12)]
+    rows = json.loads(resode("predict", trained, folder, "--json").out)
+    assert [row["file"] for row in rows] == [str(file) for file in files]
+    module = library.load(trained / "model.safetensors")
+    import torch
+
+    pixels = torch.from_numpy(library.load_data("digits").test.pixels[:12].copy()).permute(0, 3, 1, 2)
+    probabilities = module(module.preprocessing(pixels)).softmax(1)
+    assert [row["class"] for row in rows] == [str(int(i)) for i in probabilities.argmax(1)]
+    assert [row["probability"] for row in rows] == pytest.approx(probabilities.amax(1).tolist(), abs=2e-6)
+
+
+def test_predict_names_a_bad_file_and_classifies_the_others(resode, trained, tmp_path):
+    good = digit_file(tmp_path, 0)
+    (tmp_path / "notes.txt").write_text("no image")
+    answer = resode("predict", trained, good, tmp_path / "notes.txt")
+    assert answer.code == 2
+    assert "digit.png" in answer.out
+    assert len(answer.lines) == 1
+    assert "notes.txt" in answer.lines[0]
+
+
+def test_list_shows_parameters_and_multiply_adds(resode):
+    text = resode("list", "models", "he_resnet20").out
+    assert "269,722" in text
+    assert "he_resnet20" in text
+    assert "he2016/resnet110" in resode("list", "recipes").out
+    assert "6.43 %" in resode("list", "recipes", "*110").out
+    assert "digits" in resode("list", "data").out
+    missing = resode("list", "models", "vgg")
+    assert missing.code == 2
+
+
+def test_show_prints_the_resolved_recipe(resode):
+    text = resode("show", "he2016/resnet20", "--set", "epochs=10").out
+    for part in ("arXiv 1512.03385", "8.75 %", "269,722", "40.6 M", "epochs: 10", "y_{k+1}", "MB"):
+        assert part in text, part
+
+
+def test_a_dry_run_estimates_and_writes_nothing(resode, tmp_path):
+    answer = resode("train", "quickstart", "--dry-run", *TINY)
+    assert answer.code == 0
+    assert "whole run" in answer.out
+    assert "memory" in answer.out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_doctor_finds_its_way(resode):
+    text = resode("doctor").out
+    for part in ("torch", "threads", "precision", "digits"):
+        assert part in text
+
+
+def test_a_plugin_brings_a_model(resode, tmp_path, monkeypatch):
+    monkeypatch.setattr(models, "_entries", dict(models._entries))
+    (tmp_path / "mine.py").write_text(
+        "from torch import nn\n"
+        "from resode.models import models\n\n\n"
+        "@models.register('linear_digits', summary='one layer', shape=(1, 8, 8))\n"
+        "def linear_digits(classes=10, in_channels=1):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(64 * in_channels, classes))\n"
+    )
+    plugin = ("--plugin", "mine.py")
+    set_ = ("--set", "model={name: linear_digits}", "--set", "epochs=2")
+    answer = resode("train", "quickstart", "--out", "run", "--precision", "fp32", *set_, *plugin)
+    assert answer.code == 0, answer.err
+    record = json.loads(resode("evaluate", "run", "--json").out)
+    assert record["model"] == "linear_digits"
+
+
+def test_ctrl_c_saves_and_resume_goes_on(tmp_path):
+    """A real process, a real signal: exit 130, then the run ends as if nothing had happened."""
+    command = [sys.executable, "-m", "resode", "train", "quickstart", "--out", "run", "--precision", "fp32"]
+    command += ["--set", "model.widths=[4,4,8]"]
+    environment = os.environ | {"PYTHONWARNINGS": "error"}
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True
+    ) as process:
+        for line in process.stderr:
+            if line.strip().startswith("1 "):
+                break
+        process.send_signal(signal.SIGINT)
+        said = process.stderr.read()
+    assert process.returncode == 130, said
+    assert "go on with: resode train --resume --out run" in said
+    begin = time.monotonic()
+    resumed = subprocess.run(
+        [sys.executable, "-m", "resode", "train", "--resume", "--out", "run"],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert resumed.returncode == 0, resumed.stderr
+    assert "resuming at iteration" in resumed.stderr
+    assert time.monotonic() - begin < 120
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["resumes"] == 1

@@ -1,0 +1,103 @@
+"""Bad input gets one or two lines that name the thing and the mend, and the right exit code."""
+
+import pickle
+
+import pytest
+
+from tests.cli.conftest import TINY
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("trian", "quickstart"), "No such command 'trian'"),
+        (("train",), "which recipe?"),
+        (("train", "quickstrat"), "did you mean 'quickstart'"),
+        (("train", "quickstart", "--data", "digts"), "did you mean 'digits'"),
+        (("train", "quickstart", "--data", "./no/such/folder"), "no/such/folder"),
+        (("train", "quickstart", "--set", "epochs=zero"), "'epochs'"),
+        (("train", "quickstart", "--set", "optimiser.lr=1"), "did you mean 'optimizer'"),
+        (("train", "quickstart", "--precision", "fp8"), "'precision' cannot be 'fp8'"),
+        (("train", "quickstart", "--compile", "maybe"), "choose one of on, off"),
+        (("train", "quickstart", "--device", "gpu"), "unknown device 'gpu'"),
+        (("train", "quickstart", "--init", "none.safetensors"), "none.safetensors"),
+        (("train", "quickstart", "--seed", "one"), "--seed"),
+        (("train", "quickstart", "--plugin", "none.py"), "none.py: no such file"),
+        (("evaluate", "runs/none"), "runs/none: no such run"),
+        (("evaluate", "."), "holds no run"),
+        (("report", "runs/none"), "runs/none"),
+        (("predict", "runs/none", "x.png"), "no such"),
+        (("show", "he2016/resnet21"), "did you mean"),
+        (("list", "model"), "model"),
+        (("import", "akamster", "x", "--model", "he_resnet20", "--out", "y.safetensors"), "choose one of"),
+        (("import", "akamaster", "x.th", "--model", "he_resnet20", "--out", "y.safetensors"), "x.th"),
+        (("import", "akamaster", "x.th", "--model", "he_resnet20", "--out", "y.pt"), "end in .safetensors"),
+    ],
+)
+def test_usage_and_input_exit_2(resode, words, message):
+    answer = resode(*words)
+    assert answer.code == 2, answer.err
+    assert message in answer.err
+    assert len(answer.lines) <= 2
+    assert "Traceback" not in answer.err
+    assert answer.out == ""
+
+
+def test_many_mistakes_are_a_line_each(resode):
+    answer = resode("train", "quickstart", "--set", "epoch=1", "--set", "sed=1", "--set", "optimizer.lrr=1")
+    assert answer.code == 2
+    assert len(answer.lines) == 3
+
+
+def test_a_run_is_not_overwritten(resode, trained):
+    answer = resode("train", "quickstart", "--out", "run", *TINY)
+    assert answer.code == 2
+    assert "holds a finished run" in answer.err
+
+
+def test_a_damaged_file_exits_3(resode, trained):
+    file = trained / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:100])
+    for words in (("evaluate", trained), ("evaluate", file), ("predict", file, file)):
+        answer = resode(*words)
+        assert answer.code == 3, answer.err
+        assert len(answer.lines) == 1
+
+
+class Hostile:
+    """Would create a file if a loader ran it."""
+
+    def __reduce__(self):
+        return open, ("executed", "w")
+
+
+def test_a_hostile_checkpoint_executes_nothing_and_exits_3(resode, tmp_path):
+    (tmp_path / "evil.th").write_bytes(pickle.dumps({"state_dict": Hostile()}))
+    answer = resode("import", "akamaster", "evil.th", "--model", "he_resnet20", "--out", "x.safetensors")
+    assert answer.code == 3, answer.err
+    assert not (tmp_path / "executed").exists()
+    assert not (tmp_path / "x.safetensors").exists()
+
+
+def test_divergence_exits_4(resode):
+    words = ("--set", "optimizer.lr=1e30", "--set", "schedule.name=constant")
+    answer = resode("train", "quickstart", "--out", "run", *TINY, *words)
+    assert answer.code == 4
+    assert "diverged at iteration" in answer.err
+    assert "Lower optimizer.lr" in answer.err
+
+
+def test_a_missing_gpu_exits_5(resode):
+    answer = resode("train", "quickstart", "--device", "cuda:77")
+    assert answer.code == 5
+    assert "--device cpu" in answer.err
+
+
+def test_a_place_that_cannot_be_written_exits_5(resode):
+    answer = resode("train", "quickstart", "--out", "/proc/resode-run", *TINY)
+    assert answer.code == 5
+    assert "cannot be written" in answer.err
+
+
+def test_debug_shows_the_traceback(resode):
+    assert "Traceback" in resode("train", "quickstrat", "--debug").err
