@@ -344,7 +344,7 @@ def test_another_number_of_classes_only_when_asked(path, network):
     torch.manual_seed(5)
     module = create("he_resnet8", **{**OPTIONS, "classes": 7})
     head = copy.deepcopy(module.fc.state_dict())
-    with pytest.raises(InputError, match="new_head=True"):
+    with pytest.raises(InputError, match=r"new_head=True"):
         load_into(module, path)
     assert load_into(module, path, new_head=True) == ("fc.weight", "fc.bias")
     assert same(module.fc.state_dict(), head)

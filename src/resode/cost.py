@@ -6,8 +6,6 @@ The last is by far the largest: one copy of the state per operation that needs i
 depth and batch size. It is counted by a forward pass on fake tensors, which have shapes but no numbers.
 """
 
-import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -20,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from resode.errors import InputError
+from resode.mode import mode
 
 Shape = tuple[int, int, int]  # channels, height and width of one image
 
@@ -85,7 +84,7 @@ def multiply_adds(module: nn.Module, shape: Shape) -> int:
     """
     x = torch.empty(1, *shape, dtype=_dtype(module), device="meta")
     abstract = _Abstract()
-    with _mode(module, training=False), torch.inference_mode(False), torch.no_grad(), abstract:
+    with mode(module, training=False), torch.inference_mode(False), torch.no_grad(), abstract:
         functional_call(module, _stand_ins(module, x.device), (x,))
     return abstract.flops // 2
 
@@ -112,7 +111,7 @@ def activation_bytes(module: nn.Module, shape: Shape, batch: int, dtype: torch.d
     if dtype not in (None, own, torch.bfloat16, torch.float16):
         raise InputError(f"activation_bytes of {dtype}: autocast takes bfloat16 or float16")
     autocast = torch.autocast("cpu", dtype, enabled=dtype not in (None, own))
-    with FakeTensorMode(allow_non_fake_inputs=True), _Abstract(), _mode(module, training=True), autocast:
+    with FakeTensorMode(allow_non_fake_inputs=True), _Abstract(), mode(module, training=True), autocast:
         stand_ins = _stand_ins(module, torch.device("cpu"))
         x = torch.empty(batch, *shape, dtype=own)
         with torch.enable_grad(), saved_tensors_hooks(keep, lambda tensor: tensor):
@@ -138,18 +137,6 @@ def _stand_ins(module: nn.Module, device: torch.device) -> dict[str, Tensor]:
         ).requires_grad_(tensor.requires_grad)
     named = (*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False))
     return {name: made[id(tensor)] for name, tensor in named}
-
-
-@contextlib.contextmanager
-def _mode(module: nn.Module, *, training: bool) -> Iterator[None]:
-    """Training or evaluation mode for a while."""
-    before = {part: part.training for part in module.modules()}
-    module.train(training)
-    try:
-        yield
-    finally:
-        for part, mode in before.items():
-            part.training = mode
 
 
 class _Description(NamedTuple):

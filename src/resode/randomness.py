@@ -12,7 +12,7 @@ PURPOSES = {
     name: number
     for number, name in enumerate(
         ("order", "crop_rows", "crop_columns", "flip", "cutout_rows", "cutout_columns", "mixup_weight",
-         "mixup_partner", "validation", "subset", "initialisation")
+         "mixup_partner", "validation", "subset")
     )
 }  # fmt: skip
 
@@ -50,6 +50,6 @@ def uniform(seed: int, purpose: str, epoch: int, index: Tensor) -> Tensor:
     return _logical_shift(bits(seed, purpose, epoch, index), 11).to(torch.float64) * 2.0**-53
 
 
-def order(seed: int, epoch: int, index: Tensor) -> Tensor:
+def order(seed: int, epoch: int, index: Tensor, purpose: str = "order") -> Tensor:
     """`index` in the random order of this epoch: sorted by each sample's own random bits."""
-    return index[torch.argsort(bits(seed, "order", epoch, index), stable=True)]
+    return index[torch.argsort(bits(seed, purpose, epoch, index), stable=True)]

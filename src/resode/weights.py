@@ -219,7 +219,7 @@ def load(path: str | PathLike[str]) -> Loaded:
     if card.specification is None:
         raise InputError(
             f"{path}: holds a module that is no registered model; "
-            "build it and use resode.weights.load_into(module, path)"
+            "build it and use `from resode import weights; weights.load_into(module, path)`"
         )
     module = _built(card.specification, path)
     try:
@@ -259,7 +259,7 @@ def load_into(module: nn.Module, path: str | PathLike[str], *, new_head: bool = 
         tensors |= {name: own[name].detach() for name in head}
     mistakes = mismatches(own, tensors)
     if mistakes:
-        hint = "; new_head=True keeps the module's own" if head else ""
+        hint = "; new_head=True (--set init.new_head=true) keeps the module's own" if head else ""
         raise InputError(f"{path}: does not fit the module: {few(mistakes)}{hint}")
     module.load_state_dict(_complete(own, tensors))
     return head if new_head else ()
@@ -348,7 +348,7 @@ def _card(file: Any, path: str | PathLike[str]) -> Card:
     if text is None:
         raise InputError(
             f"{path}: was not written by resode; a published checkpoint comes in by `resode import`, "
-            "other tensors by resode.weights.load_into(module, path)"
+            "other tensors by `from resode import weights; weights.load_into(module, path)`"
         )
     try:
         return Card.from_json(text)

@@ -4,8 +4,10 @@ import csv
 import json
 import os
 import signal
+from functools import partial
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -13,6 +15,7 @@ from torch import nn
 
 import resode
 from resode import training
+from resode.data import Dataset, Images
 from resode.errors import DivergenceError, InputError, IntegrityError, ResourceError, Stopped
 from resode.training import Experiment, Observer, Run, checkpoints
 from resode.training.launch import train
@@ -104,7 +107,8 @@ def test_a_run_directory_holds_what_the_design_says(tiny, tmp_path):
     for name in ("experiment.yaml", "environment.json", "metrics.csv", "summary.json", "model.safetensors"):
         assert (run / name).is_file(), name
     newest, damaged = checkpoints.newest(run / "checkpoints")
-    assert newest.iteration == result.summary["iterations"] == 2 * -(-1222 // 256) or not damaged
+    assert damaged == []
+    assert newest.iteration == result.summary["iterations"] == 2 * 5  # 1,221 images in batches of 256
     summary = result.summary
     assert summary["status"] == "finished"
     assert summary["data"]["train"] + summary["data"]["validation"] == len(
@@ -146,16 +150,86 @@ def test_a_module_of_the_user_is_trained_in_place(tiny, tmp_path):
     assert torch.equal(again[1].weight, module[1].weight)
 
 
-def test_dropout_goes_on_where_it_was(tiny, tmp_path):
+def test_dropout_and_shared_parameters_go_on_where_they_were(tiny, tmp_path):
     def module():
         torch.manual_seed(2)
-        return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.Dropout(0.5), nn.Linear(32, 10))
+        shared = nn.Linear(32, 32)
+        return nn.Sequential(
+            nn.Flatten(), nn.Linear(64, 32), nn.BatchNorm1d(32), nn.Dropout(0.5), shared, nn.ReLU(), shared,
+            nn.Linear(32, 10),
+        )  # fmt: skip
 
-    train(module(), tiny, out=tmp_path / "whole")
-    with pytest.raises(Stopped):
-        train(module(), tiny, out=tmp_path / "parts", observer=StopAt(3))
-    train(module(), tiny, out=tmp_path / "parts", resume=True)
+    experiment = tiny.replace(average={"decay": 0.9, "samples": 300})
+    train(module(), experiment, out=tmp_path / "whole")
+    for observer in (StopAt(3), StopAt(None, 1)):
+        with pytest.raises(Stopped):
+            train(module(), experiment, out=tmp_path / "parts", resume=True, observer=observer)
+    train(module(), experiment, out=tmp_path / "parts", resume=True)
     assert_same(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_the_order_of_the_images_does_not_matter(tiny, tmp_path, monkeypatch):
+    """The same content in another order or container trains to the same bits."""
+    digits = resode.load_data("digits")
+    shuffled = np.random.default_rng(0).permutation(len(digits.train))
+    train_part = Images.of(digits.train.pixels[shuffled], digits.train.labels[shuffled])
+    other = Dataset.of("digits", digits.classes, train_part, digits.test)
+    assert other.fingerprint == digits.fingerprint
+    experiment = tiny.replace(average={"decay": 0.9, "samples": 300}, augment={"mixup": 0.2, "crop": 1})
+    train(None, experiment, out=tmp_path / "one")
+    monkeypatch.setattr("resode.training.setup.load", lambda *_, **__: other)
+    train(None, experiment, out=tmp_path / "other")
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "other"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_a_module_made_by_create_can_be_loaded_from_its_run(tiny, tmp_path):
+    network = resode.create("digits_resnet8", classes=10, widths=[4, 4, 8])
+    result = train(network, tiny, out=tmp_path / "run")
+    again = resode.load(result.run.model)
+    assert all(torch.equal(a, b) for a, b in zip(network.parameters(), again.parameters(), strict=True))
+
+
+def test_a_module_edited_since_is_the_users_own(tiny, tmp_path):
+    network = resode.create("digits_resnet8", classes=7, widths=[4, 4, 8])
+    network.fc = nn.Linear(8, 10)
+    result = train(network, tiny, out=tmp_path / "run")
+    with pytest.raises(InputError, match="no registered model"):
+        resode.load(result.run.model)
+
+
+def test_frozen_parts_stay_frozen(tiny, tmp_path):
+    network = resode.create("digits_resnet8", classes=10, widths=[4, 4, 8])
+    network.bn1.eval()
+    train(network, tiny, out=tmp_path / "run")
+    assert torch.equal(network.bn1.running_mean, torch.zeros(4))
+    assert not torch.equal(network.layer1[0].bn1.running_mean, torch.zeros(4))
+
+
+def test_compiled_training_saves_plain_names(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    train(None, tiny.replace(compile=True), out=tmp_path / "run")
+    names = load_file(tmp_path / "run" / "model.safetensors").keys()
+    assert names == resode.create("digits_resnet8").state_dict().keys()
+
+
+def test_a_single_last_image_is_refused_where_it_cannot_be_normalised(tiny, tmp_path):
+    module = nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.BatchNorm1d(10))
+    with pytest.raises(InputError, match=r"would be a single image .* choose another batch_size"):
+        train(module, tiny.replace(batch_size=244), out=tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (nn.Flatten(), "no trainable parameter"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).double(), r"torch.float64.*module.float\(\)"),
+        (nn.Sequential(nn.Flatten(), nn.LSTM(64, 10)), "shape tuple"),
+    ],
+)
+def test_a_module_that_cannot_be_trained_is_refused(tiny, tmp_path, module, message):
+    with pytest.raises(InputError, match=message):
+        train(module, tiny, out=tmp_path / "run")
 
 
 def test_a_module_that_does_not_fit_is_refused_before_training(tiny, tmp_path):
@@ -256,9 +330,19 @@ class TestDirectory:
             train(None, tiny, out=tmp_path / "run", resume=True)
 
     def test_a_full_disk_is_found_before_the_first_step(self, tiny, tmp_path, monkeypatch):
-        monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
-        with pytest.raises(ResourceError, match="are needed for checkpoints"):
-            train(None, tiny, out=tmp_path / "run")
+        with monkeypatch.context() as patch:
+            patch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
+            with pytest.raises(ResourceError, match="are needed for checkpoints"):
+                train(None, tiny, out=tmp_path / "run")
+        train(None, tiny, out=tmp_path / "run")  # once there is room the same command works
+
+    def test_resume_may_change_the_device_but_not_the_checkpoints(self, tiny, tmp_path):
+        with pytest.raises(Stopped):
+            train(None, tiny, out=tmp_path / "run", observer=StopAt(1))
+        with pytest.raises(ResourceError, match="--device cpu"):
+            train(None, tiny.replace(device="cuda:77"), out=tmp_path / "run", resume=True)
+        with pytest.raises(InputError, match=r"checkpoint.keep=2, now it is 3"):
+            train(None, tiny.replace(checkpoint={"keep": 3}), out=tmp_path / "run", resume=True)
 
     def test_a_disk_that_fills_up_leaves_the_last_good_checkpoint(self, tiny, tmp_path, monkeypatch):
         write, calls = checkpoints._fill, []

@@ -16,6 +16,8 @@ def test_every_shipped_recipe_is_valid_and_says_what_it_is(name):
     assert about.summary
     assert about.source
     assert about.equation
+    assert about.cost
+    assert about.expected
     assert about.command.startswith(f"resode train {name}")
 
 

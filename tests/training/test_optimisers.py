@@ -60,28 +60,49 @@ def test_the_state_travels_by_name_and_goes_on_in_the_same_bits(section):
         assert torch.equal(tensor, again.state_dict()[name]), name
 
 
-def test_the_average_is_exponential_and_leaves_statistics_alone():
+def test_the_average_is_a_mean_at_first_then_exponential_and_leaves_statistics_alone():
+    """With decay 3/4: a_1 ... a_4 are the means of theta_1 ... theta_k, then a <- 3/4 a + 1/4 theta."""
     module = small()
-    average = ParameterAverage(module, 0.9)
-    expected = {name: p.detach().clone() for name, p in module.named_parameters()}
+    average = ParameterAverage(module, 0.75)
     optimiser = optimisers.build(module, SGD())
-    for seed in range(4):
-        take_steps(module, optimiser, range(seed, seed + 1))
-        average.update(module)
+    history = {name: [] for name, _ in module.named_parameters()}
+    for step in range(6):
+        take_steps(module, optimiser, range(step, step + 1))
+        average.update(module, step)
         for name, p in module.named_parameters():
-            expected[name] = 0.9 * expected[name] + 0.1 * p.detach()
+            history[name].append(p.detach().clone())
+    expected = {name: torch.stack(states[:4]).mean(0) for name, states in history.items()}
+    for name, states in history.items():
+        for state in states[4:]:
+            expected[name] = 0.75 * expected[name] + 0.25 * state
     averaged = average.apply_to(module)
     for name, p in averaged.named_parameters():
         torch.testing.assert_close(p.detach(), expected[name])
     assert torch.equal(averaged[1].running_mean, module[1].running_mean)
 
 
-def test_estimated_statistics_are_the_mean_over_the_batches():
-    module = small().eval()
+def test_estimated_statistics_are_the_mean_over_the_batches_whatever_else_is_random():
+    module = nn.Sequential(*small()[:2], nn.Dropout(0.5), *small()[2:])
+    module[2].eval()  # a part in a mode of its own keeps it
     inputs = torch.randn(32, 1, 8, 8)
+    state = torch.get_rng_state()
     estimate_statistics(module, inputs.split(8))
+    assert torch.equal(torch.get_rng_state(), state)
     with torch.no_grad():
         outputs = module[0](inputs)
     torch.testing.assert_close(module[1].running_mean, outputs.mean((0, 2, 3)))
+    variance = torch.stack([part.var((0, 2, 3)) for part in outputs.split(8)]).mean(0)
+    torch.testing.assert_close(module[1].running_var, variance)
     assert module[1].momentum == 0.1
-    assert not module.training
+    assert module.training
+    assert not module[2].training
+
+
+def test_a_parameter_may_get_its_first_gradient_late():
+    module = nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])
+    optimiser = optimisers.build(module, SGD(nesterov=True))
+    for parts in (1, 2):
+        optimiser.zero_grad()
+        sum(part(torch.ones(1, 2)).sum() for part in module[:parts]).backward()
+        optimiser.step()
+    assert not torch.equal(module[1].weight, nn.Linear(2, 2).weight)

@@ -14,24 +14,18 @@ out, err = Console(), Console(stderr=True)
 if not out.is_terminal and "COLUMNS" not in os.environ:
     out = Console(width=120)  # a table in a file or a pipe need not fit a terminal
 
+
+def say(text: str) -> None:
+    """A line of a result, on stdout, as it is: no markup, no highlighting, no wrapping."""
+    out.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def note(text: str) -> None:
+    """A line beside the result, on stderr."""
+    err.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
 _HEADER = "epoch     lr        train loss   train acc   val loss   val acc   images/s"
-
-
-def format_seconds(seconds: float) -> str:
-    """`45 s`, `12 min 30 s`, `3 h 05 min`."""
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def format_bytes(count: float) -> str:
-    """`1.5 MB`, in powers of ten."""
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.2f} GB"
 
 
 class Narrator(Observer):
@@ -45,7 +39,7 @@ class Narrator(Observer):
 
     def message(self, text: str) -> None:
         """One line."""
-        err.print(text, highlight=False, markup=False, soft_wrap=True)
+        note(text)
 
     def started(self, setup: Setup, epoch: int) -> None:
         """What is trained on what, then the head of the table."""

@@ -17,10 +17,10 @@ def doctor() -> None:
 
     \f
     """
-    from resode.cli.console import out
+    from resode.cli.console import say
 
     for label, text in [*_software(), *_hardware(), *_places()]:
-        out.print(f"{label:<12} {text}", highlight=False, markup=False, soft_wrap=True)
+        say(f"{label:<12} {text}")
 
 
 def _software() -> Iterator[tuple[str, str]]:
@@ -38,7 +38,7 @@ def _software() -> Iterator[tuple[str, str]]:
 def _hardware() -> Iterator[tuple[str, str]]:
     import torch
 
-    from resode.cli.console import format_bytes
+    from resode.report.quantities import size
     from resode.training.precision import choose_device, choose_precision
     from resode.training.runs import environment
 
@@ -46,25 +46,26 @@ def _hardware() -> Iterator[tuple[str, str]]:
     facts = environment(device)
     yield "cpu", f"{facts['cpu']}, {facts['cores']} cores, {facts['cpu_capability']}"
     yield "threads", str(torch.get_num_threads())
-    yield "memory", format_bytes(facts["memory_bytes"])
+    yield "memory", size(facts["memory_bytes"])
     yield "device", f"{device}" + (f" ({facts['gpu']})" if facts["gpu"] else "")
     precision, reason = choose_precision("auto", device)
     yield "precision", f"{precision}: {reason}"
 
 
 def _places() -> Iterator[tuple[str, str]]:
-    from resode.cli.console import format_bytes
-    from resode.data import sources
+    from resode.data.catalogue import KNOWN
+    from resode.report.quantities import size
 
-    free = format_bytes(shutil.disk_usage(Path.cwd()).free)
+    free = size(shutil.disk_usage(Path.cwd()).free)
     yield "disk", f"{free} free here, {'writable' if os.access(Path.cwd(), os.W_OK) else 'NOT writable'}"
     root = os.environ.get("RESODE_DATA")
-    if root is None:
+    if not root:
         yield "data", "RESODE_DATA is not set: named data sets are downloaded from the hub"
     elif not Path(root).is_dir():
         yield "data", f"RESODE_DATA={root}: NO such folder"
     else:
-        found = [name for name in sources.names() if (Path(root) / name).is_dir()]
+        folders = {known.name: (known.name, known.folder or known.name) for known in KNOWN}
+        found = [n for n, places in folders.items() if any((Path(root) / p).is_dir() for p in places)]
         yield "data", f"RESODE_DATA={root}: {', '.join(found) or 'none of the named data sets'}"
     try:
         from resode.data import load

@@ -1,8 +1,10 @@
 """`resode evaluate`: score weights on labelled images."""
 
 import json
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
+import numpy as np
 import typer
 
 from resode.cli.options import (
@@ -51,7 +53,7 @@ def evaluate(
     choice("--precision", precision, ("fp32", "bf16"))
     choice("--split", split, ("test", "train"))
     from resode import weights
-    from resode.cli.console import err, out
+    from resode.cli.console import note, say
     from resode.training.runs import weights_file
 
     file = weights_file(path)
@@ -67,17 +69,14 @@ def evaluate(
     record: dict[str, Any] = scores.record()
     record |= {"data": source, "split": split, "model": name, "path": path, "skipped": len(skipped)}
     for line in skipped:
-        err.print(f"skipped: {line}", highlight=False, markup=False, soft_wrap=True)
+        note(f"skipped: {line}")
     if json_:
         print(json.dumps(record, ensure_ascii=False))
         return
-    out.print(
+    say(
         f"{name} on {source} ({split}, {scores.samples:,} images, {scores.precision}): "
         f"top-1 error {scores.top1_error:.2f} %, accuracy {scores.top1_accuracy:.2f} %, "
-        f"loss {scores.loss:.4f}",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
+        f"loss {scores.loss:.4f}"
     )
 
 
@@ -85,12 +84,9 @@ def _images(
     source: str, split: str, on_bad_image: Any, preprocessing: "Preprocessing"
 ) -> "tuple[Images, tuple[str, ...]]":
     """The images of a split at the network's size, labelled in the network's order of classes."""
-    import numpy as np
-
     from resode.data import Images, load
 
-    height, width = preprocessing.size
-    dataset = load(source, image_size=height if height == width else None, on_bad_image=on_bad_image)
+    dataset = load(source, image_size=_image_size(source, preprocessing.size), on_bad_image=on_bad_image)
     images = dataset.train if split == "train" else dataset.test
     if images is None:
         raise InputError(f"{source}: has no test images; evaluate on --split train, or give other --data")
@@ -99,22 +95,41 @@ def _images(
         raise InputError(
             f"{source}: its images have {channels} channels, the network takes {preprocessing.channels}"
         )
-    if len(dataset.classes) != len(preprocessing.classes):
-        raise InputError(
-            f"{source}: has {len(dataset.classes)} classes, the network has {len(preprocessing.classes)}"
-        )
-    if set(dataset.classes) == set(preprocessing.classes) and dataset.classes != preprocessing.classes:
-        place = np.array([preprocessing.classes.index(name) for name in dataset.classes])
-        images = Images.of(images.pixels, place[images.labels])
+    places = _places(source, dataset.classes, preprocessing.classes)
+    if not np.array_equal(places, np.arange(len(places))):
+        images = Images.of(images.pixels, places[images.labels])
     return images, dataset.skipped
+
+
+def _image_size(source: str, size: tuple[int, int]) -> int | None:
+    """The side to ask of a source whose images may have another size than the network's input."""
+    from resode.data import sources
+
+    shape = sources.entry(source).shape if source in sources.names() else (0, 0, 0)
+    return None if shape is None or shape[1:] == size or size[0] != size[1] else size[0]
+
+
+def _places(source: str, found: Sequence[str], wanted: Sequence[str]) -> "np.ndarray":
+    """For each class of the data its place among the network's: by name; by number where one has none."""
+    if len(found) != len(wanted):
+        raise InputError(f"{source}: has {len(found)} classes, the network has {len(wanted)}")
+    plain = [["".join(filter(str.isalnum, name.lower())) for name in names] for names in (found, wanted)]
+    numbers = [str(number) for number in range(len(wanted))]
+    if numbers in plain:
+        return np.arange(len(wanted))
+    if sorted(plain[0]) != sorted(plain[1]):
+        other = next(name for name, key in zip(found, plain[0], strict=True) if key not in plain[1])
+        raise InputError(
+            f"{source}: its class '{other}' is none of the network's ({', '.join(wanted[:10])}"
+            f"{', ...' if len(wanted) > 10 else ''}); this network was trained on other classes"
+        )
+    return np.array([plain[1].index(key) for key in plain[0]])
 
 
 def _score(
     module: "Loaded", images: "Images", precision: str, batch_size: int, device_name: str | None
 ) -> "Scores":
     """Score the network on labelled images, each once."""
-    import numpy as np
-
     from resode import data, training
     from resode.training.precision import choose_device, place
 

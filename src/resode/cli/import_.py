@@ -29,7 +29,7 @@ def import_(
     \f
     """
     from resode import interop, weights
-    from resode.cli.console import err
+    from resode.cli.console import note
 
     choice("format", format_, tuple(interop.FORMATS))
     if out.suffix != ".safetensors":
@@ -39,12 +39,10 @@ def import_(
     conversion = interop.convert(format_, file, model=model)
     weights.save(conversion.module, out, conversion.card)
     tensors = len(conversion.module.state_dict())
-    err.print(f"{out}: {model}, {tensors} tensors", highlight=False, markup=False, soft_wrap=True)
+    note(f"{out}: {model}, {tensors} tensors")
     if conversion.unused:
-        err.print(
-            f"not carried over, because the network never uses them ({len(conversion.unused)} tensors): "
-            + ", ".join(conversion.unused),
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
+        names = ", ".join(conversion.unused)
+        note(
+            f"not carried over, because the network never uses them ({len(conversion.unused)} tensors, "
+            f"{conversion.unused_parameters:,} parameters): {names}"
         )

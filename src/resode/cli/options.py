@@ -52,12 +52,6 @@ def load_plugins(files: Sequence[Path] | None) -> None:
             raise InputError(f"--plugin {file}: {type(error).__name__}: {error}") from error
 
 
-def data_location(data: str) -> str:
-    """A folder by its absolute path (a run may be resumed from elsewhere), a name as it is."""
-    path = Path(data).expanduser()
-    return str(path.resolve()) if path.is_dir() else data
-
-
 def choice(option: str, value: Any, allowed: Sequence[str]) -> Any:
     """`value`, if it is one of `allowed`."""
     if value is not None and value not in allowed:

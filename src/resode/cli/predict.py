@@ -127,8 +127,8 @@ def _show(rows: list[dict[str, Any]], json_: bool) -> None:
     if json_:
         print(json.dumps(rows, ensure_ascii=False))
         return
-    from resode.cli.console import out
+    from resode.cli.console import say
 
     for row in rows:
         named = ", ".join(f"{name} {100 * p:.1f} %" for name, p in row["probabilities"].items())
-        out.print(f"{row['file']}: {named}", highlight=False, markup=False, soft_wrap=True)
+        say(f"{row['file']}: {named}")

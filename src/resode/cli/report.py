@@ -23,9 +23,9 @@ def report(
     \f
     """
     from resode import report as reports
-    from resode.cli.console import err
+    from resode.cli.console import note
     from resode.cli.console import out as stdout
 
     page = reports.write(run, out)
     stdout.print(reports.table(run))
-    err.print(f"report: {page}", highlight=False, markup=False, soft_wrap=True)
+    note(f"report: {page}")

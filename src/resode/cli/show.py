@@ -28,16 +28,16 @@ def show(
     \f
     """
     load_plugins(plugin)
-    from resode.cli.console import out
+    from resode.cli.console import say
     from resode.training import Experiment
 
     experiment = Experiment.from_recipe(recipe, settings or ())
     for label, text in [*_about(experiment), *_costs(experiment)]:
         if text:
-            out.print(f"{label:<15} {text}", highlight=False, markup=False, soft_wrap=True)
-    out.print()
+            say(f"{label:<15} {text}")
+    say("")
     settings_only = experiment.model_copy(update={"about": type(experiment.about)()})
-    out.print(settings_only.to_yaml(), highlight=False, markup=False, soft_wrap=True, end="")
+    say(settings_only.to_yaml().rstrip())
 
 
 def _about(experiment: "Experiment") -> list[tuple[str, str]]:
@@ -61,8 +61,9 @@ def _costs(experiment: "Experiment") -> list[tuple[str, str]]:
     import torch
 
     from resode import cost
-    from resode.cli.console import format_bytes
     from resode.models import models
+    from resode.report.quantities import size as in_bytes
+    from resode.training.estimate import predicted_cost
 
     if experiment.model is None:
         return []
@@ -74,14 +75,15 @@ def _costs(experiment: "Experiment") -> list[tuple[str, str]]:
         return rows
     shape = (experiment.model.options.get("in_channels", entry.shape[0]), *entry.shape[1:])
     size = "x".join(map(str, shape))
-    bill = cost.estimate(module, shape, experiment.batch_size)
+    bill = predicted_cost(experiment, module, shape)
     rows.append(("multiply-adds", f"{bill.multiply_adds / 1e6:,.1f} M an image of {size}"))
     fixed = bill.parameter_bytes + bill.gradient_bytes + bill.optimiser_bytes
     rows.append(
         (
             "memory",
-            f"{format_bytes(fixed)} parameters, gradients, optimiser + {format_bytes(bill.activation_bytes)} "
-            f"activations at batch {experiment.batch_size} in fp32",
+            f"{in_bytes(fixed)} parameters, gradients, optimiser + {in_bytes(bill.activation_bytes)} "
+            f"activations at batch {experiment.batch_size} in "
+            f"{'bf16' if experiment.precision == 'bf16' else 'fp32'}",
         )
     )
     return rows

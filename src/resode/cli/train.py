@@ -12,7 +12,6 @@ from resode.cli.options import (
     OnBadImageOption,
     PluginOption,
     choice,
-    data_location,
     load_plugins,
 )
 from resode.errors import InputError
@@ -84,13 +83,13 @@ def train(
 
     choice("--compile", compile_, ("on", "off"))
     options = {
-        "data.source": None if data is None else data_location(data),
+        "data.source": None if data is None else data,
         "data.on_bad_image": choice("--on-bad-image", on_bad_image, ("error", "skip")),
         "seed": seed,
         "device": device,
         "precision": precision,
         "compile": None if compile_ is None else compile_ == "on",
-        "init.path": None if init is None else str(init.expanduser().resolve()),
+        "init.path": None if init is None else str(init),
     }
     pairs = _overrides(settings or (), options)
     experiment = Experiment.from_recipe(recipe, pairs)
@@ -110,7 +109,7 @@ def _overrides(settings: Sequence[str], options: Mapping[str, Any]) -> dict[str,
 
 def _train(experiment: "Experiment", out: Path | None, resume: bool) -> None:
     from resode import report, training
-    from resode.cli.console import Narrator, err
+    from resode.cli.console import Narrator, note
     from resode.cli.console import out as stdout
 
     narrator = Narrator()
@@ -120,22 +119,23 @@ def _train(experiment: "Experiment", out: Path | None, resume: bool) -> None:
         narrator.close()
     page = report.write(result.run.path)
     stdout.print(report.table(result.run.path))
-    err.print(f"run: {result.run.path}   report: {page}", highlight=False, markup=False, soft_wrap=True)
+    note(f"run: {result.run.path}   report: {page}")
 
 
 def _dry_run(experiment: "Experiment") -> None:
     from resode import training
-    from resode.cli.console import err, format_bytes, format_seconds, out
+    from resode.cli.console import note, say
+    from resode.report.quantities import roughly, size
 
     estimate = training.estimate(experiment)
-    for note in estimate.setup.notes:
-        err.print(note, highlight=False, markup=False, soft_wrap=True)
+    for line in estimate.setup.notes:
+        note(line)
     setup, cost = estimate.setup, estimate.predicted
     experiment = setup.experiment
     name = experiment.model.name if experiment.model else "-"
     rate = experiment.batch_size / estimate.step_seconds
-    whole = f"about {format_seconds(estimate.seconds)} for {experiment.epochs} epochs on {setup.device}"
-    peak, kept = format_bytes(estimate.memory_bytes), format_bytes(cost.activation_bytes)
+    whole = f"about {roughly(estimate.seconds)} for {experiment.epochs} epochs on {setup.device}"
+    peak, kept = size(estimate.memory_bytes), size(cost.activation_bytes)
     rows = [
         ("model", f"{name}, {setup.parameters:,} parameters"),
         ("training images", f"{setup.training.samples:,} in {setup.training.steps} steps an epoch"),
@@ -144,4 +144,4 @@ def _dry_run(experiment: "Experiment") -> None:
         ("memory", f"{peak} at the peak of two batches (activations {kept})"),
     ]
     for label, text in rows:
-        out.print(f"{label:<16} {text}", highlight=False, markup=False, soft_wrap=True)
+        say(f"{label:<16} {text}")

@@ -2,8 +2,8 @@
 
 The images are padded once. Any W pixels in a row of the padded images are one row of an overlapping view of
 them, so that the random crops of a batch are a single gather of H rows for each image. What happens to a
-sample is a function of (seed, epoch, its position in `Images`), so batches may be asked for in any order and
-in any division.
+sample is a function of (seed, epoch, its rank by content digest), so batches may be asked for in any order
+and in any division, and do not depend on the order or the container of the images.
 """
 
 import math
@@ -91,7 +91,9 @@ class Loader:
         self.batch_size, self.augmentation, self.seed = batch_size, augmentation, seed
         self.device, self.dtype = torch.device(device), dtype
         self._size = images.pixels.shape[1:]
-        self._index = torch.from_numpy(index.astype(np.int64)).to(self.device)
+        ranks = np.empty(len(images), np.int64)
+        ranks[np.argsort(images.digests, kind="stable")] = np.arange(len(images))
+        self._index = torch.from_numpy(ranks[index]).to(self.device)  # what randomness knows a sample by
         self._place = torch.zeros(len(images), dtype=torch.int64, device=self.device)
         self._place[self._index] = torch.arange(self.samples, device=self.device)
         self._labels = torch.from_numpy(images.labels[index]).to(self.device)
@@ -144,7 +146,8 @@ class Loader:
         if plan.mixup:
             uniform = randomness.uniform(self.seed, "mixup_weight", epoch, self._index)
             weight = beta_quantile(plan.mixup, uniform).to(torch.float32)
-            mixup = integers("mixup_partner", self.samples), weight
+            partner = self._index.sort().values[integers("mixup_partner", self.samples)]
+            mixup = self._place[partner], weight
         order = self._place[randomness.order(self.seed, epoch, self._index)]
         return _Epoch(epoch, order, start, integers("flip", 2) if plan.flip else None, cutout, mixup)
 

@@ -1,7 +1,9 @@
-"""Exponential moving average of the parameters, a <- decay a + (1 - decay) theta (Polyak & Juditsky 1992).
+"""Exponential moving average of the parameters, a <- d a + (1 - d) theta (Tarvainen & Valpola 2017).
 
-Only parameters are averaged. The running statistics of the averaged network are estimated anew on a fixed
-seeded subset of the training images before it is evaluated or saved.
+With d_k = min(d, k / (k + 1)) at update k = 0, 1, ..., as the plain mean of the first updates, so that the
+random initial weights have no part in it (arXiv 1703.01780). Only parameters are averaged. The running
+statistics of the averaged network are estimated anew, on a fixed seeded subset of the training images, before
+it is evaluated or saved (as Izmailov et al. 2018, arXiv 1803.05407).
 """
 
 import copy
@@ -11,19 +13,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from resode.mode import mode
+
 
 class ParameterAverage:
-    """The average of a module's parameters; it starts at their present values."""
+    """The average of a module's parameters."""
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         self.decay = decay
         self.parameters = {name: p.detach().clone() for name, p in module.named_parameters()}
 
     @torch.no_grad()
-    def update(self, module: nn.Module) -> None:
-        """Take one step of the average."""
+    def update(self, module: nn.Module, iteration: int) -> None:
+        """Take in the parameters after optimiser step `iteration` (from 0)."""
         current = [p.detach() for p in module.parameters()]
-        torch._foreach_lerp_(list(self.parameters.values()), current, 1 - self.decay)
+        weight = max(1 - self.decay, 1 / (iteration + 1))
+        torch._foreach_lerp_(list(self.parameters.values()), current, weight)
 
     @torch.no_grad()
     def apply_to(self, module: nn.Module) -> nn.Module:
@@ -36,18 +41,24 @@ class ParameterAverage:
 
 @torch.no_grad()
 def estimate_statistics(module: nn.Module, batches: Iterable[Tensor]) -> None:
-    """Replace all running statistics by the mean over `batches` of inputs, in place."""
+    """Replace all running statistics by the mean over `batches` of inputs, in place.
+
+    The normalisations alone are in training mode: dropout is off, no random number is drawn.
+
+    Args:
+        module: any module.
+        batches: inputs (N, C, H, W) in batches of equal size.
+    """
     norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     if not norms:
         return
     momenta = [norm.momentum for norm in norms]
-    training = module.training
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # the cumulative mean
-    module.train()
-    for inputs in batches:
-        module(inputs)
-    module.train(training)
+    with mode(module, training=False):
+        for norm in norms:
+            norm.train()
+            norm.reset_running_stats()
+            norm.momentum = None  # the cumulative mean
+        for inputs in batches:
+            module(inputs)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum

@@ -65,9 +65,13 @@ def write(
                 target.rename(old)
             fresh.rename(target)
             durable.sync(root)
+        except OSError:
+            if old.exists() and not target.exists():
+                old.rename(target)
+            raise
         finally:
-            for leftover in (fresh, old):
-                shutil.rmtree(leftover, ignore_errors=True)
+            shutil.rmtree(fresh, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
     for surplus in stored(root)[:-keep]:
         shutil.rmtree(surplus, ignore_errors=True)
     return target

@@ -42,8 +42,13 @@ def _watch(name: str, finding: Finding) -> Callable[[nn.Module, object, object],
     return check
 
 
+@torch.no_grad()
 def not_finite(module: nn.Module, gradients: bool = False) -> str | None:
     """The first parameter (or gradient) that is not finite, in the order of the network, or None."""
+    tensors = [p.grad if gradients else p for p in module.parameters()]
+    norms = torch._foreach_norm([t for t in tensors if t is not None])
+    if not norms or torch.isfinite(torch.stack(norms)).all():
+        return None
     for name, parameter in module.named_parameters():
         tensor = parameter.grad if gradients else parameter
         if tensor is not None and not torch.isfinite(tensor).all():

@@ -5,6 +5,7 @@ where the hardware gains. Nothing synchronises the device within an epoch. A run
 and ends, on a CPU with the same threads, in the very same bits.
 """
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from resode import weights
 from resode.data import Batch, Loader
 from resode.errors import DivergenceError, Stopped
 from resode.training import checkpoints, divergence, optimisers
@@ -44,6 +46,25 @@ class Observer:
         """A row of metrics.csv is complete."""
 
 
+class Stopwatch:
+    """Seconds since it began, less its pauses, on top of those of an earlier part."""
+
+    def __init__(self, earlier: float) -> None:
+        self.began = time.monotonic() - earlier
+
+    @property
+    def seconds(self) -> float:
+        """What it shows."""
+        return time.monotonic() - self.began
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Stand still within the block."""
+        begin = time.monotonic()
+        yield
+        self.began += time.monotonic() - begin
+
+
 @dataclass
 class Position:
     """Where a run stands: `step` of `epoch` is the next to do."""
@@ -67,7 +88,7 @@ class Trainer:
 
     def __post_init__(self) -> None:
         experiment, module = self.setup.experiment, self.setup.module
-        self.module = module.train()
+        self.module = module if module.training else module.train()  # parts that are frozen stay so
         self.forward: Callable[[Tensor], Tensor] = (
             torch.compile(module, dynamic=False) if experiment.compile else module
         )
@@ -87,17 +108,19 @@ class Trainer:
         """Train to the end, from wherever the position is."""
         experiment, position = self.setup.experiment, self.position
         while position.epoch < experiment.epochs:
-            begin = time.monotonic() - position.epoch_seconds
+            clock = Stopwatch(position.epoch_seconds)
             while position.step < self.steps:
                 self.step()
-                position.epoch_seconds = time.monotonic() - begin
+                position.epoch_seconds = clock.seconds
                 if self.free_reading and self.first_bad >= 0:
                     self.diverged(position.iteration)
                 if stop.number is not None:
                     self.stop(stop.number)
                 if time.monotonic() - self.saved > 60 * experiment.checkpoint.minutes:
-                    self.save()
-            self.check_finite()
+                    with clock.paused():
+                        self.save()
+            self.check_finite()  # waits for a GPU to have done the steps
+            position.epoch_seconds = clock.seconds
             validation = self.validate(stop)
             row = self.finish_epoch(validation)
             self.observer.epoch_ended(row)
@@ -119,7 +142,7 @@ class Trainer:
             nn.utils.clip_grad_norm_(self.module.parameters(), experiment.clip_norm)
         self.optimiser.step()
         if self.average is not None:
-            self.average.update(self.module)
+            self.average.update(self.module, position.iteration)
         self.count(loss.detach(), logits.detach(), batch)
         position.step += 1
         position.iteration += 1
@@ -224,7 +247,7 @@ class Trainer:
     @torch.no_grad()
     def restore(self, checkpoint: checkpoints.Checkpoint) -> None:
         """Go back to the state of a checkpoint."""
-        self.setup.load_weights(self.module, checkpoint.model)
+        weights.load_into(self.module, checkpoint.model)
         groups: dict[str, dict[str, Tensor]] = {}
         for path, tensor in checkpoint.training.items():
             group, _, name = path.partition("/")

@@ -1,5 +1,6 @@
 """Estimate: what a run will take, from two batches, before anything is written."""
 
+import copy
 import statistics
 import time
 from dataclasses import dataclass
@@ -29,26 +30,28 @@ class Estimate:
 
 
 def estimate(experiment: Experiment, module: nn.Module | None = None) -> Estimate:
-    """Do two batches (the first warms up, the second is timed until its median settles); write nothing.
+    """Do two batches (one to warm up, one timed several times over for its median); write nothing.
 
     The time of the whole run is (steps x time of a step) + (evaluations x time of an evaluation).
     """
-    setup = prepare(experiment, module)
+    setup = prepare(experiment, copy.deepcopy(module))
     experiment = setup.experiment
     trainer = Trainer(setup, Run(Path("/nonexistent")), Observer())
     trainer.step()
     times: list[float] = []
-    while len(times) < 3 or (sum(times) < 3.0 and len(times) < 12):
-        trainer.position = Position(step=min(1, trainer.steps - 1))
+    while sum(times) < 3.0 and len(times) < 12:
+        trainer.position = Position()  # a whole batch
         begin = time.perf_counter()
         trainer.step()
         if setup.device.type == "cuda":
             torch.cuda.synchronize(setup.device)
         times.append(time.perf_counter() - begin)
     step = statistics.median(times)
-    evaluated = 0.0
+    evaluated = 0
+    rounds = -(-experiment.epochs // experiment.evaluation.every)
     if setup.validation is not None:
-        evaluated += setup.validation.samples * -(-experiment.epochs // experiment.evaluation.every)
+        evaluated += setup.validation.samples * rounds
+        evaluated += rounds * experiment.average.samples if experiment.average else 0
     test = setup.test()
     evaluated += test.samples if test is not None else 0
     seconds = experiment.epochs * trainer.steps * step
@@ -56,8 +59,20 @@ def estimate(experiment: Experiment, module: nn.Module | None = None) -> Estimat
         seconds += evaluated * _evaluation_seconds(setup, loader)
     height, width, channels = setup.dataset.train.pixels.shape[1:]
     shape = (int(channels), int(height), int(width))
-    predicted = cost.estimate(setup.module, shape, experiment.batch_size)
+    predicted = predicted_cost(experiment, setup.module, shape)
     return Estimate(setup, step, seconds, setup.peak_memory(), predicted)
+
+
+def predicted_cost(experiment: Experiment, module: nn.Module, shape: tuple[int, int, int]) -> cost.Cost:
+    """What a training step of the experiment costs, by counting (`auto` precision counts as fp32)."""
+    optimiser = experiment.optimizer
+    return cost.estimate(
+        module,
+        shape,
+        experiment.batch_size,
+        dtype=torch.bfloat16 if experiment.precision == "bf16" else torch.float32,
+        moments=int(optimiser.momentum > 0) if optimiser.name == "sgd" else 2,
+    )
 
 
 def _evaluation_seconds(setup: Setup, loader: Loader) -> float:

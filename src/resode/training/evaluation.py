@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from resode.data import Batch
+from resode.mode import mode
+
+_PRECISIONS = {torch.float64: "fp64", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ def evaluate(
     precision: str = "fp32",
     on_batch: Callable[[int], None] | None = None,
 ) -> Scores:
-    """Score `module` (left in the mode it was in) on batches of normalised images.
+    """Score `module` on batches of normalised images; afterwards it is in the mode it was in.
 
     Args:
         module: (N, C, H, W) -> logits (N, classes).
@@ -74,12 +77,10 @@ def evaluate(
         precision: "fp32", or "bf16" for autocast.
         on_batch: called with the samples of each batch done; what it raises ends the evaluation.
     """
-    training = module.training
-    module.eval()
-    try:
-        loss: Tensor | None = None
-        confusion: Tensor | None = None
-        samples = 0
+    loss: Tensor | None = None
+    confusion: Tensor | None = None
+    samples = 0
+    with mode(module, training=False):
         for batch in batches:
             device = batch.inputs.device.type
             with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
@@ -94,9 +95,9 @@ def evaluate(
             samples += len(batch.targets)
             if on_batch is not None:
                 on_batch(len(batch.targets))
-    finally:
-        module.train(training)
     assert confusion is not None
     assert loss is not None
     classes = round(confusion.numel() ** 0.5)
-    return Scores(loss.item() / samples, samples, confusion.view(classes, classes).cpu(), precision)
+    own = next((p.dtype for p in module.parameters()), torch.float32)
+    used = precision if own == torch.float32 else _PRECISIONS.get(own, str(own))
+    return Scores(loss.item() / samples, samples, confusion.view(classes, classes).cpu(), used)

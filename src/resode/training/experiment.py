@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -23,11 +24,22 @@ from pydantic import (
     model_validator,
 )
 
+from resode.data import sources
 from resode.errors import InputError, nearest
 from resode.models import models
 from resode.training import recipes
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+def _absolute(source: str) -> str:
+    """A folder by its absolute path (a run may be resumed from elsewhere), a name or an address as it is."""
+    path = Path(source).expanduser()
+    return source if source in sources.names() or not path.is_dir() else str(path.resolve())
+
+
+Location = Annotated[str, AfterValidator(_absolute)]
+FilePath = Annotated[str, AfterValidator(lambda path: str(Path(path).expanduser().resolve()))]
 
 
 class Section(BaseModel):
@@ -80,7 +92,7 @@ class Data(Section):
     normalise each channel of pixels / 255; left out, they are those of the training images that are used.
     """
 
-    source: str = "cifar10"
+    source: Location = "cifar10"
     validation: NonNegativeInt | Annotated[float, Field(ge=0, lt=1)] = 0
     image_size: PositiveInt | None = None
     on_bad_image: Literal["error", "skip"] = "error"
@@ -216,10 +228,14 @@ class Checkpointing(Section):
 
 
 class Initial(Section):
-    """The weights that training starts from, by path and content."""
+    """The weights that training starts from, by path and content.
 
-    path: str
+    `new_head` keeps the network's own last layer, where the data has another number of classes.
+    """
+
+    path: FilePath
     sha256: str = ""
+    new_head: bool = False
 
 
 class Experiment(Section):
@@ -237,7 +253,7 @@ class Experiment(Section):
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     clip_norm: PositiveFloat | None = None
     average: Average | None = None
-    seed: NonNegativeInt = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     compile: bool = False
     device: str = "auto"
@@ -261,13 +277,7 @@ class Experiment(Section):
         pairs = (
             list(overrides.items()) if isinstance(overrides, Mapping) else recipes.parse_overrides(overrides)
         )
-        values, original = recipes.read(str(recipe), pairs), recipes.read(str(recipe))
-        experiment = cls.from_values(values, str(recipe))
-        task = [(v.get("model"), (v.get("data") or {}).get("source")) for v in (values, original)]
-        if task[0] == task[1]:
-            return experiment
-        unknown = {"published": None, "expected": ""}  # what was published was another network or other data
-        return experiment.replace(about=experiment.about.model_copy(update=unknown))
+        return cls.from_values(recipes.read(str(recipe), pairs), str(recipe))
 
     @classmethod
     def from_values(cls, values: Mapping[str, Any], origin: str) -> "Experiment":
@@ -283,7 +293,7 @@ class Experiment(Section):
 
     def replace(self, **sections: Any) -> "Experiment":
         """A copy with some fields exchanged, validated again."""
-        return Experiment.model_validate({**self.model_dump(), **sections})
+        return Experiment.from_values({**self.model_dump(), **sections}, self.name)
 
 
 # ---------------------------------------------------------------- mistakes

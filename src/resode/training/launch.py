@@ -65,34 +65,44 @@ def train(
     """
     observer = observer or Observer()
     run = Run(Path(out) if out is not None else default_directory(experiment))
-    _refuse_unfit(run, resume)
-    with contextlib.closing(run.lock()), listening() as stop:
+    if run.path.exists() and not run.path.is_dir():
+        raise InputError(f"{run.path}: is a file; choose another --out")
+    module = getattr(module, "_orig_mod", module)  # of torch.compile; `compile: true` compiles here
+    with contextlib.closing(run.lock()):
+        _refuse_unfit(run, resume)
         resumed = run.exists
         if resumed:
-            experiment = _agreed(
+            stored = _agreed(
                 experiment if module is None else experiment.replace(model=model_of(module)), run
             )
             if run.finished:
                 return _finished(run, module)
+            experiment = stored.replace(init=None)  # its weights have been read: a checkpoint follows
         observer.message(f"reading {experiment.data.source}")
         setup = prepare(experiment, module)
         trainer = Trainer(setup, run, observer)
         for note in setup.notes:
             observer.message(note)
-        if resumed:
-            _resume(trainer)
-        else:
-            _begin(trainer)
-        observer.started(setup, trainer.position.epoch)
-        trainer.train(stop)
-        return _finish(trainer, stop)
+        with listening() as stop:
+            if resumed:
+                _resume(trainer)
+            else:
+                _begin(trainer)
+            observer.started(setup, trainer.position.epoch)
+            trainer.train(stop)
+            return _finish(trainer, stop)
+
+
+_LEFTOVERS = {
+    ".lock",
+    "environment.json",
+    "checkpoints",
+}  # of a run that could not write its first checkpoint
 
 
 def _refuse_unfit(run: Run, resume: bool) -> None:
-    if run.path.exists() and not run.path.is_dir():
-        raise InputError(f"{run.path}: is a file; choose another --out")
     if not run.exists:
-        if run.path.is_dir() and any(p.name != ".lock" for p in run.path.iterdir()):
+        if any(p.name not in _LEFTOVERS for p in run.path.iterdir()):
             raise InputError(f"{run.path}: is not empty and holds no run; choose another --out")
         return
     if not resume:
@@ -105,7 +115,7 @@ def _agreed(experiment: Experiment, run: Run) -> Experiment:
     """The stored experiment, if what is asked for now does not contradict it."""
     stored = run.read_experiment()
     asked, kept = experiment.model_dump(mode="json"), stored.model_dump(mode="json")
-    free = ("about.", "checkpoint.", "device", "init.sha256")
+    free = ("about.", "device", "init.sha256")
     differing = [
         f"{run.path}: was started with {path}={kept_value}, now it is {asked_value}; "
         "leave the change out, or choose another --out"
@@ -114,7 +124,7 @@ def _agreed(experiment: Experiment, run: Run) -> Experiment:
     ]
     if differing:
         raise InputError(*differing)
-    return stored.replace(checkpoint=experiment.checkpoint)
+    return stored if experiment.device == "auto" else stored.replace(device=experiment.device)
 
 
 def _differences(asked: Any, kept: Any, path: str = "") -> list[tuple[str, Any, Any]]:
@@ -178,6 +188,8 @@ def _finish(trainer: Trainer, stop: StopRequest) -> Result:
     """The one evaluation on the test images, the final weights, the summary."""
     setup, run = trainer.setup, trainer.run
     module = trainer.evaluated_module()
+    if module is not trainer.module:
+        trainer.module.load_state_dict(module.state_dict())
     loader = setup.test()
     test = trainer.evaluate(module, loader, stop) if loader is not None else None
     summary = _summary(trainer, test.record(setup.dataset.classes) if test else None)
@@ -186,7 +198,7 @@ def _finish(trainer: Trainer, stop: StopRequest) -> Result:
         results |= {"test_error": round(test.top1_error, 6), "test_samples": test.samples}
     durable.write(run.model, lambda path: setup.save_weights(module, path, results))
     run.write_summary(summary)
-    return Result(module.eval(), run, summary)
+    return Result(trainer.module.eval(), run, summary)
 
 
 def _summary(trainer: Trainer, test: dict[str, Any] | None) -> dict[str, Any]:

@@ -25,9 +25,13 @@ def build(module: nn.Module, section: Optimizer) -> torch.optim.Optimizer:
         if params
     ]
     if isinstance(section, SGD):
-        return torch.optim.SGD(
+        optimiser = torch.optim.SGD(
             groups, lr=section.lr, momentum=section.momentum, nesterov=section.nesterov, fused=True
         )
+        if section.momentum:  # v = 0 from the start: a parameter may get its first gradient later than others
+            for parameter in trainable:
+                optimiser.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        return optimiser
     return torch.optim.AdamW(groups, lr=section.lr, betas=section.betas, eps=section.eps, fused=True)
 
 
@@ -53,6 +57,7 @@ def load_state_tensors(
     for path, value in tensors.items():
         key, _, name = path.partition("/")
         parameter = parameters[name]
-        if value.shape == parameter.shape:
-            value = torch.empty_like(parameter).copy_(value)
-        optimiser.state[parameter][key] = value
+        if key == "step":  # a count, where the fused optimiser expects it
+            optimiser.state[parameter][key] = value.to(parameter.device)
+        else:
+            optimiser.state[parameter][key] = torch.empty_like(parameter).copy_(value)

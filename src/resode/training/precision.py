@@ -19,6 +19,7 @@ def choose_device(name: str) -> torch.device:
         InputError: no such device name.
         ResourceError: a GPU is asked for and none is there.
     """
+    forbid_tf32()
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -29,8 +30,14 @@ def choose_device(name: str) -> torch.device:
         raise InputError(f"device '{name}' is not supported (auto, cpu, cuda, cuda:1, ...)")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         count = torch.cuda.device_count()
-        raise ResourceError(f"device '{name}': this machine shows {count} CUDA devices; try --device cpu")
+        raise ResourceError(f"device '{name}': {count} CUDA devices are here; try --device cpu")
     return device
+
+
+def forbid_tf32() -> None:
+    """Make fp32 mean fp32: by default a GPU's convolutions round their inputs to 10 bits of mantissa."""
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def choose_precision(name: Literal["auto", "fp32", "bf16"], device: torch.device) -> tuple[Precision, str]:

@@ -18,11 +18,42 @@ from resode.errors import InputError, nearest
 
 def read(recipe: str, overrides: Iterable[tuple[str, Any]] = ()) -> dict[str, Any]:
     """The plain values of a recipe, its base underneath and the overrides (dotted path, value) on top."""
-    values = _read(recipe, ())
+    values, original = _read(recipe, ()), _read(recipe, ())
     values.setdefault("name", recipe if recipe in shipped() else Path(recipe).stem)
-    for path, value in sorted(overrides, key=lambda pair: not pair[0].endswith(".name")):
+    changes = dict(sorted(overrides, key=lambda pair: not pair[0].endswith(".name")))
+    for path, value in changes.items():
         _override(values, path.split("."), value)
+    _forget_the_old_task(values, original, changes)
     return values
+
+
+# What a run or a recipe knew of its data, and what was published of its task, by section.
+_KNOWN_OF_DATA = {"data": ("fingerprint", "mean", "std"), "model": ("classes", "in_channels")}
+_KNOWN_OF_TASK = {"about": ("published", "expected")}
+
+
+def _forget_the_old_task(
+    values: dict[str, Any], original: Mapping[str, Any], changes: Mapping[str, Any]
+) -> None:
+    """With other data or another network, drop what was known of the old, unless it is set anew."""
+
+    def get(holder: Mapping[str, Any], section: str, key: str) -> Any:
+        part = holder.get(section)
+        return part.get(key) if isinstance(part, Mapping) else part
+
+    other_data = get(values, "data", "source") != get(original, "data", "source")
+    other_model = values.get("model") != original.get("model")
+    other_start = get(values, "init", "path") != get(original, "init", "path")
+    forgotten = [
+        *((_KNOWN_OF_DATA,) if other_data else ()),
+        *((_KNOWN_OF_TASK,) if other_data or other_model else ()),
+        *(({"init": ("sha256",)},) if other_start else ()),
+    ]
+    for known in forgotten:
+        for section, keys in known.items():
+            for key in keys:
+                if f"{section}.{key}" not in changes and isinstance(values.get(section), dict):
+                    values[section].pop(key, None)
 
 
 def shipped() -> dict[str, Traversable]:

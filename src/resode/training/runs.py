@@ -99,11 +99,6 @@ class Run:
         """The resolved experiment."""
         return Experiment.from_recipe(self.path)
 
-    def write_environment(self, device: torch.device) -> None:
-        """Record versions and hardware; a resumed run adds to the list."""
-        path = self.path / "environment.json"
-        durable.write_json(path, environment(device))
-
     def rows(self, epochs: int | None = None) -> list[dict[str, str]]:
         """The rows of metrics.csv, or those of the first `epochs` epochs."""
         path = self.path / "metrics.csv"
@@ -203,10 +198,19 @@ def _cpu_name() -> str:
 
 
 def _commit() -> str | None:
-    """The commit of the source tree that runs, where it is one."""
-    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short=12", "HEAD"]
+    """The commit of the source tree that runs (`-dirty` where it was changed); None if it is no checkout."""
+    git = ["git", "-C", str(Path(__file__).parent)]
     try:
-        answer = subprocess.run(git, capture_output=True, text=True, timeout=5, check=False)
+        known = subprocess.run(
+            [*git, "ls-files", "--error-unmatch", Path(__file__).name],
+            capture_output=True,
+            timeout=5,
+            check=False,
+        )
+        if known.returncode != 0:  # installed: a repository around it is not ours
+            return None
+        describe = [*git, "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+        answer = subprocess.run(describe, capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.SubprocessError):
         return None
     return answer.stdout.strip() or None

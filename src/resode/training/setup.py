@@ -4,6 +4,7 @@ What was left open in the experiment (`auto`, the normalisation, the number of c
 the resolved experiment says it, and rebuilds the same set-up.
 """
 
+import copy
 import math
 import resource
 import sys
@@ -19,8 +20,9 @@ from torch import Tensor, nn
 from resode import cost, durable, randomness, weights
 from resode.data import Augmentation, Dataset, Images, Loader, channel_statistics, load, validation_split
 from resode.errors import InputError, IntegrityError
+from resode.mode import mode
 from resode.models import create, created_as
-from resode.training.experiment import Data, Experiment, Initial, Model
+from resode.training.experiment import Data, Experiment, Model
 from resode.training.precision import choose_device, choose_precision, place
 
 
@@ -50,10 +52,13 @@ class Setup:
         return self._in_order(self.dataset.test, np.arange(len(self.dataset.test.labels)))
 
     def statistics_inputs(self, samples: int) -> Iterator[Tensor]:
-        """Inputs of a fixed seeded subset of the training images, for the statistics of normalisations."""
-        index = torch.as_tensor(self.train_index)
-        subset = randomness.order(self.experiment.seed, 0, index)[:samples].sort().values
-        for batch in self._in_order(self.dataset.train, subset.numpy()):
+        """Inputs of a fixed seeded subset of the training images, in batches of one size, for statistics."""
+        whole = self.experiment.evaluation.batch_size
+        count = min(samples, len(self.train_index))
+        count -= count % whole if count > whole else 0
+        by_content = self.train_index[np.argsort(self.dataset.train.digests[self.train_index], kind="stable")]
+        drawn = randomness.order(self.experiment.seed, 0, torch.arange(len(by_content)), "subset")[:count]
+        for batch in self._in_order(self.dataset.train, by_content[drawn.numpy()]):
             yield batch.inputs
 
     def _in_order(self, images: Images, index: np.ndarray) -> Loader:
@@ -71,10 +76,6 @@ class Setup:
         """Write a weights file that says how it came about."""
         training = {**self.card.training, **(results or {})}
         weights.save(module, path, weights.Card(self.card.specification, self.card.preprocessing, training))
-
-    def load_weights(self, module: nn.Module, path: Path) -> None:
-        """Read the tensors of a weights file into `module`."""
-        weights.load_into(module, path)
 
     def peak_memory(self) -> int:
         """Bytes: the allocator's peak on a GPU, the resident peak of the process on a CPU."""
@@ -95,35 +96,16 @@ def prepare(experiment: Experiment, module: nn.Module | None = None) -> Setup:
         InputError: data, model and weights that do not fit together.
         IntegrityError: the data is not what the resolved experiment was made with.
     """
-    notes: list[str] = []
     device = choose_device(experiment.device)
-    data = load(
-        experiment.data.source,
-        image_size=experiment.data.image_size,
-        on_bad_image=experiment.data.on_bad_image,
-    )
-    if experiment.data.fingerprint not in (None, data.fingerprint):
-        raise IntegrityError(
-            f"{experiment.data.source}: the data has changed since this run began (content "
-            f"{data.fingerprint[:12]}, was {experiment.data.fingerprint[:12]})"
-        )
+    data = _read_data(experiment.data)
     train_index, validation_index = validation_split(data.train, experiment.data.validation, experiment.seed)
     experiment = _resolve_init(experiment, module)
     section = _resolve_data(experiment.data, data, train_index)
     precision, reason = choose_precision(experiment.precision, device)
-    if experiment.precision == "auto":
-        notes.append(f"precision {precision}: {reason}")
+    notes = [f"precision {precision}: {reason}"] if experiment.precision == "auto" else []
     model = _resolve_model(experiment, data) if module is None else model_of(module)
     experiment = experiment.replace(data=section, device=str(device), precision=precision, model=model)
-    torch.manual_seed(experiment.seed)
-    if module is None:
-        assert model is not None
-        module = create(model.name, **model.options)
-        if experiment.init is not None:
-            weights.load_into(module, Path(experiment.init.path))
-    module = place(module, device)
-    _check_outputs(module, data, device)
-
+    module = place(_built(experiment, module), device)
     height, width, channels = data.train.pixels.shape[1:]
     preprocessing = weights.Preprocessing(
         mean=section.mean or (), std=section.std or (), size=(height, width), channels=channels,
@@ -146,15 +128,43 @@ def prepare(experiment: Experiment, module: nn.Module | None = None) -> Setup:
         augmentation=Augmentation(**experiment.augment.model_dump()),
         seed=experiment.seed,
     )
+    _check_network(module, training, data)
     held_out = len(validation_index) > 0
     validation = loader(validation_index, batch_size=experiment.evaluation.batch_size) if held_out else None
     return Setup(experiment, module, device, data, training, validation, train_index, card, tuple(notes))
 
 
+def _read_data(section: Data) -> Dataset:
+    data = load(section.source, image_size=section.image_size, on_bad_image=section.on_bad_image)
+    if section.fingerprint not in (None, data.fingerprint):
+        raise IntegrityError(
+            f"{section.source}: the data has changed since this run began (content "
+            f"{data.fingerprint[:12]}, was {section.fingerprint[:12]})"
+        )
+    return data
+
+
+def _built(experiment: Experiment, module: nn.Module | None) -> nn.Module:
+    """The network with its initial weights; the seed decides them where none are given."""
+    torch.manual_seed(experiment.seed)
+    if module is None:
+        assert experiment.model is not None
+        module = create(experiment.model.name, **experiment.model.options)
+    if experiment.init is not None:
+        weights.load_into(module, experiment.init.path, new_head=experiment.init.new_head)
+    return module
+
+
 def model_of(module: nn.Module) -> Model | None:
-    """The registered model that a module was created as; None for a module of the user's own."""
+    """The registered model that a module was created as; None for one of the user's own, or edited since."""
     created = created_as(module)
-    return None if created is None else Model(name=created[0], **created[1])
+    if created is None:
+        return None
+    with torch.device("meta"):
+        original = create(created[0], **created[1]).state_dict()
+    if weights.mismatches(original, module.state_dict()):
+        return None
+    return Model(name=created[0], **created[1])
 
 
 def _resolve_init(experiment: Experiment, module: nn.Module | None) -> Experiment:
@@ -167,17 +177,19 @@ def _resolve_init(experiment: Experiment, module: nn.Module | None) -> Experimen
     digest = durable.sha256(path)
     if init.sha256 not in ("", digest):
         raise IntegrityError(f"{path}: the weights have changed since this run began")
-    changes: dict[str, Any] = {"init": Initial(path=str(path), sha256=digest)}
-    if module is None and card.specification is not None and experiment.model is not None:
-        name = card.specification.name
-        if name != experiment.model.name:
+    preprocessing, specification = card.preprocessing, card.specification
+    changes: dict[str, Any] = {"init": init.model_copy(update={"sha256": digest})}
+    if module is None and specification is not None and experiment.model is not None:
+        if specification.name != experiment.model.name:
             raise InputError(
-                f"{path}: holds a {name}, the recipe trains a {experiment.model.name}; "
-                f"to train the file's network add --set model.name={name}"
+                f"{path}: holds a {specification.name}, the recipe trains a {experiment.model.name}; "
+                f"to train the file's network add --set model.name={specification.name}"
             )
-        changes["model"] = Model(name=name, **{**card.specification.options, **experiment.model.options})
-    if experiment.data.mean is None and card.preprocessing is not None:
-        normalisation = {"mean": card.preprocessing.mean, "std": card.preprocessing.std}
+        of_data = ("classes", "in_channels")
+        options = {key: value for key, value in specification.options.items() if key not in of_data}
+        changes["model"] = Model(name=specification.name, **{**options, **experiment.model.options})
+    if experiment.data.mean is None:
+        normalisation = {"mean": preprocessing.mean, "std": preprocessing.std}
         changes["data"] = experiment.data.model_copy(update=normalisation)
     return experiment.replace(**changes)
 
@@ -215,22 +227,43 @@ def _resolve_model(experiment: Experiment, data: Dataset) -> Model:
 
 
 @torch.no_grad()
-def _check_outputs(module: nn.Module, data: Dataset, device: torch.device) -> None:
+def _check_network(module: nn.Module, loader: Loader, data: Dataset) -> None:
     """One image through the network: does it take this size, and give a logit for every class?"""
+    if not any(p.requires_grad for p in module.parameters()):
+        raise InputError("the network has no trainable parameter")
+    other = next((p.dtype for p in module.parameters() if p.dtype != torch.float32), None)
+    if other is not None:
+        raise InputError(
+            f"the network has parameters of {other}; training keeps them in fp32: module.float()"
+        )
     height, width, channels = data.train.pixels.shape[1:]
-    training = module.training
-    module.eval()
+    image = torch.zeros(1, channels, height, width, device=loader.device)
     try:
-        logits = module(torch.zeros(1, channels, height, width, device=device))
+        with mode(module, training=False):
+            logits = module(image)
     except RuntimeError as error:
         first = str(error).splitlines()[0]
         raise InputError(
             f"the network does not take the images of {data.name} ({channels}x{height}x{width}): {first}"
         ) from None
-    finally:
-        module.train(training)
-    if logits.shape != (1, len(data.classes)):
+    if not isinstance(logits, Tensor) or logits.shape != (1, len(data.classes)):
+        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise InputError(
-            f"the network gives an output of shape {tuple(logits.shape)} for one image; "
-            f"{data.name} has {len(data.classes)} classes"
+            f"the network gives an output of shape {got} for one image; {data.name} has "
+            f"{len(data.classes)} classes"
         )
+    if loader.samples % loader.batch_size == 1:
+        _check_batch_of_one(module, image, loader)
+
+
+def _check_batch_of_one(module: nn.Module, image: Tensor, loader: Loader) -> None:
+    """The last batch of an epoch is one image: can the network be trained on that?"""
+    trial = copy.deepcopy(module)
+    try:
+        with mode(trial, training=True):
+            trial(image)
+    except ValueError as error:
+        raise InputError(
+            f"the last batch of an epoch would be a single image ({loader.samples:,} in batches of "
+            f"{loader.batch_size}): {error}; choose another batch_size"
+        ) from None

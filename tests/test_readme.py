@@ -1,0 +1,77 @@
+"""README's commands and Python run as printed; its figures are those of the records."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from resode.cli import main
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+def commands(text):
+    return [shlex.split(line[2:]) for line in text.splitlines() if line.startswith("$ ")]
+
+
+def run(words):
+    with pytest.raises(SystemExit) as exit_:
+        main(words)
+    assert not exit_.value.code, words
+
+
+CONSOLE = [commands(block) for block in blocks("console")]
+
+
+def test_make_knows_the_two_commands():
+    for target in re.findall(r"^make (\w+)", blocks("")[0], re.MULTILINE):
+        subprocess.run(["make", "-n", target], cwd=ROOT, check=True, capture_output=True)
+
+
+def test_the_commands_on_digits_run_as_printed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    digits = CONSOLE[0]
+    assert all(words[0] == "resode" for words in digits)
+    for words in digits:
+        run(words[1:])
+
+
+def test_the_commands_on_cifar10_are_understood(tmp_path, monkeypatch, real_data):
+    """Each long training is asked for as a dry run, in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    for words in CONSOLE[1]:
+        if words[1] == "train":
+            words = [w for w in words if w not in ("--resume", "--dry-run")] + ["--dry-run"]
+            words += ["--set", "batch_size=8", "--set", "evaluation.batch_size=8"]
+        run(words[1:])
+
+
+@pytest.mark.slow
+def test_the_published_checkpoint_comes_in_as_printed(tmp_path, monkeypatch, real_data):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / CONSOLE[2][0][3]).symlink_to(real_data / "checkpoints" / "akamaster-resnet20.th")
+    for words in CONSOLE[2]:
+        run(words[1:])
+
+
+def test_the_python_runs_as_printed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (code,) = blocks("python")
+    scope = {}
+    exec(compile(code, "README.md", "exec"), scope)
+    assert scope["logits"].shape == (4, 10)
+
+
+def test_the_figures_are_those_of_the_records():
+    check = [sys.executable, str(ROOT / "results" / "tables.py"), "--check"]
+    environment = {k: v for k, v in os.environ.items() if k != "COLUMNS"}
+    subprocess.run(check, check=True, env=environment)
