@@ -5,7 +5,7 @@ import resode
 model = resode.create("he_resnet20", classes=10)
 experiment = resode.Experiment.from_recipe("he2016/resnet20", {"epochs": 10})
 result = resode.train(model, experiment)
-model = resode.load(result.run.path / "model.safetensors")
+model = resode.load(result.run.path)
 logits = model(model.preprocessing(images))
 """
 
@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from resode.data import load as load_data
     from resode.models import create
-    from resode.training import Experiment, evaluate, train
-    from resode.weights import load
+    from resode.training import Experiment, evaluate, load, train
 
 __version__ = "0.1.0"
 
@@ -24,7 +23,7 @@ _PUBLIC = {
     "Experiment": ("resode.training", "Experiment"),
     "create": ("resode.models", "create"),
     "evaluate": ("resode.training", "evaluate"),
-    "load": ("resode.weights", "load"),
+    "load": ("resode.training", "load"),
     "load_data": ("resode.data", "load"),
     "train": ("resode.training", "train"),
 }

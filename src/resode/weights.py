@@ -372,6 +372,8 @@ def _opened(path: str | PathLike[str]) -> Iterator[Any]:
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
     except SafetensorError as error:
+        if Path(path).suffix in (".th", ".pth", ".pt", ".tar", ".ckpt"):
+            raise InputError(f"{path}: a published checkpoint comes in by `resode import`") from None
         reason = str(error).partition("\n")[0]
         raise IntegrityError(f"{path}: is no whole safetensors file ({reason})") from None
 

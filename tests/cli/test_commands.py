@@ -103,11 +103,51 @@ def test_predict_agrees_with_the_network(resode, trained, tmp_path):
 def test_predict_names_a_bad_file_and_classifies_the_others(resode, trained, tmp_path):
     good = digit_file(tmp_path, 0)
     (tmp_path / "notes.txt").write_text("no image")
-    answer = resode("predict", trained, good, tmp_path / "notes.txt")
+    answer = resode("predict", trained, "missing.png", good, tmp_path / "notes.txt")
     assert answer.code == 2
     assert "digit.png" in answer.out
-    assert len(answer.lines) == 1
-    assert "notes.txt" in answer.lines[0]
+    assert len(answer.lines) == 2
+    assert "missing.png" in answer.lines[0]
+    assert "notes.txt" in answer.lines[1]
+
+
+def folder_of_digits(tmp_path, names):
+    """The first digits of each class in `train/<name>/`, the others in `test/<name>/`."""
+    train = library.load_data("digits").train
+    for number, name in enumerate(names):
+        for split, indices in (("train", slice(0, 3)), ("test", slice(3, 20))):
+            folder = tmp_path / "folder" / split / name
+            folder.mkdir(parents=True)
+            for index in np.flatnonzero(train.labels == number)[indices]:
+                Image.fromarray(train.pixels[index][:, :, 0]).save(folder / f"{index}.png")
+    return tmp_path / "folder"
+
+
+def test_classes_are_matched_by_name(resode, tmp_path):
+    """A network of classes in one order, evaluated on folders that sort in another."""
+    folder = folder_of_digits(tmp_path, list("jihgfedcba"))
+    answer = resode("train", "quickstart", "--data", folder, "--out", "run", *TINY, "--set", "epochs=30")
+    assert answer.code == 0, answer.err
+    error = json.loads((tmp_path / "run" / "summary.json").read_text())["test"]["top1_error"]
+    assert json.loads(resode("evaluate", "run", "--json").out)["top1_error"] == error
+    numbered = resode("evaluate", "run", "--data", "digits")
+    assert "matched by number" in numbered.err
+    for name in "abcdefghij":
+        for split in ("train", "test"):
+            (folder / split / name).rename(folder / split / f"digit {name}")
+    answer = resode("evaluate", "run")
+    assert answer.code == 2
+    assert "'digit a' is none of the network's" in answer.err
+
+
+def test_a_registered_name_is_not_shadowed_by_a_folder(resode, trained, tmp_path):
+    (tmp_path / "digits").mkdir()
+    assert resode("evaluate", trained, "--data", "digits").code == 0
+
+
+def test_a_pipe_may_close_early(trained):
+    command = f"{sys.executable} -m resode list models | head -1; exit ${{PIPESTATUS[0]}}"
+    subprocess.run(["bash", "-c", command], check=True, capture_output=True)
 
 
 def test_list_shows_parameters_and_multiply_adds(resode):
@@ -142,6 +182,7 @@ def test_doctor_finds_its_way(resode):
 
 
 def test_a_plugin_brings_a_model(resode, tmp_path, monkeypatch):
+    before = dict(models._entries)
     monkeypatch.setattr(models, "_entries", dict(models._entries))
     (tmp_path / "mine.py").write_text(
         "from torch import nn\n"
@@ -156,6 +197,11 @@ def test_a_plugin_brings_a_model(resode, tmp_path, monkeypatch):
     assert answer.code == 0, answer.err
     record = json.loads(resode("evaluate", "run", "--json").out)
     assert record["model"] == "linear_digits"
+    monkeypatch.setattr(models, "_entries", before)  # as in a process without the plug-in
+    for words in (("train", "--resume", "--out", "run"), ("evaluate", "run")):
+        answer = resode(*words)
+        assert answer.code == 2
+        assert "--plugin" in answer.err
 
 
 def test_ctrl_c_saves_and_resume_goes_on(tmp_path):

@@ -12,6 +12,7 @@ from tests.cli.conftest import TINY
     [
         (("trian", "quickstart"), "No such command 'trian'"),
         (("train",), "which recipe?"),
+        (("train", "--resume", "--out", "runs/none"), "holds no run to resume"),
         (("train", "quickstrat"), "did you mean 'quickstart'"),
         (("train", "quickstart", "--data", "digts"), "did you mean 'digits'"),
         (("train", "quickstart", "--data", "./no/such/folder"), "no/such/folder"),
@@ -29,12 +30,18 @@ from tests.cli.conftest import TINY
         (("predict", "runs/none", "x.png"), "no such"),
         (("show", "he2016/resnet21"), "did you mean"),
         (("list", "model"), "model"),
+        (("evaluate", "weights.pth"), "resode import"),
+        (
+            ("import", "akamaster", "a.safetensors", "--model", "he_resnet20", "--out", "b.safetensors"),
+            "is a saf",
+        ),
         (("import", "akamster", "x", "--model", "he_resnet20", "--out", "y.safetensors"), "choose one of"),
         (("import", "akamaster", "x.th", "--model", "he_resnet20", "--out", "y.safetensors"), "x.th"),
         (("import", "akamaster", "x.th", "--model", "he_resnet20", "--out", "y.pt"), "end in .safetensors"),
     ],
 )
-def test_usage_and_input_exit_2(resode, words, message):
+def test_usage_and_input_exit_2(resode, words, message, tmp_path):
+    (tmp_path / "weights.pth").write_bytes(b"PK" + bytes(100))
     answer = resode(*words)
     assert answer.code == 2, answer.err
     assert message in answer.err
@@ -53,6 +60,32 @@ def test_a_run_is_not_overwritten(resode, trained):
     answer = resode("train", "quickstart", "--out", "run", *TINY)
     assert answer.code == 2
     assert "holds a finished run" in answer.err
+
+
+def test_a_misspelt_test_folder_is_named(resode, tmp_path):
+    for name in ("train/a", "train/b", "tset/a"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        (tmp_path / "data" / name / "x.png").write_bytes(b"")
+    answer = resode("train", "quickstart", "--data", "data")
+    assert answer.code == 2
+    assert "tset is no folder of test images; did you mean 'test'?" in answer.err
+
+
+def test_weights_that_are_not_finite_give_no_result(resode, trained):
+    import torch
+
+    from resode import weights
+
+    module = weights.load(trained / "model.safetensors")
+    with torch.no_grad():
+        module.conv1.weight[0] = torch.nan
+    weights.save(module, trained / "nan.safetensors", module.card)
+    for words in (("evaluate", trained / "nan.safetensors", "--json"), ("train", "quickstart", "--init",
+                  trained / "nan.safetensors", "--out", "other", *TINY)):  # fmt: skip
+        answer = resode(*words)
+        assert answer.code in (2, 3)
+        assert "not finite" in answer.err
+        assert answer.out == ""
 
 
 def test_a_damaged_file_exits_3(resode, trained):

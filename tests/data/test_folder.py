@@ -105,7 +105,9 @@ def test_a_class_that_skipping_empties_is_an_error(class_folder):
 
 def test_unequal_sizes_need_an_image_size(class_folder):
     (class_folder / "train" / "dog" / "5.png").write_bytes(encoded(np.zeros((9, 8, 3), np.uint8)))
-    with pytest.raises(InputError, match=r"0\.png is 8x8, .*5\.png is 9x8; set image_size"):
+    with pytest.raises(
+        InputError, match=r"0\.png is 8x8, .*5\.png is 9x8; give one size: --set data.image_size=32"
+    ):
         load(str(class_folder))
     data = load(str(class_folder), image_size=6)
     assert data.train.pixels.shape == (7, 6, 6, 3)
@@ -115,7 +117,9 @@ def test_unequal_sizes_need_an_image_size(class_folder):
 def test_unequal_splits_need_an_image_size(class_folder):
     shutil.rmtree(class_folder / "test")
     write_images(class_folder / "test" / "cat", random_pixels(1, side=9))
-    with pytest.raises(InputError, match=r"0\.png is 8x8, .*test/cat/0\.png is 9x9; set image_size"):
+    with pytest.raises(
+        InputError, match=r"0\.png is 8x8, .*test/cat/0\.png is 9x9; give one size: --set data.image_size=32"
+    ):
         load(str(class_folder))
 
 

@@ -113,8 +113,8 @@ def test_a_single_column_may_have_any_name(tmp_path):
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"img": pa.array(FILES, pa.binary())}, "has no label column; it has img"),
-        ({"label": LABELS}, "has no image column; it has label"),
+        ({"img": pa.array(FILES, pa.binary())}, "has no label column of a known type; it has img"),
+        ({"label": LABELS}, "has no image column of a known type; it has label"),
         (
             {"img": pa.array(FILES, pa.binary()), "a": LABELS, "b": LABELS},
             "any of a, b could be the label column",

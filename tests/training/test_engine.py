@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import resode
-from resode import training
+from resode import training, weights
 from resode.data import Dataset, Images
 from resode.errors import DivergenceError, InputError, IntegrityError, ResourceError, Stopped
 from resode.training import Experiment, Observer, Run, checkpoints
@@ -55,6 +55,16 @@ class StopAt(Observer):
         self.evaluations += 1
         if self.evaluations == self.evaluation:
             os.kill(os.getpid(), self.number)
+
+
+class Listener(Observer):
+    """Keeps what it is told."""
+
+    def __init__(self):
+        self.lines = []
+
+    def message(self, text):
+        self.lines.append(text)
 
 
 def metrics(run):
@@ -308,14 +318,9 @@ class TestDirectory:
             train(None, tiny, out=tmp_path / "run", observer=StopAt(3))
         (checkpoints.stored(tmp_path / "run" / "checkpoints")[-1] / "state.json").write_text("{}")
 
-        class Listener(Observer):
-            lines: list[str] = []  # noqa: RUF012
-
-            def message(self, text):
-                self.lines.append(text)
-
-        train(None, tiny, out=tmp_path / "run", resume=True, observer=Listener())
-        assert any("state.json" in line and "an older checkpoint is used" in line for line in Listener.lines)
+        listener = Listener()
+        train(None, tiny, out=tmp_path / "run", resume=True, observer=listener)
+        assert any("state.json" in line and "an older checkpoint is used" in line for line in listener.lines)
         assert_same(tmp_path / "whole", tmp_path / "run")
 
     def test_resume_refuses_changed_data(self, tiny, tmp_path):
@@ -362,6 +367,49 @@ class TestDirectory:
         assert_same(tmp_path / "whole", tmp_path / "run")
 
 
+def test_a_lost_metrics_file_is_written_again(tiny, tmp_path):
+    train(None, tiny, out=tmp_path / "whole")
+    with pytest.raises(Stopped):
+        train(None, tiny, out=tmp_path / "run", observer=StopAt(7))
+    (tmp_path / "run" / "metrics.csv").write_text("damaged")
+    train(None, tiny, out=tmp_path / "run", resume=True)
+    assert_same(tmp_path / "whole", tmp_path / "run")
+
+
+def test_a_run_that_lost_its_final_weights_makes_them_again(tiny, tmp_path):
+    train(None, tiny, out=tmp_path / "run")
+    before = (tmp_path / "run" / "model.safetensors").read_bytes()
+    (tmp_path / "run" / "model.safetensors").unlink()
+    train(None, tiny, out=tmp_path / "run", resume=True)
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == before
+
+
+def test_initial_weights_that_are_not_finite_are_refused(tiny, tmp_path):
+    module = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    with torch.no_grad():
+        module[1].bias[3] = torch.nan
+    with pytest.raises(InputError, match=r"initial weights are not finite: the value of '1\.bias'"):
+        train(module, tiny, out=tmp_path / "run")
+
+
+def test_images_that_are_skipped_are_told(tiny, tmp_path):
+    from PIL import Image
+
+    for name in ("zero", "one"):
+        (tmp_path / "data" / "train" / name).mkdir(parents=True)
+        for number in range(3):
+            path = tmp_path / "data" / "train" / name / f"{number}.png"
+            Image.new("L", (8, 8), 60 * number).save(path)
+    path.write_bytes(path.read_bytes()[:50])
+    listener = Listener()
+    data = {"source": str(tmp_path / "data"), "on_bad_image": "skip"}
+    result = train(None, tiny.replace(data=data), out=tmp_path / "run", observer=listener)
+    assert any("1 images were skipped" in line for line in listener.lines)
+    assert any("no test images" in line for line in listener.lines)
+    assert len(result.summary["data"]["skipped"]) == 1
+    assert result.test_error is None
+
+
 def test_weights_to_start_from_bring_their_normalisation(tiny, tmp_path):
     first = train(
         None, tiny.replace(data={"source": "digits", "mean": (0.25,), "std": (0.5,)}), out=tmp_path / "a"
@@ -374,6 +422,22 @@ def test_weights_to_start_from_bring_their_normalisation(tiny, tmp_path):
         assert torch.equal(tensor, setup.module.state_dict()[name]), name
     with pytest.raises(InputError, match="the recipe trains a digits_resnet14"):
         prepare(tiny.replace(model={"name": "digits_resnet14"}, init={"path": str(file)}))
+    own = resode.create("digits_resnet8", classes=10, widths=[4, 4, 8])
+    setup = prepare(tiny.replace(init={"path": str(file)}), own)
+    assert torch.equal(load_file(file)["conv1.weight"], own.conv1.weight)
+
+
+def test_weights_of_other_classes_need_a_new_head(tiny, tmp_path):
+    seven = resode.create("digits_resnet8", classes=7, widths=[4, 4, 8])
+    preprocessing = weights.Preprocessing((0.5,), (0.5,), (8, 8), 1, tuple("abcdefg"))
+    specification = weights.Specification("digits_resnet8", {"classes": 7, "widths": [4, 4, 8]})
+    file = tmp_path / "seven.safetensors"
+    weights.save(seven, file, weights.Card(specification, preprocessing))
+    with pytest.raises(InputError, match=r"seven.safetensors: .*init.new_head=true"):
+        prepare(tiny.replace(init={"path": str(file)}))
+    setup = prepare(tiny.replace(init={"path": str(file), "new_head": True}))
+    assert torch.equal(setup.module.conv1.weight, seven.conv1.weight)
+    assert setup.module.fc.out_features == 10
 
 
 def test_an_estimate_writes_nothing(tiny, tmp_path, monkeypatch):

@@ -4,6 +4,9 @@ Exit codes: 0 done; 2 usage or input; 3 integrity or security; 4 diverged; 5 res
 signal n after saving. An error is a line that names the thing and the mend; `--debug` adds the traceback.
 """
 
+import errno
+import io
+import os
 import sys
 import traceback
 from typing import NoReturn
@@ -49,6 +52,9 @@ app.command("doctor")(doctor.doctor)
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run one command and exit with its code."""
     words = sys.argv[1:] if arguments is None else arguments
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a file's name may not fit the terminal's alphabet
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     try:
@@ -56,7 +62,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except KeyboardInterrupt:
         _fail(130, ("interrupted",))
     except BrokenPipeError:  # the reader of a pipe went away (`resode list | head`)
-        sys.stderr.close()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except Exception as error:
         if debug:
@@ -71,7 +77,9 @@ def _describe(error: Exception) -> tuple[int, tuple[str, ...]]:
         return error.exit_code, error.messages
     usage = getattr(error, "format_message", None)  # typer's usage errors, whichever click it stands on
     if usage is not None:
-        return 2, (f"{usage().rstrip('.')} (see --help)",)
+        return 2, (f"{usage().rstrip('.')} (see --help)",) if usage() else ()
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return 5, ("no space left on the device that the output goes to",)
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return 5, ("out of memory: lower batch_size (--set batch_size=64) or choose another --device",)
     if isinstance(error, RuntimeError) and "can't allocate memory" in str(error):

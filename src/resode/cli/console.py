@@ -10,9 +10,18 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from resode.training.engine import Observer
 from resode.training.setup import Setup
 
-out, err = Console(), Console(stderr=True)
+
+class Screen(Console):
+    """A console that leaves a broken pipe to `resode.cli.main`."""
+
+    def on_broken_pipe(self) -> None:
+        """Raise; `rich` would exit with 1."""
+        raise BrokenPipeError
+
+
+out, err = Screen(), Screen(stderr=True)
 if not out.is_terminal and "COLUMNS" not in os.environ:
-    out = Console(width=120)  # a table in a file or a pipe need not fit a terminal
+    out = Screen(width=120)  # a table in a file or a pipe need not fit a terminal
 
 
 def say(text: str) -> None:

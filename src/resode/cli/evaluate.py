@@ -1,6 +1,7 @@
 """`resode evaluate`: score weights on labelled images."""
 
 import json
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,7 +18,7 @@ from resode.cli.options import (
     choice,
     load_plugins,
 )
-from resode.errors import InputError
+from resode.errors import InputError, IntegrityError
 
 if TYPE_CHECKING:
     from resode.data import Images
@@ -65,6 +66,8 @@ def evaluate(
     module = weights.load(file)
     images, skipped = _images(source, split, bad, card.preprocessing)
     scores = _score(module, images, precision or "fp32", batch_size, device)
+    if not math.isfinite(scores.loss):
+        raise IntegrityError(f"{path}: the loss on {source} is {scores.loss}: the weights are not finite")
     name = card.specification.name if card.specification else type(module).__name__
     record: dict[str, Any] = scores.record()
     record |= {"data": source, "split": split, "model": name, "path": path, "skipped": len(skipped)}
@@ -111,11 +114,15 @@ def _image_size(source: str, size: tuple[int, int]) -> int | None:
 
 def _places(source: str, found: Sequence[str], wanted: Sequence[str]) -> "np.ndarray":
     """For each class of the data its place among the network's: by name; by number where one has none."""
+    from resode.cli.console import note
+
     if len(found) != len(wanted):
         raise InputError(f"{source}: has {len(found)} classes, the network has {len(wanted)}")
     plain = [["".join(filter(str.isalnum, name.lower())) for name in names] for names in (found, wanted)]
     numbers = [str(number) for number in range(len(wanted))]
     if numbers in plain:
+        if plain[0] != plain[1]:
+            note(f"{source}: one side has numbers for class names, so classes are matched by number")
         return np.arange(len(wanted))
     if sorted(plain[0]) != sorted(plain[1]):
         other = next(name for name, key in zip(found, plain[0], strict=True) if key not in plain[1])

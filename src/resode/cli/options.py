@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from resode import durable
 from resode.errors import InputError
 
 DataOption = Annotated[
@@ -33,9 +34,14 @@ DeviceOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
 
 
-def load_plugins(files: Sequence[Path] | None) -> None:
-    """Run the Python files that the user names, once each; they register what they bring."""
-    for number, file in enumerate(files or ()):
+def load_plugins(files: Sequence[Path] | None) -> list[dict[str, str]]:
+    """Run the Python files that the user names, once each; they register what they bring.
+
+    Returns:
+        The path and SHA-256 of each, for the record.
+    """
+    loaded = []
+    for number, file in enumerate(dict.fromkeys(file.expanduser().resolve() for file in files or ())):
         if not file.is_file():
             raise InputError(f"--plugin {file}: no such file")
         name = f"resode_plugin_{number}_{file.stem}"
@@ -48,8 +54,10 @@ def load_plugins(files: Sequence[Path] | None) -> None:
             spec.loader.exec_module(module)
         except InputError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise InputError(f"--plugin {file}: {type(error).__name__}: {error}") from error
+        loaded.append({"path": str(file), "sha256": durable.sha256(file)})
+    return loaded
 
 
 def choice(option: str, value: Any, allowed: Sequence[str]) -> Any:

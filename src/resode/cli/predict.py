@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from resode.cli.options import DeviceOption, JsonOption, PluginOption, load_plugins
-from resode.errors import InputError, ResodeError
+from resode.errors import InputError, IntegrityError, ResodeError
 
 if TYPE_CHECKING:
     import torch
@@ -45,34 +45,32 @@ def predict(
     from resode.training.precision import choose_device
     from resode.training.runs import weights_file
 
-    files = _files(images)
+    files, missing = _files(images)
     module = weights.load(weights_file(path))
     module.to(choose_device(device or "auto"))
     pixels, readable, mistakes = _read(files, module.preprocessing)
     rows = _classify(module, pixels, readable, top)
     _show(rows, json_)
-    if mistakes:
+    if mistakes := [*missing, *mistakes]:
         worst = max(mistakes, key=lambda error: error.exit_code)
         raise type(worst)(*(line for error in mistakes for line in error.messages))
 
 
-def _files(images: list[Path]) -> list[Path]:
-    """Files as given; a folder stands for the files in it, by name."""
+def _files(images: list[Path]) -> tuple[list[Path], list[ResodeError]]:
+    """Files as given; a folder stands for the files in it, by name. Then what is not there."""
     files: list[Path] = []
-    missing = []
+    missing: list[ResodeError] = []
     for image in images:
         if image.is_dir():
             found = sorted(p for p in image.rglob("*") if p.is_file() and not p.name.startswith("."))
             if not found:
-                missing.append(f"{image}: holds no files")
+                missing.append(InputError(f"{image}: holds no files"))
             files.extend(found)
         elif image.is_file():
             files.append(image)
         else:
-            missing.append(f"{image}: no such file")
-    if missing:
-        raise InputError(*missing)
-    return files
+            missing.append(InputError(f"{image}: no such file"))
+    return files, missing
 
 
 def _read(
@@ -108,6 +106,8 @@ def _classify(
         for start in range(0, len(pixels), _BATCH):
             batch = torch.stack(pixels[start : start + _BATCH]).to(device)
             probabilities = module(module.preprocessing(batch)).softmax(1).cpu()
+            if not probabilities.isfinite().all():
+                raise IntegrityError("the network's outputs are not finite: its weights are damaged")
             best = probabilities.topk(min(top, probabilities.shape[1]))
             for values, indices in zip(best.values.tolist(), best.indices.tolist(), strict=True):
                 named = {classes[i]: round(v, 6) for i, v in zip(indices, values, strict=True)}

@@ -72,14 +72,17 @@ def train(
 
     \f
     """
-    load_plugins(plugin)
+    plugins = load_plugins(plugin)
     if recipe is None:
         if out is None or not resume:
             raise InputError(
                 "which recipe? e.g. `resode train quickstart` (`resode list recipes` lists them)"
             )
+        if not (out / "experiment.yaml").is_file():
+            raise InputError(f"{out}: holds no run to resume; name a recipe to start one")
         recipe = str(out)
     from resode.training import Experiment
+    from resode.training.runs import weights_file
 
     choice("--compile", compile_, ("on", "off"))
     options = {
@@ -89,7 +92,8 @@ def train(
         "device": device,
         "precision": precision,
         "compile": None if compile_ is None else compile_ == "on",
-        "init.path": None if init is None else str(init),
+        "init.path": None if init is None else str(weights_file(init)),
+        "plugins": plugins or None,
     }
     pairs = _overrides(settings or (), options)
     experiment = Experiment.from_recipe(recipe, pairs)

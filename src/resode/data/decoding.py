@@ -128,7 +128,7 @@ def _agree(canvases: list[_Canvas]) -> None:
 def _unequal(first: str, shape: tuple[int, ...], name: str, other: tuple[int, ...]) -> InputError:
     return InputError(
         f"images of unequal size: {first} is {shape[0]}x{shape[1]}, {name} is {other[0]}x{other[1]}; "
-        "set image_size"
+        "give one size: --set data.image_size=32"
     )
 
 

@@ -36,6 +36,8 @@ def read(folder: Path) -> Container:
         if not found:
             raise InputError(f"{train / name} holds no image; add some or remove the folder")
     test = next((folder / name for name in TEST_FOLDERS if (folder / name).is_dir()), None)
+    if test is None:
+        _refuse_misspelt(folder)
     test_files = _test_files(test, classes) if test else {}
     listed = [path for group in (files, test_files) for found in group.values() for path in found]
     return Container(
@@ -45,6 +47,14 @@ def read(folder: Path) -> Container:
         _encoded(test_files, classes) if any(test_files.values()) else None,
         lambda: content_of(folder, listed),
     )
+
+
+def _refuse_misspelt(folder: Path) -> None:
+    """A folder beside `train` that looks like a test folder with a mistake in its name."""
+    for beside in _visible(folder):
+        meant = nearest(beside.name.lower(), TEST_FOLDERS)
+        if beside.is_dir() and meant:
+            raise InputError(f"{beside} is no folder of test images{meant} (or name it quite differently)")
 
 
 def _visible(folder: Path) -> list[Path]:

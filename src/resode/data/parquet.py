@@ -148,7 +148,8 @@ def _only(path: Path, what: str, found: list[str], preferred: list[str], schema:
     if len(found) == 1:
         return found[0]
     if not found:
-        raise InputError(f"{path} has no {what} column; it has {', '.join(schema.names) or 'none'}")
+        columns = ", ".join(f"{field.name} ({field.type})" for field in schema) or "none"
+        raise InputError(f"{path} has no {what} column of a known type; it has {columns}")
     raise InputError(f"{path}: any of {', '.join(found)} could be the {what} column; call it '{what}'")
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from resode import durable
+from resode.data.catalogue import KNOWN
 from resode.errors import InputError, nearest
 from resode.interop import akamaster, fattorib, kuangliu
 from resode.interop.checkpoints import read
@@ -23,7 +24,7 @@ __all__ = ["CIFAR10", "FORMATS", "Conversion", "Format", "convert"]
 
 FORMATS: dict[str, Format] = {module.FORMAT.name: module.FORMAT for module in (akamaster, fattorib, kuangliu)}
 
-CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+CIFAR10 = next(known.classes for known in KNOWN if known.name == "cifar10")
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,8 @@ def read(path: str | PathLike[str]) -> dict[str, Tensor]:
 
 
 def _load(path: Path) -> object:
+    if path.suffix == ".safetensors":
+        raise InputError(f"{path}: is a safetensors file; `resode import` reads PyTorch's checkpoints")
     try:
         with path.open("rb") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # whatever PyTorch warns of ends as an error below

@@ -5,7 +5,7 @@ from resode.training.estimate import Estimate, estimate
 from resode.training.evaluation import Scores, evaluate
 from resode.training.experiment import Experiment
 from resode.training.launch import Result, default_directory, train
-from resode.training.runs import Run
+from resode.training.runs import Run, load
 
 __all__ = [
     "Estimate",
@@ -17,5 +17,6 @@ __all__ = [
     "default_directory",
     "estimate",
     "evaluate",
+    "load",
     "train",
 ]

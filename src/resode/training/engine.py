@@ -85,6 +85,7 @@ class Trainer:
     run: Run
     observer: Observer
     position: Position = field(default_factory=Position)
+    rows: list[dict[str, str]] = field(default_factory=list)  # of metrics.csv
 
     def __post_init__(self) -> None:
         experiment, module = self.setup.experiment, self.setup.module
@@ -216,7 +217,8 @@ class Trainer:
             "images_per_second": round(samples / max(position.epoch_seconds, 1e-9), 1),
             "peak_memory_bytes": self.setup.peak_memory(),
         }
-        self.run.write_rows([*self.run.rows(position.epoch), format_row(row)])
+        self.rows.append(format_row(row))
+        self.run.write_rows(self.rows)
         self.sums.zero_()
         position.epoch, position.step, position.epoch_seconds = position.epoch + 1, 0, 0.0
         return row
@@ -240,7 +242,7 @@ class Trainer:
             self.position.iteration,
             lambda path: self.setup.save_weights(self.module, path),
             {name: tensor.detach().cpu() for name, tensor in training.items()},
-            vars(self.position),
+            {**vars(self.position), "rows": self.rows},
             self.setup.experiment.checkpoint.keep,
         )
 
@@ -260,7 +262,9 @@ class Trainer:
         self.sums.copy_(checkpoint.training["sums"])
         self.first_bad.fill_(-1)
         _restore_generators(groups["generator"], self.setup.device)
-        self.position = Position(**checkpoint.state)
+        state = dict(checkpoint.state)
+        self.rows = state.pop("rows")
+        self.position = Position(**state)
 
     def stop(self, number: int) -> None:
         """Save and end the run because a signal asked for it."""
@@ -293,7 +297,8 @@ class Trainer:
         raise DivergenceError(
             f"diverged at iteration {position.iteration} (epoch {position.epoch + 1}, step "
             f"{position.step + 1} of {self.steps}): {what} is not finite; nothing of it was saved. Lower "
-            f"optimizer.lr (now {self.setup.experiment.optimizer.lr:g}) or set clip_norm, and start anew"
+            f"optimizer.lr (now {self.setup.experiment.optimizer.lr:g}) or set clip_norm, and start anew "
+            "with another --out"
         )
 
     def _replay(self, checkpoint: checkpoints.Checkpoint, iteration: int) -> str:

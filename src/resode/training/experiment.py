@@ -238,6 +238,13 @@ class Initial(Section):
     new_head: bool = False
 
 
+class Plugin(Section):
+    """A Python file that the user named by --plugin; it is recorded, and never run by itself."""
+
+    path: FilePath
+    sha256: str = ""
+
+
 class Experiment(Section):
     """All that decides a run. `Experiment.from_recipe("he2016/resnet20", {"epochs": 10})` builds one."""
 
@@ -260,6 +267,7 @@ class Experiment(Section):
     evaluation: Evaluation = Evaluation()
     checkpoint: Checkpointing = Checkpointing()
     init: Initial | None = None
+    plugins: tuple[Plugin, ...] = ()
 
     @classmethod
     def from_recipe(
@@ -285,7 +293,8 @@ class Experiment(Section):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            raise InputError(*(f"{origin}: {line}" for line in _explain(error))) from None
+            lines = [*_explain(error), *(f"was made with --plugin {path}" for path in _plugins(values))]
+            raise InputError(*(f"{origin}: {line}" for line in lines)) from None
 
     def to_yaml(self) -> str:
         """The experiment as YAML that `from_recipe` reads back to the same value."""
@@ -297,6 +306,12 @@ class Experiment(Section):
 
 
 # ---------------------------------------------------------------- mistakes
+
+
+def _plugins(values: Mapping[str, Any]) -> list[str]:
+    """The plug-ins that values name, valid or not."""
+    named = values.get("plugins") or ()
+    return [str(plugin["path"]) for plugin in named if isinstance(plugin, Mapping) and "path" in plugin]
 
 
 def _explain(error: ValidationError) -> list[str]:

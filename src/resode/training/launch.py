@@ -3,6 +3,7 @@
 import contextlib
 import json
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,12 @@ import torch
 from torch import nn
 
 from resode import durable, weights
-from resode.errors import InputError
-from resode.training import checkpoints
+from resode.errors import InputError, ResourceError
+from resode.training import checkpoints, divergence
 from resode.training.engine import Observer, Trainer
 from resode.training.experiment import Experiment
 from resode.training.runs import Run, environment
-from resode.training.setup import model_of, prepare
+from resode.training.setup import Setup, model_of, prepare
 from resode.training.signals import StopRequest, listening
 
 
@@ -76,14 +77,15 @@ def train(
                 experiment if module is None else experiment.replace(model=model_of(module)), run
             )
             if run.finished:
+                observer.message(f"{run.path}: this run is finished; nothing is left to do")
                 return _finished(run, module)
             experiment = stored.replace(init=None)  # its weights have been read: a checkpoint follows
         observer.message(f"reading {experiment.data.source}")
         setup = prepare(experiment, module)
         trainer = Trainer(setup, run, observer)
-        for note in setup.notes:
+        for note in (*setup.notes, *_about_data(setup)):
             observer.message(note)
-        with listening() as stop:
+        with listening() as stop, _telling_how_to_go_on(run):
             if resumed:
                 _resume(trainer)
             else:
@@ -93,11 +95,30 @@ def train(
             return _finish(trainer, stop)
 
 
-_LEFTOVERS = {
-    ".lock",
-    "environment.json",
-    "checkpoints",
-}  # of a run that could not write its first checkpoint
+@contextlib.contextmanager
+def _telling_how_to_go_on(run: Run) -> Iterator[None]:
+    """A run that the disk had no room for goes on once it has."""
+    try:
+        yield
+    except ResourceError as error:
+        if run.exists:
+            mend = f"the last checkpoint is whole: make room, then: resode train --resume --out {run.path}"
+            raise ResourceError(*error.messages, mend) from error
+        raise
+
+
+# What a run leaves behind that could not write its first checkpoint.
+_LEFTOVERS = frozenset({".lock", "environment.json", "checkpoints"})
+
+
+def _about_data(setup: Setup) -> Iterator[str]:
+    """What the user should know of the data before training begins."""
+    skipped = setup.dataset.skipped
+    if skipped:
+        yield f"{len(skipped)} images were skipped; summary.json lists them all"
+        yield from (f"skipped: {line}" for line in skipped[:5])
+    if setup.dataset.test is None:
+        yield f"{setup.experiment.data.source} has no test images: nothing will be tested at the end"
 
 
 def _refuse_unfit(run: Run, resume: bool) -> None:
@@ -115,7 +136,7 @@ def _agreed(experiment: Experiment, run: Run) -> Experiment:
     """The stored experiment, if what is asked for now does not contradict it."""
     stored = run.read_experiment()
     asked, kept = experiment.model_dump(mode="json"), stored.model_dump(mode="json")
-    free = ("about.", "device", "init.sha256")
+    free = ("about.", "device", "init.sha256", "plugins")
     differing = [
         f"{run.path}: was started with {path}={kept_value}, now it is {asked_value}; "
         "leave the change out, or choose another --out"
@@ -140,6 +161,9 @@ def _differences(asked: Any, kept: Any, path: str = "") -> list[tuple[str, Any, 
 def _begin(trainer: Trainer) -> None:
     """Write what a run starts with; the first checkpoint shows that the disk takes it."""
     run, setup = trainer.run, trainer.setup
+    broken = divergence.not_finite(setup.module)
+    if broken is not None:
+        raise InputError(f"the initial weights are not finite: {broken}; give other weights")
     tensors = [*setup.module.state_dict().values()]
     state = sum(t.numel() * t.element_size() for t in tensors)
     run.require_space((setup.experiment.checkpoint.keep + 2) * 3 * state)
@@ -157,7 +181,7 @@ def _resume(trainer: Trainer) -> None:
         raise InputError(f"{run.path}: holds no checkpoint; start anew with another --out")
     trainer.restore(checkpoint)
     trainer.position.resumes += 1
-    run.write_rows(run.rows(trainer.position.epoch))
+    run.write_rows(trainer.rows)
     _note_environment(run, trainer.setup.device, observer)
     position = trainer.position
     observer.message(
@@ -188,8 +212,6 @@ def _finish(trainer: Trainer, stop: StopRequest) -> Result:
     """The one evaluation on the test images, the final weights, the summary."""
     setup, run = trainer.setup, trainer.run
     module = trainer.evaluated_module()
-    if module is not trainer.module:
-        trainer.module.load_state_dict(module.state_dict())
     loader = setup.test()
     test = trainer.evaluate(module, loader, stop) if loader is not None else None
     summary = _summary(trainer, test.record(setup.dataset.classes) if test else None)
@@ -198,11 +220,13 @@ def _finish(trainer: Trainer, stop: StopRequest) -> Result:
         results |= {"test_error": round(test.top1_error, 6), "test_samples": test.samples}
     durable.write(run.model, lambda path: setup.save_weights(module, path, results))
     run.write_summary(summary)
+    if module is not trainer.module:
+        trainer.module.load_state_dict(module.state_dict())
     return Result(trainer.module.eval(), run, summary)
 
 
 def _summary(trainer: Trainer, test: dict[str, Any] | None) -> dict[str, Any]:
-    setup, position, rows = trainer.setup, trainer.position, trainer.run.rows()
+    setup, position, rows = trainer.setup, trainer.position, trainer.rows
     experiment, last = setup.experiment, rows[-1]
     seconds = sum(float(row["seconds"]) for row in rows)
     validation = None

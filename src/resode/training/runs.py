@@ -21,7 +21,7 @@ from typing import IO, Any
 import numpy
 import torch
 
-from resode import durable
+from resode import durable, weights
 from resode.errors import InputError, IntegrityError, ResourceError
 from resode.training import checkpoints
 from resode.training.experiment import Experiment
@@ -64,7 +64,7 @@ class Run:
     @property
     def finished(self) -> bool:
         """Whether the run here came to its end."""
-        return (self.path / "summary.json").is_file()
+        return (self.path / "summary.json").is_file() and self.model.is_file()
 
     def lock(self) -> IO[str]:
         """Take the directory for this process, until the file that is returned is closed.
@@ -98,15 +98,6 @@ class Run:
     def read_experiment(self) -> Experiment:
         """The resolved experiment."""
         return Experiment.from_recipe(self.path)
-
-    def rows(self, epochs: int | None = None) -> list[dict[str, str]]:
-        """The rows of metrics.csv, or those of the first `epochs` epochs."""
-        path = self.path / "metrics.csv"
-        if not path.is_file():
-            return []
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-        return rows if epochs is None else [row for row in rows if int(row["epoch"]) <= epochs]
 
     def write_rows(self, rows: list[dict[str, str]]) -> None:
         """Write metrics.csv whole (a few kilobytes, once an epoch)."""
@@ -158,6 +149,14 @@ def weights_file(path: str | Path) -> Path:
     if checkpoint is None:
         raise InputError(f"{path}: holds no run (no model.safetensors, no checkpoints)")
     return checkpoint.model
+
+
+def load(path: str | Path) -> weights.Loaded:
+    """The network of a run, a checkpoint or a .safetensors file, with its preprocessing.
+
+    As `resode.weights.load`, which see, but PATH may be a directory that `resode train` wrote.
+    """
+    return weights.load(weights_file(path))
 
 
 def format_row(values: Mapping[str, float | int | None]) -> dict[str, str]:

@@ -99,7 +99,7 @@ def prepare(experiment: Experiment, module: nn.Module | None = None) -> Setup:
     device = choose_device(experiment.device)
     data = _read_data(experiment.data)
     train_index, validation_index = validation_split(data.train, experiment.data.validation, experiment.seed)
-    experiment = _resolve_init(experiment, module)
+    experiment = _resolve_init(experiment, module, data)
     section = _resolve_data(experiment.data, data, train_index)
     precision, reason = choose_precision(experiment.precision, device)
     notes = [f"precision {precision}: {reason}"] if experiment.precision == "auto" else []
@@ -136,6 +136,8 @@ def prepare(experiment: Experiment, module: nn.Module | None = None) -> Setup:
 
 def _read_data(section: Data) -> Dataset:
     data = load(section.source, image_size=section.image_size, on_bad_image=section.on_bad_image)
+    if len(data.classes) < 2:
+        raise InputError(f"{section.source}: has a single class ({data.classes[0]}); two are the least")
     if section.fingerprint not in (None, data.fingerprint):
         raise IntegrityError(
             f"{section.source}: the data has changed since this run began (content "
@@ -167,7 +169,7 @@ def model_of(module: nn.Module) -> Model | None:
     return Model(name=created[0], **created[1])
 
 
-def _resolve_init(experiment: Experiment, module: nn.Module | None) -> Experiment:
+def _resolve_init(experiment: Experiment, module: nn.Module | None, data: Dataset) -> Experiment:
     """Take the network's options and the normalisation from the weights that training starts from."""
     init = experiment.init
     if init is None:
@@ -178,6 +180,11 @@ def _resolve_init(experiment: Experiment, module: nn.Module | None) -> Experimen
     if init.sha256 not in ("", digest):
         raise IntegrityError(f"{path}: the weights have changed since this run began")
     preprocessing, specification = card.preprocessing, card.specification
+    channels = data.train.pixels.shape[3]
+    if preprocessing.channels != channels:
+        raise InputError(
+            f"{path}: takes images of {preprocessing.channels} channels, {data.name} has {channels}"
+        )
     changes: dict[str, Any] = {"init": init.model_copy(update={"sha256": digest})}
     if module is None and specification is not None and experiment.model is not None:
         if specification.name != experiment.model.name:
