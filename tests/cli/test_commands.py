@@ -167,6 +167,14 @@ def test_show_prints_the_resolved_recipe(resode):
         assert part in text, part
 
 
+def test_show_reads_runs_and_weights(resode, trained):
+    assert "fingerprint:" in resode("show", trained).out
+    text = resode("show", trained / "model.safetensors").out
+    for part in ("digits_resnet8", "widths=[4, 4, 8]", "1x8x8", "parameters", "quickstart", "test error"):
+        assert part in text, part
+    assert resode("show", "none.safetensors").code == 2
+
+
 def test_a_dry_run_estimates_and_writes_nothing(resode, tmp_path):
     answer = resode("train", "quickstart", "--dry-run", *TINY)
     assert answer.code == 0

@@ -71,6 +71,10 @@ def evaluate(
     name = card.specification.name if card.specification else type(module).__name__
     record: dict[str, Any] = scores.record()
     record |= {"data": source, "split": split, "model": name, "path": path, "skipped": len(skipped)}
+    if card.training.get("averaged") is False:
+        note(
+            f"{path}: these are the weights of the last step; the averaged ones come with the end of the run"
+        )
     for line in skipped:
         note(f"skipped: {line}")
     if json_:

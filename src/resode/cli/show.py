@@ -1,5 +1,6 @@
 """`resode show`: a recipe, resolved."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -8,16 +9,21 @@ from resode.cli.options import PluginOption, load_plugins
 
 if TYPE_CHECKING:
     from resode.training import Experiment
+    from resode.weights import Specification
 
 
 def show(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe, a YAML file, or a run.")],
+    recipe: Annotated[
+        str, typer.Argument(metavar="RECIPE", help="A recipe, a YAML file, a run, or a .safetensors file.")
+    ],
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a value; repeatable.")
     ] = None,
     plugin: PluginOption = None,
 ) -> None:
-    """Show a recipe: source, equation, cost, published and expected result, and every setting.
+    """Show a recipe or a run: source, equation, cost, published and expected result, every setting.
+
+    Of a weights file: the network, its preprocessing, and where the weights come from.
 
     Examples:
 
@@ -25,12 +31,18 @@ def show(
 
         resode show he2016/resnet20 --set epochs=10
 
+        resode show runs/r20/model.safetensors
+
     \f
     """
     load_plugins(plugin)
     from resode.cli.console import say
     from resode.training import Experiment
 
+    if Path(recipe).suffix == ".safetensors" and not Path(recipe).is_dir():
+        for label, text in _weights(Path(recipe)):
+            say(f"{label:<15} {text}")
+        return
     experiment = Experiment.from_recipe(recipe, settings or ())
     for label, text in [*_about(experiment), *_costs(experiment)]:
         if text:
@@ -38,6 +50,45 @@ def show(
     say("")
     settings_only = experiment.model_copy(update={"about": type(experiment.about)()})
     say(settings_only.to_yaml().rstrip())
+
+
+def _weights(file: Path) -> list[tuple[str, str]]:
+    """What a weights file says of itself."""
+    from resode import weights
+    from resode.report.quantities import size
+
+    card = weights.read_card(file)
+    specification, preprocessing = card.specification, card.preprocessing
+    rows = [("file", f"{file} ({size(file.stat().st_size)})")]
+    if specification is None:
+        rows.append(("model", "a module that is no registered model (weights.load_into reads it)"))
+    else:
+        options = ", ".join(f"{key}={value}" for key, value in specification.options.items())
+        rows += [("model", f"{specification.name} ({options})"), *_model_costs(specification)]
+    shape = "x".join(map(str, (preprocessing.channels, *preprocessing.size)))
+    numbers = [
+        ", ".join(f"{value:.4g}" for value in values) for values in (preprocessing.mean, preprocessing.std)
+    ]
+    rows.append(("input", f"{shape}, normalised by mean {numbers[0]}, std {numbers[1]}"))
+    rows.append(("classes", f"{len(preprocessing.classes)}: {', '.join(preprocessing.classes[:20])}"))
+    return rows + [(key.replace("_", " "), str(value)) for key, value in card.training.items()]
+
+
+def _model_costs(specification: "Specification") -> list[tuple[str, str]]:
+    """Parameters and multiply-adds of a network, without its numbers."""
+    import torch
+
+    from resode import cost
+    from resode.models import models
+
+    with torch.device("meta"):
+        module = specification.build()
+    rows = [("parameters", f"{cost.parameters(module):,}")]
+    shape = models.entry(specification.name).shape
+    if shape is not None:
+        shape = (specification.options.get("in_channels", shape[0]), *shape[1:])
+        rows.append(("multiply-adds", f"{cost.multiply_adds(module, shape) / 1e6:,.1f} M an image"))
+    return rows
 
 
 def _about(experiment: "Experiment") -> list[tuple[str, str]]:

@@ -240,11 +240,16 @@ class Trainer:
         checkpoints.write(
             self.run.checkpoints,
             self.position.iteration,
-            lambda path: self.setup.save_weights(self.module, path),
+            lambda path: self.setup.save_weights(self.module, path, self.present()),
             {name: tensor.detach().cpu() for name, tensor in training.items()},
             {**vars(self.position), "rows": self.rows},
             self.setup.experiment.checkpoint.keep,
         )
+
+    def present(self) -> dict[str, Any]:
+        """What a checkpoint's weights say of themselves."""
+        of = f"{self.position.iteration} of {self.iterations}"
+        return {"iterations": of, "averaged": False} if self.average is not None else {"iterations": of}
 
     @torch.no_grad()
     def restore(self, checkpoint: checkpoints.Checkpoint) -> None:

@@ -216,6 +216,8 @@ def _finish(trainer: Trainer, stop: StopRequest) -> Result:
     test = trainer.evaluate(module, loader, stop) if loader is not None else None
     summary = _summary(trainer, test.record(setup.dataset.classes) if test else None)
     results: dict[str, Any] = {"epochs": setup.experiment.epochs}
+    if trainer.average is not None:
+        results["averaged"] = True
     if test is not None:
         results |= {"test_error": round(test.top1_error, 6), "test_samples": test.samples}
     durable.write(run.model, lambda path: setup.save_weights(module, path, results))

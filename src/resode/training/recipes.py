@@ -16,6 +16,11 @@ import yaml
 from resode.errors import InputError, nearest
 
 
+def _natural(entry: Traversable) -> list[tuple[int, str]]:
+    """A key that sorts resnet20 before resnet110."""
+    return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", entry.name)]
+
+
 def read(recipe: str, overrides: Iterable[tuple[str, Any]] = ()) -> dict[str, Any]:
     """The plain values of a recipe, its base underneath and the overrides (dotted path, value) on top."""
     values, original = _read(recipe, ()), _read(recipe, ())
@@ -61,7 +66,7 @@ def shipped() -> dict[str, Traversable]:
     found: dict[str, Traversable] = {}
 
     def walk(folder: Traversable, prefix: str) -> None:
-        for entry in sorted(folder.iterdir(), key=lambda e: e.name):
+        for entry in sorted(folder.iterdir(), key=_natural):
             if entry.is_dir():
                 walk(entry, f"{prefix}{entry.name}/")
             elif entry.name.endswith(".yaml"):
