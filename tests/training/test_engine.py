@@ -17,7 +17,7 @@ import resode
 from resode import training, weights
 from resode.data import Dataset, Images
 from resode.errors import DivergenceError, InputError, IntegrityError, ResourceError, Stopped
-from resode.training import Experiment, Observer, Run, checkpoints
+from resode.training import Experiment, Observer, Run, checkpoints, precision
 from resode.training.launch import train
 from resode.training.setup import prepare
 from tests.conftest import DIGITS_IN_A_FLASH
@@ -143,8 +143,8 @@ def test_the_final_weights_give_the_error_of_the_summary(tiny, tmp_path):
 
 
 def test_digits_are_learnt(tmp_path):
-    """Six epochs of the quickstart recipe: far above chance, or the loop does not learn."""
-    experiment = Experiment.from_recipe("quickstart", {"epochs": 6, "precision": "fp32"})
+    """Ten epochs of the quickstart recipe: far above chance, or the loop does not learn."""
+    experiment = Experiment.from_recipe("quickstart", {"epochs": 10, "precision": "fp32"})
     assert train(None, experiment, out=tmp_path / "run").test_error < 8
 
 
@@ -365,6 +365,15 @@ class TestDirectory:
         train(None, tiny, out=tmp_path / "run", resume=True)
         train(None, tiny, out=tmp_path / "whole")
         assert_same(tmp_path / "whole", tmp_path / "run")
+
+
+def test_what_auto_chose_is_written_and_obeyed_by_resume(tiny, tmp_path, monkeypatch):
+    experiment = tiny.replace(precision="auto")
+    monkeypatch.setattr(precision, "_block_seconds", lambda half: 0.1 if half else 1.0)
+    with pytest.raises(Stopped):
+        train(None, experiment, out=tmp_path / "run", observer=StopAt(1))
+    monkeypatch.setattr(precision, "_block_seconds", lambda half: 1.0)
+    assert train(None, experiment, out=tmp_path / "run", resume=True).summary["precision"] == "bf16"
 
 
 def test_a_lost_metrics_file_is_written_again(tiny, tmp_path):
