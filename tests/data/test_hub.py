@@ -124,7 +124,7 @@ def test_any_parquet_data_set_by_its_address(published, server):
     data = load("hf://owner/set")
     assert np.array_equal(data.train.pixels, PIXELS[:4])
     assert np.array_equal(data.test.pixels, PIXELS[4:])
-    assert data.name == "hf://owner/set"
+    assert data.name == f"hf://owner/set@{COMMIT}"
     assert not any("README" in path for _, path in server.asked)
 
 
@@ -137,6 +137,21 @@ def test_another_format_is_taken_as_the_hub_converted_it(server, tmp_path):
     server.publish("owner/pictures", converted, "refs/convert/parquet", CONVERTED)
     data = load("hf://owner/pictures")
     assert (len(data.train), len(data.test)) == (2, 1)
+
+
+def test_a_commit_is_a_data_set_for_ever(published, server, tmp_path, monkeypatch):
+    old = load("hf://owner/set")
+    newer = {"train.parquet": parquet_bytes(tmp_path, [5, 4], [0, 1])}
+    server.publish("owner/set", newer, commit="3" * 40)
+    server.commits = {"main": "3" * 40, COMMIT: COMMIT}
+    assert load("hf://owner/set").name.endswith("@" + "3" * 40)
+    assert load(old.name).fingerprint == old.fingerprint
+    monkeypatch.setattr(hub, "_listing", lambda *_: (_ for _ in ()).throw(ResourceError("unreachable")))
+    assert load(old.name).fingerprint == old.fingerprint
+    with pytest.raises(ResourceError, match="unreachable"):
+        load("hf://owner/set")
+    assert hub.unpinned(old.name) == "hf://owner/set"
+    assert hub.unpinned(f"hf://owner/set@{COMMIT}/folder") == "hf://owner/set/folder"
 
 
 def test_no_parquet_at_all(server):

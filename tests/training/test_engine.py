@@ -1,6 +1,7 @@
 """The loop: deterministic, resumable at any step, and nothing is lost."""
 
 import csv
+import dataclasses
 import json
 import os
 import signal
@@ -374,6 +375,21 @@ def test_what_auto_chose_is_written_and_obeyed_by_resume(tiny, tmp_path, monkeyp
         train(None, experiment, out=tmp_path / "run", observer=StopAt(1))
     monkeypatch.setattr(precision, "_block_seconds", lambda half: 1.0)
     assert train(None, experiment, out=tmp_path / "run", resume=True).summary["precision"] == "bf16"
+
+
+def test_a_run_keeps_to_the_commit_of_its_hub_data(tiny, tmp_path, monkeypatch):
+    asked, digits = [], resode.load_data("digits")
+
+    def load(source, **_):
+        asked.append(source)
+        return dataclasses.replace(digits, name="hf://owner/digits@" + "1" * 40)
+
+    monkeypatch.setattr("resode.training.setup.load", load)
+    experiment = tiny.replace(data={"source": "hf://owner/digits"})
+    with pytest.raises(Stopped):
+        train(None, experiment, out=tmp_path / "run", observer=StopAt(1))
+    train(None, experiment, out=tmp_path / "run", resume=True)
+    assert asked == ["hf://owner/digits", "hf://owner/digits@" + "1" * 40]
 
 
 def test_a_lost_metrics_file_is_written_again(tiny, tmp_path):

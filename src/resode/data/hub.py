@@ -46,28 +46,50 @@ def read(where: str, pin: Pin) -> Container:
     return parquet.read(where, root, [local[path] for path in train], [local[path] for path in test])
 
 
-def newest(data: str) -> Pin:
-    """The newest revision of any image-classification data set of the hub.
+def find(data: str) -> tuple[str, Pin]:
+    """Any image-classification data set of the hub, at the revision that is asked for or its newest.
 
     Args:
-        data: `hf://OWNER/NAME`, or `hf://OWNER/NAME/FOLDER` where it holds several data sets. Where it has no
-            parquet files, the hub's own conversion is taken.
+        data: `hf://OWNER/NAME`, `hf://OWNER/NAME@COMMIT`, either with `/FOLDER` behind it where it holds
+            several data sets. Where it has no parquet files, the hub's own conversion is taken.
+
+    Returns:
+        The address with its commit, which stands for the same content for ever, and the files.
 
     Raises:
-        ResourceError: the hub cannot be reached.
+        ResourceError: the hub cannot be reached (a commit whose files are here needs no hub).
         InputError: another form, no such data set, no parquet files.
     """
-    match = re.fullmatch(rf"{PREFIX}([\w.-]+/[\w.-]+)(?:/([\w./-]+?))?/?", data)
+    match = re.fullmatch(rf"{PREFIX}([\w.-]+/[\w.-]+)(?:@([0-9a-f]{{40}}))?(?:/([\w./-]+?))?/?", data)
     if not match:
-        raise InputError(f"'{data}' is no data set of the hub; write {PREFIX}OWNER/NAME")
-    repository, folder = match[1], match[2]
-    for revision in (None, _CONVERTED):
-        commit, files = _listing(repository, revision)
+        raise InputError(f"'{data}' is no data set of the hub; write {PREFIX}OWNER/NAME or .../NAME@COMMIT")
+    repository, asked, folder = match[1], match[2], match[3]
+    for revision in (asked,) if asked else (None, _CONVERTED):
+        commit, files = _listed(repository, revision)
         if folder:
             files = [path for path in files if PurePosixPath(folder) in PurePosixPath(path).parents]
         if commit and files:
-            return Pin(repository, commit, dict.fromkeys(files))
+            address = f"{PREFIX}{repository}@{commit}" + (f"/{folder}" if folder else "")
+            return address, Pin(repository, commit, dict.fromkeys(files))
     raise InputError(f"'{data}' has no parquet files; download it and give its folder: --data FOLDER")
+
+
+def unpinned(address: str) -> str:
+    """The address without its commit."""
+    return re.sub(rf"^({PREFIX}[\w./-]+)@[0-9a-f]{{40}}", r"\1", address)
+
+
+def _listed(repository: str, revision: str | None) -> tuple[str | None, list[str]]:
+    """As `_listing`; where the hub cannot be reached, a commit's files as they lie in its cache."""
+    try:
+        return _listing(repository, revision)
+    except ResourceError:
+        cache = Path(_hub().constants.HF_HUB_CACHE) / f"datasets--{repository.replace('/', '--')}"
+        here = cache / "snapshots" / (revision or "none")
+        files = sorted(path.relative_to(here).as_posix() for path in here.rglob("*.parquet"))
+        if not files:
+            raise
+        return revision, files
 
 
 def _hub() -> Any:

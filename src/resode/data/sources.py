@@ -2,7 +2,8 @@
 
 1. A registered name (`cifar10`, `digits`, what a plug-in adds). A named data set is looked for in
    `$RESODE_DATA/<name>`, in any of the layouts of 3., and then on the hub, pinned and verified.
-2. `hf://OWNER/NAME`: any image-classification data set of the hub that has parquet files.
+2. `hf://OWNER/NAME`, or `hf://OWNER/NAME@COMMIT`: any image-classification data set of the hub; what comes
+   back is called by its commit.
 3. A folder: parquet files; `cifar-10-batches-py` or `cifar-100-python`, or the folder that holds one;
    `train/<class>/*.png`.
 
@@ -52,7 +53,8 @@ def load(data: str, *, image_size: int | None = None, on_bad_image: OnBadImage =
         options = {"image_size": image_size} if image_size is not None else {}
         return sources.build(data, **options, **({"on_bad_image": "skip"} if on_bad_image == "skip" else {}))
     if data.startswith(hub.PREFIX):
-        return _decoded(data, hub.read(data, hub.newest(data)), None, image_size, on_bad_image)
+        address, pin = hub.find(data)
+        return _decoded(address, hub.read(data, pin), None, image_size, on_bad_image)
     path = Path(data).expanduser()
     if not path.is_dir():
         raise _not_found(data, path)

@@ -45,7 +45,7 @@ class HeResNet(nn.Module):
         self.layer1, self.layer2, self.layer3 = (stage(BasicUnit, shapes, shortcut) for shapes in plan)
         self.fc = nn.Linear(plan[-1][-1].outputs, classes)
 
-    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.bn1(self.conv1(x)))  # (N, 16, H, W)
         y = self.layer1(y)
         y = self.layer2(y)  # (N, 32, H / 2, W / 2)
@@ -67,7 +67,7 @@ class HePreactResNet(nn.Module):
         self.bn = nn.BatchNorm2d(width)
         self.fc = nn.Linear(width, classes)
 
-    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, x: Tensor) -> Tensor:
         y = self.layer1(self.conv1(x))
         y = self.layer2(y)
         y = self.layer3(y)

@@ -50,7 +50,7 @@ class ResNet(nn.Module):
         )
         self.fc = nn.Linear(plan[-1][-1].outputs, classes)
 
-    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.bn1(self.conv1(x)))  # (N, 64, H, W)
         y = self.layer1(y)
         y = self.layer2(y)

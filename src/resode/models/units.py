@@ -50,11 +50,11 @@ class Subsample(nn.Module):
         self.before = (outputs - inputs) // 2
         self.after = outputs - inputs - self.before
 
-    def forward(self, y: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, y: Tensor) -> Tensor:
         y = y[:, :, :: self.stride, :: self.stride]
         return F.pad(y, (0, 0, 0, 0, self.before, self.after))
 
-    def extra_repr(self) -> str:  # noqa: D102
+    def extra_repr(self) -> str:
         return f"stride={self.stride}, zeros=({self.before}, {self.after})"
 
 
@@ -85,7 +85,7 @@ class BasicUnit(nn.Module):
         self.bn2 = nn.BatchNorm2d(shape.outputs)
         self.downsample = shortcut(shape)
 
-    def forward(self, y: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, y: Tensor) -> Tensor:
         f = F.relu(self.bn1(self.conv1(y)))
         f = self.bn2(self.conv2(f))
         return F.relu(f + self.downsample(y))
@@ -111,7 +111,7 @@ class BottleneckUnit(nn.Module):
         self.bn3 = nn.BatchNorm2d(shape.outputs)
         self.downsample = shortcut(shape)
 
-    def forward(self, y: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, y: Tensor) -> Tensor:
         f = F.relu(self.bn1(self.conv1(y)))
         f = F.relu(self.bn2(self.conv2(f)))
         f = self.bn3(self.conv3(f))
@@ -133,7 +133,7 @@ class PreactivationUnit(nn.Module):
         self.conv2 = Convolution(shape.middle, shape.outputs, 3, shape.strides[1])
         self.downsample = shortcut(shape)
 
-    def forward(self, y: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, y: Tensor) -> Tensor:
         f = self.conv1(F.relu(self.bn1(y)))
         f = self.conv2(F.relu(self.bn2(f)))
         z: Tensor = f + self.downsample(y)

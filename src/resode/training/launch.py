@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from resode import durable, weights
+from resode.data import hub
 from resode.errors import InputError, ResourceError
 from resode.training import checkpoints, divergence
 from resode.training.engine import Observer, Trainer
@@ -136,6 +137,8 @@ def _agreed(experiment: Experiment, run: Run) -> Experiment:
     """The stored experiment, if what is asked for now does not contradict it."""
     stored = run.read_experiment()
     asked, kept = experiment.model_dump(mode="json"), stored.model_dump(mode="json")
+    if hub.unpinned(kept["data"]["source"]) == asked["data"]["source"]:
+        asked["data"]["source"] = kept["data"]["source"]  # the commit that the run began with
     free = ("about.", "device", "init.sha256", "plugins")
     differing = [
         f"{run.path}: was started with {path}={kept_value}, now it is {asked_value}; "

@@ -18,7 +18,16 @@ import torch
 from torch import Tensor, nn
 
 from resode import cost, durable, randomness, weights
-from resode.data import Augmentation, Dataset, Images, Loader, channel_statistics, load, validation_split
+from resode.data import (
+    Augmentation,
+    Dataset,
+    Images,
+    Loader,
+    channel_statistics,
+    hub,
+    load,
+    validation_split,
+)
 from resode.errors import InputError, IntegrityError
 from resode.mode import mode
 from resode.models import create, created_as
@@ -213,7 +222,9 @@ def _resolve_data(section: Data, data: Dataset, train_index: np.ndarray) -> Data
             raise InputError(
                 f"data.{key}: {len(values)} numbers are given, the images have {channels} channels"
             )
-    return section.model_copy(update={"mean": mean, "std": std, "fingerprint": data.fingerprint})
+    source = data.name if section.source.startswith(hub.PREFIX) else section.source  # with its commit
+    found = {"source": source, "mean": mean, "std": std, "fingerprint": data.fingerprint}
+    return section.model_copy(update=found)
 
 
 def _resolve_model(experiment: Experiment, data: Dataset) -> Model:
