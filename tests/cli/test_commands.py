@@ -167,6 +167,16 @@ def test_show_prints_the_resolved_recipe(resode):
         assert part in text, part
 
 
+def test_a_weights_file_has_a_report(resode, trained):
+    answer = resode("report", trained / "model.safetensors")
+    assert answer.code == 0
+    error = json.loads((trained / "summary.json").read_text())["test"]["top1_error"]
+    assert f"{error:.2f} %" in answer.out
+    page = (trained / "model.html").read_text()
+    for part in (f"{error:.2f}", "digits_resnet8", "weights file", "The card of the file", "resode evaluate"):
+        assert part in page, part
+
+
 def test_show_reads_runs_and_weights(resode, trained):
     assert "fingerprint:" in resode("show", trained).out
     text = resode("show", trained / "model.safetensors").out

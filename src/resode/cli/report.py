@@ -7,9 +7,12 @@ import typer
 
 
 def report(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, finished or not.")],
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="A run, finished or not, or a .safetensors file.")
+    ],
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="FILE", help="The page (default RUN/report.html).")
+        Path | None,
+        typer.Option("--out", metavar="FILE", help="The page (default RUN/report.html, or beside the file)."),
     ] = None,
 ) -> None:
     """Print the result of a run and write a self-contained page about it.

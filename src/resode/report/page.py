@@ -22,8 +22,8 @@ def write(run: Path, out: Path | None = None) -> Path:
     """Write the page of a run, finished or not, and return where it lies.
 
     Args:
-        run: the run directory; the commands on the page name it as it is given here.
-        out: the file to write, atomically (default: `report.html` in the run directory).
+        run: the run directory, or a weights file; the commands on the page name it as it is given here.
+        out: the file to write, atomically (default: `report.html` in the run directory, or beside the file).
 
     Raises:
         InputError: `run` is no run directory, or `out` is a directory.
@@ -31,7 +31,9 @@ def write(run: Path, out: Path | None = None) -> Path:
         ResourceError: the page cannot be written.
     """
     run = Path(run)
-    out = run / "report.html" if out is None else Path(out)
+    if out is None:
+        out = run.with_suffix(".html") if run.is_file() else run / "report.html"
+    out = Path(out)
     if out.is_dir():
         raise InputError(f"{out}: a directory; name a file for the report, such as {out / 'report.html'}")
     page = render(read(run)).encode("utf-8", "replace").decode()  # a lone surrogate cannot be written
@@ -122,6 +124,12 @@ def _cost(run: Run) -> dict[str, str]:
 def _commands(run: Run) -> dict[str, str]:
     """What to type next."""
     path = shlex.quote(str(run.path))
+    if run.path.is_file():
+        return {
+            "Evaluate": f"resode evaluate {path}",
+            "Predict": f"resode predict {path} IMAGE...",
+            "Use in Python": f"import resode; model = resode.load({str(run.path)!r})",
+        }
     commands = {}
     if not run.finished:
         commands["Resume"] = f"resode train {path} --out {path} --resume"

@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Self, TypeVar
 
+import torch
 import yaml
 from pydantic import (
     BaseModel,
@@ -23,6 +24,7 @@ from pydantic import (
     model_validator,
 )
 
+from resode import cost, weights
 from resode.errors import InputError, IntegrityError
 
 T = TypeVar("T")
@@ -30,6 +32,7 @@ LARGEST_COUNT = 10**15
 Count = Annotated[int, Field(ge=0, le=LARGEST_COUNT)]
 Percent = Annotated[float, Field(ge=0, le=100)]
 
+FILE = "weights file"  # the status of what comes from a file and no run directory
 MARKS = ("experiment.yaml", "metrics.csv", "summary.json")
 LARGEST = 64 * 2**20  # bytes of a text file that reading accepts
 
@@ -180,7 +183,7 @@ class Run:
     @property
     def finished(self) -> bool:
         """Whether the run came to its end."""
-        return self.summary is not None and self.summary.status == "finished"
+        return self.summary is not None and self.summary.status in ("finished", FILE)
 
     @property
     def result(self) -> Summary:
@@ -218,13 +221,15 @@ class Run:
 
 
 def read(path: Path) -> Run:
-    """Read a run directory, finished or not.
+    """Read a run directory, finished or not, or what a weights file says of its run.
 
     Raises:
         InputError: the path is no run directory.
         IntegrityError: a file in it is damaged; one line names the file and the first mistake.
     """
     path = Path(path)
+    if path.is_file() and path.suffix == ".safetensors":
+        return _of_weights(path)
     _require_run(path)
     text = _text(path / "experiment.yaml")
     metrics = _text(path / "metrics.csv")
@@ -239,6 +244,32 @@ def read(path: Path) -> Run:
         checkpoints=_checkpoints(path / "checkpoints"),
         weights=(path / "model.safetensors").is_file(),
     )
+
+
+def _of_weights(path: Path) -> Run:
+    """What a weights file says of the run that it comes from."""
+    card = weights.read_card(path)
+    told, specification = card.training, card.specification
+    parameters = None
+    if specification is not None:
+        with torch.device("meta"):
+            parameters = cost.parameters(specification.build())
+    error = told.get("test_error")
+    try:
+        summary = Summary(
+            status=FILE,
+            name=told.get("recipe"),
+            model=specification.name if specification else path.name,
+            parameters=parameters,
+            seed=told.get("seed"),
+            epochs=told.get("epochs"),
+            test=None if error is None else Evaluated(top1_error=error, samples=told.get("test_samples")),
+            data=Used(name=told.get("data"), test=told.get("test_samples")),
+        )
+    except ValidationError as mistake:
+        raise _damaged(path, f"its card: {mistake.errors(include_url=False)[0]['msg']}") from None
+    text = yaml.safe_dump(json.loads(card.to_json()), sort_keys=False, allow_unicode=True)
+    return Run(path, {}, text, {}, (), summary, (), weights=True)
 
 
 def _require_run(path: Path) -> None:
