@@ -85,7 +85,18 @@ def data_path() -> list[str]:
     ]
 
 
-PARTS = {"demo": demo, "runs": runs, "imports": imports, "data_path": data_path}
+def dry_run() -> list[str]:
+    """What a dry run estimated, beside what the run took."""
+    r = read("dry_run.json")
+    took = read(f"{r['run']}/summary.json")["seconds"] / 60
+    off = 100 * (r["estimated_minutes"] / took - 1)
+    return [
+        f"`--dry-run` had estimated {r['estimated_minutes']} min for the run "
+        f"[{r['run']}](results/{r['run']}), which then took {took:.1f} min ({off:+.0f} %; one comparison)."
+    ]
+
+
+PARTS = {"demo": demo, "runs": runs, "imports": imports, "data_path": data_path, "dry_run": dry_run}
 
 
 def rendered(text: str) -> str:

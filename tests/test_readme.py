@@ -1,5 +1,6 @@
 """README's commands and Python run as printed; its figures are those of the records."""
 
+import json
 import os
 import re
 import shlex
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from resode.cli import main
+from resode.training import Experiment
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -69,6 +71,20 @@ def test_the_python_runs_as_printed(tmp_path, monkeypatch):
     scope = {}
     exec(compile(code, "README.md", "exec"), scope)
     assert scope["logits"].shape == (4, 10)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "record", "split"),
+    [
+        ("quickstart", "quickstart", "test"),
+        ("short/resnet20", "short-resnet20", "test"),
+        ("short/resnet20", "short-resnet20-validation", "validation"),
+    ],
+)
+def test_what_a_recipe_expects_was_recorded(recipe, record, split):
+    summary = json.loads((ROOT / "results" / record / "summary.json").read_text())
+    expected = Experiment.from_recipe(recipe).about.expected
+    assert f"{summary[split]['top1_error']:.2f} %" in expected
 
 
 def test_the_figures_are_those_of_the_records():

@@ -250,6 +250,7 @@ def test_a_module_that_does_not_fit_is_refused_before_training(tiny, tmp_path):
         train(nn.Sequential(nn.Flatten(), nn.Linear(65, 10)), tiny, out=tmp_path / "run")
     with pytest.raises(InputError, match="does not fit the data"):
         train(None, Experiment.from_recipe("quickstart", {"model.classes": 3}), out=tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_divergence_names_step_and_layer_and_saves_nothing_of_it(tiny, tmp_path):

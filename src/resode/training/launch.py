@@ -70,7 +70,8 @@ def train(
     if run.path.exists() and not run.path.is_dir():
         raise InputError(f"{run.path}: is a file; choose another --out")
     module = getattr(module, "_orig_mod", module)  # of torch.compile; `compile: true` compiles here
-    with contextlib.closing(run.lock()):
+    fresh = not run.path.exists()
+    with contextlib.closing(run.lock()), _leaving_nothing(run, fresh):
         _refuse_unfit(run, resume)
         resumed = run.exists
         if resumed:
@@ -94,6 +95,19 @@ def train(
             observer.started(setup, trainer.position.epoch)
             trainer.train(stop)
             return _finish(trainer, stop)
+
+
+@contextlib.contextmanager
+def _leaving_nothing(run: Run, fresh: bool) -> Iterator[None]:
+    """A run that never began takes away the folder that it made for itself."""
+    try:
+        yield
+    except BaseException:
+        if fresh and not run.exists:
+            with contextlib.suppress(OSError):  # what else lies in it stays
+                (run.path / ".lock").unlink()
+                run.path.rmdir()
+        raise
 
 
 @contextlib.contextmanager
