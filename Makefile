@@ -19,7 +19,9 @@ $(VENV)/installed: pyproject.toml constraints.txt
 demo: venv
 	rm -rf $(DEMO)
 	$(BIN)/resode train quickstart --out $(DEMO)
-	@echo "Open $(DEMO)/report.html in a browser."
+	rm -rf $(DEMO)-parabolic
+	$(BIN)/resode train quickstart-parabolic --out $(DEMO)-parabolic
+	@echo "Open $(DEMO)/report.html and $(DEMO)-parabolic/report.html in a browser."
 
 check: venv
 	$(BIN)/ruff format --check .

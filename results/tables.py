@@ -96,7 +96,39 @@ def dry_run() -> list[str]:
     ]
 
 
-PARTS = {"demo": demo, "runs": runs, "imports": imports, "data_path": data_path, "dry_run": dry_run}
+def first_iterations() -> list[str]:
+    """What every recipe of dynamic blocks learns in three hundred iterations."""
+    rows = ["| recipe | parameters | accuracy on the test images | seed |", "|---|---|---|---|"]
+    for record in read("first_iterations.json"):
+        rows.append(
+            f"| {record['recipe']} | {record['parameters']:,} | {record['top1_accuracy']:.2f} % "
+            f"| {record['seed']} |"
+        )
+    return rows
+
+
+def dynamic_blocks() -> list[str]:
+    """The default network of DynamicBlocks beside its plain form."""
+    r = read("dynamic_blocks.json")
+    low, high = r["ratio_quartiles"]
+    plain, ours = r["plain_images_per_second"], r["resode_images_per_second"]
+    return [
+        f"A training step of DynamicBlocks' default network at batch {r['batch_size']}: "
+        f"**{r['ratio']:.2f} times** the plain form (quartiles {low:.2f} to {high:.2f} of {r['rounds']} "
+        f"rounds in one process; {plain:.0f} and {ours:.0f} images/s, fp32, no compilation; "
+        f"`python benchmarks/dynamic_blocks.py`, {hardware(r['environment'])})."
+    ]
+
+
+PARTS = {
+    "demo": demo,
+    "runs": runs,
+    "first_iterations": first_iterations,
+    "dynamic_blocks": dynamic_blocks,
+    "imports": imports,
+    "data_path": data_path,
+    "dry_run": dry_run,
+}
 
 
 def rendered(text: str) -> str:

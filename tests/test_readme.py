@@ -17,8 +17,8 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def blocks(language):
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+def blocks(language, text=README):
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
 def commands(text):
@@ -41,10 +41,10 @@ def test_make_knows_the_two_commands():
 
 def test_the_commands_on_digits_run_as_printed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    digits = CONSOLE[0]
-    assert all(words[0] == "resode" for words in digits)
-    for words in digits:
-        run(words[1:])
+    for digits in (CONSOLE[0], CONSOLE[2]):
+        assert all(words[0] == "resode" for words in digits)
+        for words in digits:
+            run(words[1:])
 
 
 def test_the_commands_on_cifar10_are_understood(tmp_path, monkeypatch, real_data):
@@ -60,23 +60,34 @@ def test_the_commands_on_cifar10_are_understood(tmp_path, monkeypatch, real_data
 @pytest.mark.slow
 def test_the_published_checkpoint_comes_in_as_printed(tmp_path, monkeypatch, real_data):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / CONSOLE[2][0][3]).symlink_to(real_data / "checkpoints" / "akamaster-resnet20.th")
-    for words in CONSOLE[2]:
+    (tmp_path / CONSOLE[3][0][3]).symlink_to(real_data / "checkpoints" / "akamaster-resnet20.th")
+    for words in CONSOLE[3]:
         run(words[1:])
 
 
 def test_the_python_runs_as_printed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (code,) = blocks("python")
     scope = {}
-    exec(compile(code, "README.md", "exec"), scope)
+    for code in blocks("python"):
+        exec(compile(code, "README.md", "exec"), scope)
     assert scope["logits"].shape == (4, 10)
+    assert scope["finer"].stages[0].stage.states.steps == 8
+
+
+def test_the_documentation_runs_as_printed():
+    for page in (ROOT / "docs").glob("*.md"):
+        scope = {}
+        for code in blocks("python", page.read_text(encoding="utf-8")):
+            exec(compile(code, page.name, "exec"), scope)
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+            assert target.startswith("http") or (page.parent / target).exists(), target
 
 
 @pytest.mark.parametrize(
     ("recipe", "record", "split"),
     [
         ("quickstart", "quickstart", "test"),
+        ("quickstart-parabolic", "quickstart-parabolic", "test"),
         ("short/resnet20", "short-resnet20", "test"),
         ("short/resnet20", "short-resnet20-validation", "validation"),
     ],

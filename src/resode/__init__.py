@@ -2,7 +2,9 @@
 
 import resode
 
-model = resode.create("he_resnet20", classes=10)
+model = resode.create("he_resnet20", classes=10)  # or, composed:
+time = resode.TimeGrid.uniform(steps=4)
+model = resode.DynamicNet([resode.Stage(width, "parabolic", "rk4", time) for width in (16, 32, 64)])
 experiment = resode.Experiment.from_recipe("he2016/resnet20", {"epochs": 10})
 result = resode.train(model, experiment)
 model = resode.load(result.run.path)
@@ -13,22 +15,40 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from resode.blocks import Stage
     from resode.data import load as load_data
-    from resode.models import create
+    from resode.grids import TimeGrid
+    from resode.models import DynamicNet, create, regrid
     from resode.training import Experiment, evaluate, load, train
 
 __version__ = "0.1.0"
 
 _PUBLIC = {
+    "DynamicNet": ("resode.models", "DynamicNet"),
     "Experiment": ("resode.training", "Experiment"),
+    "Stage": ("resode.blocks", "Stage"),
+    "TimeGrid": ("resode.grids", "TimeGrid"),
     "create": ("resode.models", "create"),
     "evaluate": ("resode.training", "evaluate"),
     "load": ("resode.training", "load"),
     "load_data": ("resode.data", "load"),
+    "regrid": ("resode.models", "regrid"),
     "train": ("resode.training", "train"),
 }
 
-__all__ = ["Experiment", "__version__", "create", "evaluate", "load", "load_data", "train"]
+__all__ = [
+    "DynamicNet",
+    "Experiment",
+    "Stage",
+    "TimeGrid",
+    "__version__",
+    "create",
+    "evaluate",
+    "load",
+    "load_data",
+    "regrid",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

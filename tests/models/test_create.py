@@ -6,8 +6,13 @@ import io
 import pytest
 import torch
 
+from resode import weights
 from resode.errors import InputError
-from resode.models import create, models
+from resode.fields import TvNorm
+from resode.gradients import Checkpointed
+from resode.grids import TimeGrid
+from resode.integrators import EULER
+from resode.models import create, created_as, models
 from resode.models.plans import bottlenecks
 from resode.models.resnet import ResNet
 from resode.models.units import BottleneckUnit
@@ -60,6 +65,10 @@ def test_the_listed_models_are_these():
         *(f"he_resnet{depth}" for depth in depths),
         *(f"he_preact_resnet{depth}" for depth in depths),
         *(f"cifar_resnet{depth}" for depth in (18, 34, 50, 101, 152)),
+        "dynamic", "dynamicblocks", "ruthotto_haber", "chang", "imex_net", "neural_ode",
+        *(f"lm_resnet{depth}" for depth in (20, 32, 44, 56)),
+        *(f"momentum_resnet{depth}" for depth in (20, 32, 44, 56)),
+        "revnet38", "revnet110",
         "digits_resnet8", "digits_resnet14", "mnist_resnet8", "mnist_resnet14",
     )  # fmt: skip
 
@@ -150,3 +159,28 @@ def test_survives_construction_without_memory(name):
         if hasattr(module, "reset_parameters"):
             module.reset_parameters()
     assert network.eval()(X).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"gradient": Checkpointed()},
+        {"states": TimeGrid.uniform(2, end=1.0)},
+        {"norm": TvNorm(eps=1e-2), "scheme": EULER, "controls": TimeGrid((0.0, 1.0))},
+    ],
+)
+def test_a_network_created_with_objects_is_saved_as_its_stages(tmp_path, options):
+    network = create("dynamicblocks", widths=[4, 8], **{"states": [0, 1, 2], **options}).eval()
+    name, described = created_as(network)
+    assert name == "dynamic"
+    preprocessing = weights.Preprocessing((0.5,) * 3, (0.5,) * 3, (8, 8), 3, tuple("abcdefghij"))
+    card = weights.Card(weights.Specification(name, described), preprocessing)
+    weights.save(network, tmp_path / "net.safetensors", card)
+    again = weights.load(tmp_path / "net.safetensors")
+    assert again.options() == network.options()
+    x = torch.randn(2, 3, 8, 8)
+    assert torch.equal(again(x), network(x))
+
+
+def test_a_network_created_with_plain_options_keeps_its_name():
+    assert created_as(create("dynamicblocks", widths=(4, 8)))[0] == "dynamicblocks"

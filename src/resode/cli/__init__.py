@@ -13,7 +13,7 @@ from typing import NoReturn
 
 import typer
 
-from resode.cli import doctor, evaluate, import_, list_, predict, report, show, train
+from resode.cli import doctor, evaluate, import_, list_, predict, regrid, report, show, train
 from resode.errors import ResodeError
 
 app = typer.Typer(
@@ -45,6 +45,7 @@ app.command("train")(train.train)
 app.command("evaluate")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("import")(import_.import_)
+app.command("regrid")(regrid.regrid)
 app.command("report")(report.report)
 app.command("doctor")(doctor.doctor)
 

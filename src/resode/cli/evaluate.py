@@ -93,7 +93,7 @@ def _images(
     """The images of a split at the network's size, labelled in the network's order of classes."""
     from resode.data import Images, load
 
-    dataset = load(source, image_size=_image_size(source, preprocessing.size), on_bad_image=on_bad_image)
+    dataset = load(source, image_size=image_size(source, preprocessing.size), on_bad_image=on_bad_image)
     images = dataset.train if split == "train" else dataset.test
     if images is None:
         raise InputError(f"{source}: has no test images; evaluate on --split train, or give other --data")
@@ -108,7 +108,7 @@ def _images(
     return images, dataset.skipped
 
 
-def _image_size(source: str, size: tuple[int, int]) -> int | None:
+def image_size(source: str, size: tuple[int, int]) -> int | None:
     """The side to ask of a source whose images may have another size than the network's input."""
     from resode.data import sources
 

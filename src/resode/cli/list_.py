@@ -2,12 +2,15 @@
 
 from enum import StrEnum
 from fnmatch import fnmatch
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from resode.cli.options import PluginOption, load_plugins
 from resode.errors import InputError
+
+if TYPE_CHECKING:
+    pass
 
 
 class Kind(StrEnum):
@@ -15,19 +18,22 @@ class Kind(StrEnum):
 
     models = "models"
     recipes = "recipes"
+    fields = "fields"
+    integrators = "integrators"
     data = "data"
 
 
 def list_(
     kind: Annotated[
-        Kind | None, typer.Argument(metavar="[models|recipes|data]", help="Left out: all kinds.")
+        Kind | None,
+        typer.Argument(metavar="[models|recipes|fields|integrators|data]", help="Left out: all kinds."),
     ] = None,
     pattern: Annotated[
         str | None, typer.Argument(metavar="[PATTERN]", help="Part of a name, or a pattern like 'he_*'.")
     ] = None,
     plugin: PluginOption = None,
 ) -> None:
-    """List models (with parameters and multiply-adds), recipes (with published figures) or data.
+    """List models (with their cost), recipes (with published figures), fields, integrators, data.
 
     Examples:
 
@@ -37,12 +43,20 @@ def list_(
 
         resode list recipes 110
 
+        resode list integrators
+
     \f
     """
     load_plugins(plugin)
     from resode.cli.console import out
 
-    listings = {Kind.models: _models, Kind.recipes: _recipes, Kind.data: _data}
+    listings = {
+        Kind.models: _models,
+        Kind.recipes: _recipes,
+        Kind.fields: _fields,
+        Kind.integrators: _integrators,
+        Kind.data: _data,
+    }
     found = False
     for each in Kind if kind is None else (kind,):
         rows = listings[each](pattern)
@@ -64,12 +78,15 @@ def _table(title: str, rows: list[tuple[str, ...]]) -> object:
     heads = {
         "models": (title, "parameters", "multiply-adds", "input", ""),
         "recipes": (title, "epochs", "published error", ""),
+        "fields": (title, "f(y)", "N", ""),
+        "integrators": (title, "order", "one step", ""),
         "data": (title, ""),
     }[title]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    words, wraps = ("", "f(y)", "N", "one step"), ("", "one step")
     for number, head in enumerate(heads):
-        last = number == len(heads) - 1
-        table.add_column(head, justify="left" if number == 0 or last else "right", no_wrap=not last)
+        justify: Literal["left", "right"] = "left" if number == 0 or head in words else "right"
+        table.add_column(head, justify=justify, no_wrap=head not in wraps)
     for row in rows:
         table.add_row(*row)
     return table
@@ -86,7 +103,7 @@ def _models(pattern: str | None) -> list[tuple[str, ...]]:
         if not _matches(name, pattern):
             continue
         entry = models.entry(name)
-        if entry.shape is None:
+        if entry.shape is None or entry.required:
             rows.append((name, "", "", "", entry.summary))
             continue
         with torch.device("meta"):
@@ -109,6 +126,41 @@ def _recipes(pattern: str | None) -> list[tuple[str, ...]]:
             error = f"{published.top1_error:.2f} %" if published else ""
             rows.append((name, str(experiment.epochs), error, experiment.about.summary))
     return rows
+
+
+def _fields(pattern: str | None) -> list[tuple[str, ...]]:
+    from resode.fields import fields
+
+    rows: list[tuple[str, ...]] = []
+    for name in fields.names():
+        if _matches(name, pattern):
+            entry = fields.entry(name)
+            equation = "" if entry.required else entry.build().equation
+            equation, _, norm = equation.partition(", N = ")
+            rows.append((name, equation, norm.partition("(")[0] or "none", _about(entry.summary)))
+    return rows
+
+
+def _integrators(pattern: str | None) -> list[tuple[str, ...]]:
+    from resode.integrators import integrators
+
+    rows: list[tuple[str, ...]] = []
+    for name in integrators.names():
+        if not _matches(name, pattern):
+            continue
+        entry = integrators.entry(name)
+        if entry.required:
+            rows.append((name, "", "", entry.summary))
+        else:
+            scheme = entry.build()
+            rows.append((name, str(scheme.order or "-"), scheme.equation, entry.summary))
+    return rows
+
+
+def _about(summary: str) -> str:
+    """What a summary says beside the equation that stands at its beginning."""
+    equation, colon, rest = summary.partition(": ")
+    return rest if colon and "(" in equation else summary
 
 
 def _data(pattern: str | None) -> list[tuple[str, ...]]:

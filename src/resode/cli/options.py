@@ -25,7 +25,11 @@ OnBadImageOption = Annotated[
 ]
 PluginOption = Annotated[
     list[Path] | None,
-    typer.Option("--plugin", metavar="FILE", help="A Python file that registers models or data; repeatable."),
+    typer.Option(
+        "--plugin",
+        metavar="FILE",
+        help="A Python file that registers models, fields, integrators or data; repeatable.",
+    ),
 ]
 PrecisionOption = Annotated[str | None, typer.Option("--precision", metavar="P", help="fp32 or bf16.")]
 DeviceOption = Annotated[

@@ -1,7 +1,7 @@
 """`resode show`: a recipe, resolved."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -9,7 +9,7 @@ from resode.cli.options import PluginOption, load_plugins
 
 if TYPE_CHECKING:
     from resode.training import Experiment
-    from resode.weights import Specification
+    from resode.weights import Preprocessing, Specification
 
 
 def show(
@@ -23,7 +23,8 @@ def show(
 ) -> None:
     """Show a recipe or a run: source, equation, cost, published and expected result, every setting.
 
-    Of a weights file: the network, its preprocessing, and where the weights come from.
+    Of a weights file: the network, its preprocessing, and where the weights come from. A network of dynamic
+    blocks explains each: equation, scheme, time grids, evaluations, cost, and what to beware of.
 
     Examples:
 
@@ -42,12 +43,15 @@ def show(
     if Path(recipe).suffix == ".safetensors" and not Path(recipe).is_dir():
         for label, text in _weights(Path(recipe)):
             say(f"{label:<15} {text}")
+        say(_blocks_of_file(Path(recipe)))
         return
     experiment = Experiment.from_recipe(recipe, settings or ())
     for label, text in [*_about(experiment), *_costs(experiment)]:
         if text:
             say(f"{label:<15} {text}")
     say("")
+    if blocks := _blocks_of_recipe(experiment):
+        say(f"{blocks}\n")
     settings_only = experiment.model_copy(update={"about": type(experiment.about)()})
     say(settings_only.to_yaml().rstrip())
 
@@ -63,8 +67,9 @@ def _weights(file: Path) -> list[tuple[str, str]]:
     if specification is None:
         rows.append(("model", "a module that is no registered model (weights.load_into reads it)"))
     else:
-        options = ", ".join(f"{key}={value}" for key, value in specification.options.items())
-        rows += [("model", f"{specification.name} ({options})"), *_model_costs(specification)]
+        plain = {key: value for key, value in specification.options.items() if not _nested(value)}
+        options = ", ".join(f"{key}={value}" for key, value in plain.items())
+        rows += [("model", f"{specification.name} ({options})"), *_model_costs(specification, preprocessing)]
     shape = "x".join(map(str, (preprocessing.channels, *preprocessing.size)))
     numbers = [
         ", ".join(f"{value:.4g}" for value in values) for values in (preprocessing.mean, preprocessing.std)
@@ -74,21 +79,86 @@ def _weights(file: Path) -> list[tuple[str, str]]:
     return rows + [(key.replace("_", " "), str(value)) for key, value in card.training.items()]
 
 
-def _model_costs(specification: "Specification") -> list[tuple[str, str]]:
+def _nested(value: Any) -> bool:
+    """Whether an option is too much for a line, as the stages of a network are; its blocks explain them."""
+    return isinstance(value, dict) or (isinstance(value, list) and any(map(_nested, value)))
+
+
+def _model_costs(specification: "Specification", preprocessing: "Preprocessing") -> list[tuple[str, str]]:
     """Parameters and multiply-adds of a network, without its numbers."""
     import torch
 
     from resode import cost
-    from resode.models import models
 
     with torch.device("meta"):
         module = specification.build()
-    rows = [("parameters", f"{cost.parameters(module):,}")]
-    shape = models.entry(specification.name).shape
-    if shape is not None:
-        shape = (specification.options.get("in_channels", shape[0]), *shape[1:])
-        rows.append(("multiply-adds", f"{cost.multiply_adds(module, shape) / 1e6:,.1f} M an image"))
-    return rows
+    multiply_adds = cost.multiply_adds(module, (preprocessing.channels, *preprocessing.size))
+    return [
+        ("parameters", f"{cost.parameters(module):,}"),
+        ("multiply-adds", f"{multiply_adds / 1e6:,.1f} M an image"),
+    ]
+
+
+def _blocks_of_file(file: Path) -> str:
+    """What the dynamic blocks of a weights file say of themselves."""
+    from resode import weights
+    from resode.models import DynamicNet
+
+    if weights.read_card(file).specification is None:
+        return ""
+    module = weights.load(file)
+    if not isinstance(module, DynamicNet):
+        return ""
+    shape = (module.preprocessing.channels, *module.preprocessing.size)
+    return "\n" + module.explain(shape)
+
+
+def _blocks_of_recipe(experiment: "Experiment") -> str:
+    """What the dynamic blocks of a recipe's network say of themselves, with their initial weights."""
+    import torch
+
+    from resode.models import DynamicNet, create
+
+    if experiment.model is None:
+        return ""
+    name, options = experiment.model.name, _options(experiment)
+    with torch.device("meta"):
+        if not isinstance(create(name, **options), DynamicNet):
+            return ""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(experiment.seed)
+        module = create(name, **options)
+    assert isinstance(module, DynamicNet)
+    return module.explain(_shape(experiment), experiment.batch_size)
+
+
+def _shape(experiment: "Experiment") -> tuple[int, int, int] | None:
+    """(C, H, W) of the images: of the data where it is known, else of the model's usual input."""
+    from resode.data import sources
+    from resode.models import models
+
+    section, model = experiment.data, experiment.model
+    assert model is not None
+    usual = models.entry(model.name).shape
+    known = sources.entry(section.source).shape if section.source in sources.names() else None
+    if usual is None or known is None:
+        return None if usual is None else (model.options.get("in_channels", usual[0]), *usual[1:])
+    side = section.image_size
+    return (known[0], side, side) if side is not None else known
+
+
+def _options(experiment: "Experiment") -> dict[str, Any]:
+    """The options of the model, with what the data decides where it is known."""
+    from resode.data.catalogue import KNOWN
+    from resode.models import models
+
+    model, shape = experiment.model, _shape(experiment)
+    assert model is not None
+    classes = {known.name: len(known.classes) for known in KNOWN}.get(experiment.data.source)
+    found = {"classes": classes, "in_channels": None if shape is None else shape[0]}
+    taken = models.entry(model.name).options()
+    decided = {key: value for key, value in found.items() if value is not None and key in taken}
+    return {**decided, **model.options}
 
 
 def _about(experiment: "Experiment") -> list[tuple[str, str]]:
@@ -118,13 +188,12 @@ def _costs(experiment: "Experiment") -> list[tuple[str, str]]:
 
     if experiment.model is None:
         return []
-    entry = models.entry(experiment.model.name)
     with torch.device("meta"):
-        module = entry.build(**experiment.model.options)
+        module = models.build(experiment.model.name, **_options(experiment))
     rows = [("model", f"{experiment.model.name}, {cost.parameters(module):,} parameters")]
-    if entry.shape is None:
+    shape = _shape(experiment)
+    if shape is None:
         return rows
-    shape = (experiment.model.options.get("in_channels", entry.shape[0]), *entry.shape[1:])
     size = "x".join(map(str, shape))
     bill = predicted_cost(experiment, module, shape)
     rows.append(("multiply-adds", f"{bill.multiply_adds / 1e6:,.1f} M an image of {size}"))

@@ -4,9 +4,11 @@ conversion = convert("akamaster", "resnet20.th", model="he_resnet20")
 weights.save(conversion.module, "resnet20.safetensors", conversion.card)
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,13 +16,14 @@ from torch import nn
 from resode import durable
 from resode.data.catalogue import KNOWN
 from resode.errors import InputError, nearest
-from resode.interop import akamaster, fattorib, kuangliu
+from resode.interop import akamaster, fattorib, kuangliu, toolbox
 from resode.interop.checkpoints import read
+from resode.interop.dynamicblocks import from_dynamicblocks
 from resode.interop.formats import Format, State, Translation
 from resode.models import models
 from resode.weights import Card, Preprocessing, Specification, fill
 
-__all__ = ["CIFAR10", "FORMATS", "Conversion", "Format", "convert"]
+__all__ = ["CIFAR10", "FORMATS", "Conversion", "Format", "convert", "from_dynamicblocks"]
 
 FORMATS: dict[str, Format] = {module.FORMAT.name: module.FORMAT for module in (akamaster, fattorib, kuangliu)}
 
@@ -44,21 +47,29 @@ class Conversion:
     unused_parameters: int
 
 
-def convert(format: str, path: str | PathLike[str], *, model: str) -> Conversion:
+def convert(
+    format: str, path: str | PathLike[str], *, model: str, options: Mapping[str, Any] | None = None
+) -> Conversion:
     """Read a foreign checkpoint and rebuild it as one of our models.
 
     Args:
-        format: a name of `FORMATS`.
+        format: a name of `FORMATS`, or dynamicblocks.
         path: the checkpoint.
         model: our name of the network (`resode list models`), which says its depth.
+        options: of dynamicblocks: scheme, states and controls, which no tensor tells; mean and std.
 
     Raises:
         InputError: an unknown format or model, a missing file, or a file that is not this model.
         IntegrityError: a corrupt or hostile file; nothing in it was executed.
     """
-    if format not in FORMATS:
-        raise InputError(f"unknown format '{format}'{nearest(format, FORMATS)} ({', '.join(FORMATS)})")
+    names = (*FORMATS, toolbox.MODEL)
+    if format not in names:
+        raise InputError(f"unknown format '{format}'{nearest(format, names)} ({', '.join(names)})")
     models.entry(model)
+    if format == toolbox.MODEL:
+        return _of_toolbox(path, model, options or {})
+    if options:
+        raise InputError(f"--set {next(iter(options))}: {format} takes no options; its files tell all")
     chosen, state = FORMATS[format], read(path)
     translation = _translate(chosen, state, path)
     if translation.model != model:
@@ -82,6 +93,42 @@ def convert(format: str, path: str | PathLike[str], *, model: str) -> Conversion
         card=Card(specification, preprocessing, {"data": "cifar10", "imported": source}),
         unused=translation.dead,
         unused_parameters=sum(state[n].numel() for n in translation.dead if n.endswith((".weight", ".bias"))),
+    )
+
+
+def _of_toolbox(path: str | PathLike[str], model: str, given: Mapping[str, Any]) -> Conversion:
+    """A network of the DynamicBlocks toolbox."""
+    if model != toolbox.MODEL:
+        raise InputError(f"{path}: of DynamicBlocks, not {model}; give --model {toolbox.MODEL}")
+    state, told = toolbox.read_with_options(path)
+    told |= given
+    options = toolbox.options_of(state, told, path)
+    mean, std, assumed = toolbox.normalisation(told, options["in_channels"])
+    try:
+        module = from_dynamicblocks(state, **options)
+    except InputError as error:
+        raise InputError(*(f"{path}: {message}" for message in error.messages)) from None
+    classes = options["classes"]
+    preprocessing = Preprocessing(
+        mean=mean,
+        std=std,
+        size=(32, 32),
+        channels=options["in_channels"],
+        classes=CIFAR10 if classes == len(CIFAR10) else tuple(map(str, range(classes))),
+        dtype=next(module.parameters()).dtype,
+    )
+    source = {"format": toolbox.MODEL, "file": Path(path).name, "sha256": durable.sha256(Path(path))}
+    if assumed:
+        source["normalisation"] = toolbox.ASSUMED
+    return Conversion(
+        module=module,
+        card=Card(
+            Specification(model, toolbox.model_options(options)),
+            preprocessing,
+            {"data": "cifar10", "imported": source},
+        ),
+        unused=(),
+        unused_parameters=0,
     )
 
 

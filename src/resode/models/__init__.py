@@ -4,17 +4,22 @@ The name of a model is its family and its depth. The two families of He et al. h
 only the depths that are listed.
 """
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 from torch import nn
 
+from resode.errors import InputError
+from resode.models import published
+from resode.models.dynamic import DynamicNet, dynamic
 from resode.models.he import he_preact_resnet, he_resnet, units_per_stage
+from resode.models.regridding import Regridding, regrid
 from resode.models.resnet import DEPTHS, cifar_resnet
 from resode.registry import Entry, Registry
 
-__all__ = ["create", "created_as", "models"]
+__all__ = ["DynamicNet", "Regridding", "create", "created_as", "models", "regrid"]
 
 models: Registry[nn.Module] = Registry("model", "models")
 
@@ -39,14 +44,34 @@ def create(name: str, *, classes: int = 10, in_channels: int | None = None, **op
     if in_channels is not None:
         options["in_channels"] = in_channels
     module = models.build(name, **options)
-    setattr(module, _CREATED_AS, (name, options))
+    if not isinstance(module, DynamicNet) or _is_plain(options):
+        setattr(module, _CREATED_AS, (name, options))
     return module
 
 
 def created_as(module: nn.Module) -> tuple[str, dict[str, Any]] | None:
-    """The name and options that `create` made a module (or what it is a copy of) with; None for others."""
+    """The name and options from which `create` makes a module like this one; None where there are none.
+
+    They are those that it (or what it is a copy of) was created with. A network of dynamic blocks that was
+    composed in Python, or created with objects for options (a `TimeGrid`, say), is a `dynamic` with its own
+    stages; with a field or an integrator that is not registered, it has no name.
+    """
     made: tuple[str, dict[str, Any]] | None = getattr(module, _CREATED_AS, None)
+    if made is None and isinstance(module, DynamicNet):
+        try:
+            return "dynamic", module.options()
+        except InputError:
+            return None
     return made
+
+
+def _is_plain(options: Mapping[str, Any]) -> bool:
+    """Whether a file can hold the options: JSON can."""
+    try:
+        json.dumps(options, allow_nan=False)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def _family(prefix: str, factory: Callable[..., nn.Module], summary: str) -> None:
@@ -68,6 +93,47 @@ for _depth in DEPTHS:
     models.register(
         f"cifar_resnet{_depth}", summary=f"ResNet-{_depth} with a stem for small images", shape=CIFAR
     )(partial(cifar_resnet, _depth))
+models.register("dynamic", summary="any network of dynamic blocks, its stages written out", shape=CIFAR)(
+    dynamic
+)
+models.register(
+    "dynamicblocks", summary="the DynamicBlocks toolbox: parabolic or double, any scheme", shape=CIFAR
+)(published.dynamicblocks)
+models.register(
+    "ruthotto_haber", summary="Ruthotto & Haber 2018: parabolic, Hamiltonian, second order", shape=CIFAR
+)(published.ruthotto_haber)
+models.register("chang", summary="Chang et al. 2018: Hamiltonian, midpoint, leapfrog", shape=CIFAR)(
+    published.chang
+)
+models.register("imex_net", summary="Haber et al. 2019: semi-implicit", shape=CIFAR)(published.imex_net)
+models.register("neural_ode", summary="Chen et al. 2018: an adaptive solver", shape=CIFAR)(
+    published.neural_ode
+)
+
+
+def _by_integrator(prefix: str, integrator: str, summary: str) -> None:
+    """A family of pre-activation ResNets whose sums are steps of an integrator."""
+
+    def entry(name: str) -> Entry[nn.Module]:
+        depth = int(name.removeprefix(prefix))
+        units_per_stage(depth)
+        factory = partial(published.preactivation_net, depth, integrator=integrator)
+        return Entry(name, factory, summary.format(depth=depth), CIFAR)
+
+    for depth in (20, 32, 44, 56):
+        found = entry(f"{prefix}{depth}")
+        models.register(found.name, summary=found.summary, shape=CIFAR)(found.factory)
+    models.register_family(prefix + r"\d{1,5}", entry)
+
+
+_by_integrator(
+    "lm_resnet", "learned_two_step", "Lu et al. 2018: LM-ResNet-{depth}, a learned two-step scheme"
+)
+_by_integrator("momentum_resnet", "momentum", "Sander et al. 2021: momentum ResNet-{depth}")
+for _depth in published.REVNETS:
+    models.register(
+        f"revnet{_depth}", summary=f"Gomez et al. 2017: RevNet-{_depth}, reversible", shape=CIFAR
+    )(partial(published.revnet, _depth))
 for _data, _side in (("digits", 8), ("mnist", 28)):
     for _depth in (8, 14):
         models.register(

@@ -142,6 +142,7 @@ class Epoch:
     seconds: float | None = None
     images_per_second: float | None = None
     peak_memory_bytes: int | None = None
+    function_evaluations: float | None = None
 
     @property
     def train_error(self) -> float | None:

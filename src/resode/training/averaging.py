@@ -13,7 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from resode.blocks import Statistics
 from resode.mode import mode
+
+RECALIBRATION = 5120  # images from which statistics are estimated on new time grids
 
 
 class ParameterAverage:
@@ -22,6 +25,10 @@ class ParameterAverage:
     def __init__(self, module: nn.Module, decay: float) -> None:
         self.decay = decay
         self.parameters = {name: p.detach().clone() for name, p in module.named_parameters()}
+
+    def regrid(self, parameters: dict[str, Tensor]) -> None:
+        """Go on with the average on other time grids."""
+        self.parameters = parameters
 
     @torch.no_grad()
     def update(self, module: nn.Module, iteration: int) -> None:
@@ -39,6 +46,11 @@ class ParameterAverage:
         return averaged
 
 
+def has_statistics(module: nn.Module) -> bool:
+    """Whether a module has running statistics."""
+    return any(isinstance(m, _BatchNorm) and m.track_running_stats for m in module.modules())
+
+
 @torch.no_grad()
 def estimate_statistics(module: nn.Module, batches: Iterable[Tensor]) -> None:
     """Replace all running statistics by the mean over `batches` of inputs, in place.
@@ -53,11 +65,14 @@ def estimate_statistics(module: nn.Module, batches: Iterable[Tensor]) -> None:
     if not norms:
         return
     momenta = [norm.momentum for norm in norms]
+    of_evaluations = [m for m in module.modules() if isinstance(m, Statistics)]
     with mode(module, training=False):
         for norm in norms:
             norm.train()
             norm.reset_running_stats()
             norm.momentum = None  # the cumulative mean
+        for own in of_evaluations:
+            own.reset()
         for inputs in batches:
             module(inputs)
     for norm, momentum in zip(norms, momenta, strict=True):

@@ -6,8 +6,9 @@ and ends, on a CPU with the same threads, in the very same bits.
 """
 
 import contextlib
+import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,11 +17,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from resode import weights
+from resode.blocks import dynamic_blocks
+from resode.controls import controls_of, roughness
 from resode.data import Batch, Loader
 from resode.errors import DivergenceError, Stopped
+from resode.models import DynamicNet, Regridding, created_as, regrid
 from resode.training import checkpoints, divergence, optimisers
-from resode.training.averaging import ParameterAverage, estimate_statistics
+from resode.training.averaging import RECALIBRATION, ParameterAverage, estimate_statistics
 from resode.training.evaluation import Scores, evaluate
+from resode.training.experiment import Refinement
+from resode.training.precision import place
 from resode.training.runs import Run, format_row
 from resode.training.schedules import learning_rate
 from resode.training.setup import Setup
@@ -75,6 +81,8 @@ class Position:
     epoch_seconds: float = 0.0  # training steps of this epoch
     wall_seconds: float = 0.0  # everything so far
     resumes: int = 0
+    level: int = 0  # refinements of the time grids so far
+    function_evaluations: int = 0  # of the blocks' fields, in this epoch
 
 
 @dataclass
@@ -88,13 +96,10 @@ class Trainer:
     rows: list[dict[str, str]] = field(default_factory=list)  # of metrics.csv
 
     def __post_init__(self) -> None:
-        experiment, module = self.setup.experiment, self.setup.module
-        self.module = module if module.training else module.train()  # parts that are frozen stay so
-        self.forward: Callable[[Tensor], Tensor] = (
-            torch.compile(module, dynamic=False) if experiment.compile else module
-        )
-        self.optimiser = optimisers.build(module, experiment.optimizer)
-        self.average = ParameterAverage(module, experiment.average.decay) if experiment.average else None
+        experiment = self.setup.experiment
+        self.coarse = self.setup  # with the grids that training begins with
+        self.adopt(self.setup)
+        self.average = ParameterAverage(self.module, experiment.average.decay) if experiment.average else None
         self.steps = self.setup.training.steps
         self.iterations = experiment.epochs * self.steps
         # Sums over the epoch (loss, correct, samples), and the first iteration that was not finite.
@@ -102,6 +107,21 @@ class Trainer:
         self.first_bad = torch.full((), -1, dtype=torch.int64, device=self.setup.device)
         self.began = self.saved = time.monotonic()
         self.free_reading = self.setup.device.type == "cpu"  # where a value can be read without waiting
+
+    def adopt(self, setup: Setup) -> None:
+        """Train this network from now on, with an optimiser that has no state yet."""
+        experiment, module = setup.experiment, setup.module
+        self.setup = setup
+        self.module = module if module.training else module.train()  # parts that are frozen stay so
+        self.forward: Callable[[Tensor], Tensor] = (
+            torch.compile(module, dynamic=False) if experiment.compile else module
+        )
+        self.optimiser = optimisers.build(module, experiment.optimizer)
+        self.fixed_evaluations = sum(len(block.evaluations) for block in dynamic_blocks(module))
+
+    def start_from(self, optimiser_state: Mapping[str, Tensor]) -> None:
+        """Begin with this state of the optimiser."""
+        optimisers.load_state_tensors(self.optimiser, self.module, optimiser_state)
 
     # ------------------------------------------------------------ the loop
 
@@ -111,7 +131,13 @@ class Trainer:
         while position.epoch < experiment.epochs:
             clock = Stopwatch(position.epoch_seconds)
             while position.step < self.steps:
-                self.step()
+                self.refine_where_due()
+                try:
+                    self.step()
+                except DivergenceError as error:  # of an adaptive solver
+                    raise DivergenceError(
+                        f"diverged at iteration {position.iteration}: {error}; nothing of it was saved"
+                    ) from None
                 position.epoch_seconds = clock.seconds
                 if self.free_reading and self.first_bad >= 0:
                     self.diverged(position.iteration)
@@ -133,20 +159,52 @@ class Trainer:
         """One iteration: forward, backward, update."""
         experiment, position = self.setup.experiment, self.position
         batch = self.setup.training.batch(position.epoch, position.step)
+        drain_evaluations(self.module)  # those of an evaluation in between
         optimisers.set_learning_rate(self.optimiser, self.learning_rate(position.iteration))
         with torch.autocast(self.setup.device.type, torch.bfloat16, enabled=experiment.precision == "bf16"):
             logits = self.forward(batch.inputs)
         loss = batch_loss(logits.float(), batch, experiment.label_smoothing)
         self.optimiser.zero_grad()
-        loss.backward()
+        self.with_smoothness(loss).backward()
         if experiment.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.module.parameters(), experiment.clip_norm)
         self.optimiser.step()
+        if experiment.box is not None:
+            for controls in controls_of(self.module):
+                controls.clamp(experiment.box)
+        position.function_evaluations += self.fixed_evaluations + drain_evaluations(self.module)
         if self.average is not None:
             self.average.update(self.module, position.iteration)
         self.count(loss.detach(), logits.detach(), batch)
         position.step += 1
         position.iteration += 1
+
+    def with_smoothness(self, loss: Tensor) -> Tensor:
+        """The loss that is minimised: with the roughness of theta(t), where that is asked for."""
+        section = self.setup.experiment.smoothness
+        if section is None:
+            return loss
+        term = roughness(self.module, section.total_variation, section.dirichlet)
+        return loss if term is None else loss + term
+
+    def refine_where_due(self) -> None:
+        """Go to finer time grids at the iterations that the experiment names."""
+        position = self.position
+        for refinement in self.setup.experiment.refine[position.level :]:
+            if position.iteration < min(round(refinement.at * self.iterations), self.iterations - 1):
+                return
+            state = dict(optimisers.state_tensors(self.optimiser, self.module))
+            regridding, finer = refined(self.setup, refinement)
+            self.adopt(finer)
+            estimate_statistics(self.module, self.setup.statistics_inputs(RECALIBRATION))
+            carried = optimisers.carry_state(state, regridding.carry)
+            optimisers.load_state_tensors(self.optimiser, self.module, carried)
+            if self.average is not None:
+                self.average.regrid(regridding.carry(self.average.parameters))
+            position.level += 1
+            self.observer.message(
+                f"iteration {position.iteration}: finer time grids, {self.setup.parameters:,} parameters"
+            )
 
     def learning_rate(self, iteration: int) -> float:
         """The learning rate of an iteration."""
@@ -216,12 +274,21 @@ class Trainer:
             "seconds": round(position.epoch_seconds, 3),
             "images_per_second": round(samples / max(position.epoch_seconds, 1e-9), 1),
             "peak_memory_bytes": self.setup.peak_memory(),
+            "function_evaluations": self.function_evaluations(),
         }
         self.rows.append(format_row(row))
         self.run.write_rows(self.rows)
         self.sums.zero_()
         position.epoch, position.step, position.epoch_seconds = position.epoch + 1, 0, 0.0
+        position.function_evaluations = 0
         return row
+
+    def function_evaluations(self) -> float | None:
+        """Evaluations of fields in a training step, on average over the epoch; None without dynamic blocks.
+
+        With fixed steps those of the forward pass; of adaptive solvers all that were made, backwards too.
+        """
+        return self.position.function_evaluations / self.steps if dynamic_blocks(self.module) else None
 
     # ------------------------------------------------------------ saving and stopping
 
@@ -254,6 +321,10 @@ class Trainer:
     @torch.no_grad()
     def restore(self, checkpoint: checkpoints.Checkpoint) -> None:
         """Go back to the state of a checkpoint."""
+        setup = self.coarse
+        for refinement in setup.experiment.refine[: checkpoint.state.get("level", 0)]:
+            _, setup = refined(setup, refinement)
+        self.adopt(setup)
         weights.load_into(self.module, checkpoint.model)
         groups: dict[str, dict[str, Tensor]] = {}
         for path, tensor in checkpoint.training.items():
@@ -262,8 +333,9 @@ class Trainer:
         self.optimiser.state.clear()
         optimisers.load_state_tensors(self.optimiser, self.module, groups.get("optimiser", {}))
         if self.average is not None:
-            for name, tensor in groups["average"].items():
-                self.average.parameters[name].copy_(tensor)
+            self.average.regrid(
+                {name: groups["average"][name].to(p) for name, p in self.module.named_parameters()}
+            )
         self.sums.copy_(checkpoint.training["sums"])
         self.first_bad.fill_(-1)
         _restore_generators(groups["generator"], self.setup.device)
@@ -296,7 +368,7 @@ class Trainer:
         self.observer.message(
             f"the loss is not finite; replaying from iteration {checkpoint.iteration} to name the layer"
         )
-        self.forward, self.observer, self.average = self.module, Observer(), None
+        self.observer, self.average = Observer(), None
         what = self._replay(checkpoint, iteration)
         position = self.position
         raise DivergenceError(
@@ -308,22 +380,43 @@ class Trainer:
 
     def _replay(self, checkpoint: checkpoints.Checkpoint, iteration: int) -> str:
         self.restore(checkpoint)
-        with divergence.watching(self.module) as finding:
-            while self.position.iteration <= min(iteration, self.iterations - 1):
-                before = Position(**vars(self.position))
+        while self.position.iteration <= min(iteration, self.iterations - 1):
+            self.refine_where_due()
+            self.forward = self.module
+            before = Position(**vars(self.position))
+            with divergence.watching(self.module) as finding:
                 self.step()
-                what = (
-                    finding.what
-                    or divergence.not_finite(self.module, gradients=True)
-                    or divergence.not_finite(self.module)
-                    or ("the loss" if self.first_bad >= 0 else None)
-                )
-                if what is not None:
-                    self.position = before
-                    return what
-                if self.position.step == self.steps:
-                    self.position.epoch, self.position.step = self.position.epoch + 1, 0
+            what = (
+                finding.what
+                or divergence.not_finite(self.module, gradients=True)
+                or divergence.not_finite(self.module)
+                or ("the loss" if self.first_bad >= 0 else None)
+            )
+            if what is not None:
+                self.position = before
+                return what
+            if self.position.step == self.steps:
+                self.position.epoch, self.position.step = self.position.epoch + 1, 0
         return "the loss (the replay stayed finite)"
+
+
+def refined(setup: Setup, refinement: Refinement) -> tuple[Regridding, Setup]:
+    """The set-up on finer time grids, and how tensors come over."""
+    assert isinstance(setup.module, DynamicNet)
+    regridding = regrid(setup.module, states=refinement.states, controls=refinement.controls)
+    module = place(regridding.module, setup.device)
+    made = created_as(regridding.module)
+    card = dataclasses.replace(setup.card, specification=weights.Specification(*made) if made else None)
+    return regridding, dataclasses.replace(setup, module=module, card=card)
+
+
+def drain_evaluations(module: nn.Module) -> int:
+    """The evaluations that adaptive solvers have counted since the last call."""
+    counted = 0
+    for block in dynamic_blocks(module):
+        counted += block.function_evaluations
+        block.function_evaluations = 0
+    return counted
 
 
 def batch_loss(logits: Tensor, batch: Batch, smoothing: float) -> Tensor:

@@ -227,15 +227,39 @@ class Checkpointing(Section):
     keep: PositiveInt = 2
 
 
+class Smoothness(Section):
+    """a sum_j |theta_{j+1} - theta_j|_1 + b/2 sum_j ||theta_{j+1} - theta_j||^2 / (tau_{j+1} - tau_j).
+
+    Added to the loss, over the controls of all dynamic blocks (Haber & Ruthotto 2017, arXiv:1705.03341).
+    """
+
+    total_variation: NonNegativeFloat = 0.0
+    dirichlet: NonNegativeFloat = 0.0
+
+
+class Refinement(Section):
+    """Finer time grids from a fraction `at` of the training on: multilevel training.
+
+    theta(t) and the optimiser's state are carried over; statistics are estimated anew.
+    """
+
+    at: Annotated[float, Field(gt=0, lt=1)]
+    states: Literal["double", "keep"] = "double"
+    controls: Literal["double", "keep"] = "double"
+
+
 class Initial(Section):
     """The weights that training starts from, by path and content.
 
-    `new_head` keeps the network's own last layer, where the data has another number of classes.
+    `new_head` keeps the network's own last layer, where the data has another number of classes. `optimiser`
+    takes the optimiser's state from the file beside it, as `resode regrid` writes it.
     """
 
     path: FilePath
     sha256: str = ""
     new_head: bool = False
+    optimiser: bool = False
+    optimiser_sha256: str = ""
 
 
 class Plugin(Section):
@@ -246,7 +270,11 @@ class Plugin(Section):
 
 
 class Experiment(Section):
-    """All that decides a run. `Experiment.from_recipe("he2016/resnet20", {"epochs": 10})` builds one."""
+    """All that decides a run. `Experiment.from_recipe("he2016/resnet20", {"epochs": 10})` builds one.
+
+    Of networks of dynamic blocks: `smoothness` in time is added to the loss, `box` bounds every parameter of
+    the controls after each optimiser step, `refine` doubles the time grids on the way.
+    """
 
     name: str
     about: About = About()
@@ -260,6 +288,9 @@ class Experiment(Section):
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     clip_norm: PositiveFloat | None = None
     average: Average | None = None
+    smoothness: Smoothness | None = None
+    box: PositiveFloat | None = None
+    refine: tuple[Refinement, ...] = ()
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     compile: bool = False
@@ -268,6 +299,13 @@ class Experiment(Section):
     checkpoint: Checkpointing = Checkpointing()
     init: Initial | None = None
     plugins: tuple[Plugin, ...] = ()
+
+    @model_validator(mode="after")
+    def _refinements_in_order(self) -> typing.Self:
+        times = [refinement.at for refinement in self.refine]
+        if times != sorted(set(times)):
+            raise ValueError("the times `at` of refine must increase")
+        return self
 
     @classmethod
     def from_recipe(
@@ -355,6 +393,8 @@ def _known_fields(location: list[str]) -> tuple[list[str], list[str]]:
             sections = [m for s in owners for m in _models(s.model_fields[part].annotation)]
         elif variants:
             sections = variants
+        elif part.isdigit():  # an item of a list
+            path.append(part)
         elif sections:  # a key that no section here knows
             path.append(part)
             break

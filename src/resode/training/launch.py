@@ -14,6 +14,7 @@ from torch import nn
 from resode import durable, weights
 from resode.data import hub
 from resode.errors import InputError, ResourceError
+from resode.models import DynamicNet, regrid
 from resode.training import checkpoints, divergence
 from resode.training.engine import Observer, Trainer
 from resode.training.experiment import Experiment
@@ -52,8 +53,8 @@ def train(
     """Train a network as the experiment says, and leave a run directory.
 
     Args:
-        module: the network, (N, C, H, W) -> logits (N, classes), trained in place; None builds
-            `experiment.model`.
+        module: the network, (N, C, H, W) -> logits (N, classes), trained in place (but where `refine` goes
+            on with a network on finer grids, which the result holds); None builds `experiment.model`.
         experiment: `Experiment.from_recipe("he2016/resnet20")`.
         out: the run directory; by default `runs/<recipe>-seed<seed>`.
         resume: go on with the run that is there, from any step; without one, start.
@@ -82,8 +83,7 @@ def train(
                 observer.message(f"{run.path}: this run is finished; nothing is left to do")
                 return _finished(run, module)
             experiment = stored.replace(init=None)  # its weights have been read: a checkpoint follows
-        observer.message(f"reading {experiment.data.source}")
-        setup = prepare(experiment, module)
+        setup = prepare(experiment, module, observer.message)
         trainer = Trainer(setup, run, observer)
         for note in (*setup.notes, *_about_data(setup)):
             observer.message(note)
@@ -153,7 +153,7 @@ def _agreed(experiment: Experiment, run: Run) -> Experiment:
     asked, kept = experiment.model_dump(mode="json"), stored.model_dump(mode="json")
     if hub.unpinned(kept["data"]["source"]) == asked["data"]["source"]:
         asked["data"]["source"] = kept["data"]["source"]  # the commit that the run began with
-    free = ("about.", "device", "init.sha256", "plugins")
+    free = ("about.", "device", "init.sha256", "init.optimiser_sha256", "plugins")
     differing = [
         f"{run.path}: was started with {path}={kept_value}, now it is {asked_value}; "
         "leave the change out, or choose another --out"
@@ -185,6 +185,7 @@ def _begin(trainer: Trainer) -> None:
     state = sum(t.numel() * t.element_size() for t in tensors)
     run.require_space((setup.experiment.checkpoint.keep + 2) * 3 * state)
     durable.write_json(run.path / "environment.json", environment(setup.device))
+    trainer.start_from(setup.optimiser_state)
     trainer.save()
     run.write_experiment(setup.experiment)
 
@@ -293,5 +294,8 @@ def _finished(run: Run, module: nn.Module | None) -> Result:
     if module is None:
         module = weights.load(run.model)
     else:
+        for refinement in run.read_experiment().refine:
+            assert isinstance(module, DynamicNet)
+            module = regrid(module, states=refinement.states, controls=refinement.controls).module
         weights.load_into(module, run.model)
     return Result(module.eval(), run, run.read_summary())

@@ -1,13 +1,19 @@
 """Optimisers: SGD and AdamW over the parameters of a module, one group per weight decay.
 
-Their state travels by parameter name (`momentum_buffer/layer1.0.conv1.weight`), never by position.
+Their state travels by parameter name (`momentum_buffer/layer1.0.conv1.weight`), never by position. Beside a
+weights file `net.safetensors` it lies in `net.optimiser.safetensors`, which says whose it is by a hash.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
+from resode import durable, weights
+from resode.errors import InputError, IntegrityError
 from resode.training.experiment import SGD, Optimizer
 
 
@@ -61,3 +67,91 @@ def load_state_tensors(
             optimiser.state[parameter][key] = value.to(parameter.device)
         else:
             optimiser.state[parameter][key] = torch.empty_like(parameter).copy_(value)
+
+
+def carry_state(
+    old: Mapping[str, Tensor], carry: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
+) -> dict[str, Tensor]:
+    """The state of an optimiser (`<state>/<parameter>` -> tensor) for a network on other time grids.
+
+    Args:
+        old: as `state_tensors` gave it.
+        carry: tensors by old parameter names to tensors by new ones.
+    """
+    by_key: dict[str, dict[str, Tensor]] = {}
+    for path, tensor in old.items():
+        key, _, name = path.partition("/")
+        by_key.setdefault(key, {})[name] = tensor
+    return {f"{key}/{name}": t for key, group in by_key.items() for name, t in carry(group).items()}
+
+
+# ---------------------------------------------------------------- beside a weights file
+
+
+def state_file(path: Path) -> Path:
+    """Where the state of an optimiser lies that belongs to a weights file."""
+    return path.with_suffix(".optimiser.safetensors")
+
+
+def write_state(path: Path, tensors: Mapping[str, Tensor]) -> Path:
+    """Write a state beside the weights file that it belongs to; returns where."""
+    data = to_bytes(
+        {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()},
+        metadata={_WEIGHTS: durable.sha256(path)},
+    )
+
+    def put(temporary: Path) -> None:
+        temporary.write_bytes(data)
+
+    durable.write(state_file(path), put)
+    return state_file(path)
+
+
+def read_state(path: Path, module: nn.Module, section: Optimizer) -> dict[str, Tensor]:
+    """The state that lies beside a weights file, for the optimiser of `section` over `module`.
+
+    Raises:
+        InputError: there is none, it belongs to other weights, or does not fit optimiser or network.
+        IntegrityError: the file is corrupt.
+    """
+    file = state_file(path)
+    if not file.is_file():
+        raise InputError(
+            f"{file}: no such file (`resode regrid` writes it for a run with checkpoints); "
+            "leave init.optimiser out to start without momentum"
+        )
+    try:
+        with safe_open(file, framework="pt") as opened:
+            owner = (opened.metadata() or {}).get(_WEIGHTS)
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise IntegrityError(f"{file}: is no whole safetensors file ({error})") from None
+    if owner != durable.sha256(path):
+        raise InputError(f"{file}: is not the state of {path}, but of other weights; make both anew")
+    _refuse_misfit(file, tensors, module, section)
+    return tensors
+
+
+_WEIGHTS = "weights_sha256"
+
+
+def _refuse_misfit(file: Path, tensors: Mapping[str, Tensor], module: nn.Module, section: Optimizer) -> None:
+    kept = ["exp_avg", "exp_avg_sq", "step"]
+    if isinstance(section, SGD):
+        kept = ["momentum_buffer"] if section.momentum else []
+    found = sorted({name.partition("/")[0] for name in tensors})
+    if found != kept:
+        wanted = ", ".join(kept) or "no state"
+        raise InputError(
+            f"{file}: holds {', '.join(found)}, but {section.name} keeps {wanted}: "
+            "train with the optimiser of the run it comes from, or leave init.optimiser out"
+        )
+    trainable = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    own = {
+        f"{key}/{name}": p.new_zeros(()) if key == "step" else p.detach()
+        for key in kept
+        for name, p in trainable
+    }
+    mistakes = weights.mismatches(own, tensors)
+    if mistakes:
+        raise InputError(f"{file}: does not fit the network: {weights.few(mistakes)}")

@@ -52,7 +52,7 @@ def _forget_the_old_task(
     forgotten = [
         *((_KNOWN_OF_DATA,) if other_data else ()),
         *((_KNOWN_OF_TASK,) if other_data or other_model else ()),
-        *(({"init": ("sha256",)},) if other_start else ()),
+        *(({"init": ("sha256", "optimiser_sha256")},) if other_start else ()),
     ]
     for known in forgotten:
         for section, keys in known.items():
@@ -153,7 +153,7 @@ def _parse_yaml(text: str, origin: str) -> dict[str, Any]:
 
 # ---------------------------------------------------------------- overrides
 
-_VARIANTS = ("optimizer", "schedule")
+_VARIANTS = ("model", "optimizer", "schedule")
 
 
 def parse_overrides(texts: Iterable[str]) -> list[tuple[str, Any]]:
@@ -174,7 +174,7 @@ def parse_overrides(texts: Iterable[str]) -> list[tuple[str, Any]]:
 
 
 def _override(values: dict[str, Any], path: Sequence[str], value: Any) -> None:
-    """Set one value; another variant (`optimizer.name`, `schedule.name`) starts from its own defaults."""
+    """Set one value; another variant (`model.name`, `optimizer.name`, ...) starts from its own defaults."""
     head, *rest = path
     current = values.get(head)
     if rest:

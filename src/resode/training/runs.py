@@ -20,6 +20,7 @@ from typing import IO, Any
 
 import numpy
 import torch
+from torch import Tensor
 
 from resode import durable, weights
 from resode.errors import InputError, IntegrityError, ResourceError
@@ -37,6 +38,7 @@ COLUMNS = (
     "seconds",
     "images_per_second",
     "peak_memory_bytes",
+    "function_evaluations",
 )
 
 
@@ -149,6 +151,42 @@ def weights_file(path: str | Path) -> Path:
     if checkpoint is None:
         raise InputError(f"{path}: holds no run (no model.safetensors, no checkpoints)")
     return checkpoint.model
+
+
+@dataclass(frozen=True)
+class Source:
+    """What PATH holds beside weights: the experiment of its run, and the state of the optimiser.
+
+    Args:
+        weights: the file, as `weights_file` finds it.
+        experiment: of the run that it lies in; None of a file by itself.
+        optimiser: `<state>/<parameter>` -> tensor, of the newest checkpoint; empty where there is none.
+    """
+
+    weights: Path
+    experiment: Experiment | None
+    optimiser: Mapping[str, Tensor]
+
+
+def source_of(path: str | Path) -> Source:
+    """What a run, a checkpoint or a .safetensors file holds.
+
+    Raises:
+        InputError: nothing is there.
+        IntegrityError: a checkpoint whose content is not what its manifest lists.
+    """
+    file, path = weights_file(path), Path(path)
+    if path.is_file():
+        return Source(file, None, {})
+    checkpoint: checkpoints.Checkpoint | None
+    if (path / checkpoints.MANIFEST).is_file():
+        checkpoint, run = checkpoints.read(path), Run(path.resolve().parent.parent)
+    else:
+        checkpoint, run = checkpoints.newest(path / "checkpoints")[0], Run(path)
+    training = checkpoint.training if checkpoint is not None else {}
+    prefix = "optimiser/"
+    state = {name.removeprefix(prefix): t for name, t in training.items() if name.startswith(prefix)}
+    return Source(file, run.read_experiment() if run.exists else None, state)
 
 
 def load(path: str | Path) -> weights.Loaded:

@@ -8,7 +8,7 @@ import copy
 import math
 import resource
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from resode import cost, durable, randomness, weights
+from resode.blocks import dynamic_blocks
+from resode.controls import controls_of
 from resode.data import (
     Augmentation,
     Dataset,
@@ -30,7 +32,8 @@ from resode.data import (
 )
 from resode.errors import InputError, IntegrityError
 from resode.mode import mode
-from resode.models import create, created_as
+from resode.models import DynamicNet, create, created_as, regrid
+from resode.training import optimisers
 from resode.training.experiment import Data, Experiment, Model
 from resode.training.precision import choose_device, choose_precision, place
 
@@ -48,6 +51,7 @@ class Setup:
     train_index: np.ndarray
     card: weights.Card
     notes: tuple[str, ...]
+    optimiser_state: Mapping[str, Tensor]
 
     @property
     def parameters(self) -> int:
@@ -62,12 +66,9 @@ class Setup:
 
     def statistics_inputs(self, samples: int) -> Iterator[Tensor]:
         """Inputs of a fixed seeded subset of the training images, in batches of one size, for statistics."""
-        whole = self.experiment.evaluation.batch_size
-        count = min(samples, len(self.train_index))
-        count -= count % whole if count > whole else 0
-        by_content = self.train_index[np.argsort(self.dataset.train.digests[self.train_index], kind="stable")]
-        drawn = randomness.order(self.experiment.seed, 0, torch.arange(len(by_content)), "subset")[:count]
-        for batch in self._in_order(self.dataset.train, by_content[drawn.numpy()]):
+        whole, seed = self.experiment.evaluation.batch_size, self.experiment.seed
+        drawn = statistics_index(self.dataset.train, self.train_index, seed, samples, whole)
+        for batch in self._in_order(self.dataset.train, drawn):
             yield batch.inputs
 
     def _in_order(self, images: Images, index: np.ndarray) -> Loader:
@@ -94,27 +95,90 @@ class Setup:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def prepare(experiment: Experiment, module: nn.Module | None = None) -> Setup:
+def statistics_index(
+    images: Images, index: np.ndarray, seed: int, samples: int, batch_size: int
+) -> np.ndarray:
+    """A fixed seeded subset of the images, in whole batches where there is more than one."""
+    count = min(samples, len(index))
+    count -= count % batch_size if count > batch_size else 0
+    by_content = index[np.argsort(images.digests[index], kind="stable")]
+    drawn = randomness.order(seed, 0, torch.arange(len(by_content)), "subset")[:count]
+    chosen: np.ndarray = by_content[drawn.numpy()]
+    return chosen
+
+
+@dataclass(frozen=True)
+class TrainingInputs:
+    """Inputs of a network from training images: how many, of which data, in batches."""
+
+    source: str
+    samples: int
+    batches: Iterator[Tensor]
+
+
+def training_inputs(
+    experiment: Experiment, preprocessing: weights.Preprocessing, samples: int, device: torch.device
+) -> TrainingInputs:
+    """A fixed subset of an experiment's training images, as inputs of a network that is trained already.
+
+    Args:
+        experiment: says which images are held out.
+        preprocessing: of the network.
+        samples: how many images at most.
+        device: where the inputs go.
+
+    Raises:
+        InputError: images of another size or number of channels.
+    """
+    data = read_data(experiment.data)
+    height, width, channels = data.train.pixels.shape[1:]
+    if (channels, height, width) != (preprocessing.channels, *preprocessing.size):
+        wanted = "x".join(map(str, (preprocessing.channels, *preprocessing.size)))
+        raise InputError(
+            f"{experiment.data.source}: images of {channels}x{height}x{width}, the network takes {wanted}"
+        )
+    index, _ = validation_split(data.train, experiment.data.validation, experiment.seed)
+    batch_size = experiment.evaluation.batch_size
+    drawn = statistics_index(data.train, index, experiment.seed, samples, batch_size)
+    loader = Loader(
+        data.train, drawn, batch_size=batch_size, mean=preprocessing.mean, std=preprocessing.std,
+        device=device, dtype=preprocessing.dtype,
+    )  # fmt: skip
+    return TrainingInputs(experiment.data.source, len(drawn), (batch.inputs for batch in loader))
+
+
+def prepare(
+    experiment: Experiment,
+    module: nn.Module | None = None,
+    tell: Callable[[str], None] = lambda text: None,
+) -> Setup:
     """Resolve an experiment: data, split, normalisation, device, precision, network.
 
     Args:
         experiment: as read from a recipe, or resolved already (then everything comes out the same).
         module: the network to train, as it is; left out, the experiment's model is built and initialised.
+        tell: is told what takes a while.
 
     Raises:
         InputError: data, model and weights that do not fit together.
         IntegrityError: the data is not what the resolved experiment was made with.
     """
     device = choose_device(experiment.device)
-    data = _read_data(experiment.data)
+    if module is not None or experiment.init is None:
+        _check_model(experiment, module)  # before any data is read
+    tell(f"reading {experiment.data.source}")
+    data = read_data(experiment.data)
     train_index, validation_index = validation_split(data.train, experiment.data.validation, experiment.seed)
-    experiment = _resolve_init(experiment, module, data)
+    experiment, notes = _resolve_init(experiment, module, data)
     section = _resolve_data(experiment.data, data, train_index)
     precision, reason = choose_precision(experiment.precision, device)
-    notes = [f"precision {precision}: {reason}"] if experiment.precision == "auto" else []
+    notes += [f"precision {precision}: {reason}"] if experiment.precision == "auto" else []
     model = _resolve_model(experiment, data) if module is None else model_of(module)
     experiment = experiment.replace(data=section, device=str(device), precision=precision, model=model)
+    if module is None and experiment.init is not None:
+        _check_model(experiment, None)
     module = place(_built(experiment, module), device)
+    optimiser_state = _optimiser_state(experiment, module)
     height, width, channels = data.train.pixels.shape[1:]
     preprocessing = weights.Preprocessing(
         mean=section.mean or (), std=section.std or (), size=(height, width), channels=channels,
@@ -138,12 +202,23 @@ def prepare(experiment: Experiment, module: nn.Module | None = None) -> Setup:
         seed=experiment.seed,
     )
     _check_network(module, training, data)
+    if isinstance(module, DynamicNet):
+        notes += [f"warning: {line}" for line in module.warnings(int(height), int(width))]
     held_out = len(validation_index) > 0
     validation = loader(validation_index, batch_size=experiment.evaluation.batch_size) if held_out else None
-    return Setup(experiment, module, device, data, training, validation, train_index, card, tuple(notes))
+    return Setup(
+        experiment, module, device, data, training, validation, train_index, card, tuple(notes),
+        optimiser_state,
+    )  # fmt: skip
 
 
-def _read_data(section: Data) -> Dataset:
+def read_data(section: Data) -> Dataset:
+    """The data of an experiment, if it is still what the run began with.
+
+    Raises:
+        InputError: no such data, or a single class.
+        IntegrityError: the data has changed.
+    """
     data = load(section.source, image_size=section.image_size, on_bad_image=section.on_bad_image)
     if len(data.classes) < 2:
         raise InputError(f"{section.source}: has a single class ({data.classes[0]}); two are the least")
@@ -178,36 +253,84 @@ def model_of(module: nn.Module) -> Model | None:
     return Model(name=created[0], **created[1])
 
 
-def _resolve_init(experiment: Experiment, module: nn.Module | None, data: Dataset) -> Experiment:
-    """Take the network's options and the normalisation from the weights that training starts from."""
+def _optimiser_state(experiment: Experiment, module: nn.Module) -> dict[str, Tensor]:
+    """The optimiser's state to begin with, by `<state>/<parameter>`; none unless `init` asks for it."""
+    init = experiment.init
+    if init is None or not init.optimiser:
+        return {}
+    return optimisers.read_state(Path(init.path), module, experiment.optimizer)
+
+
+def _resolve_init(
+    experiment: Experiment, module: nn.Module | None, data: Dataset
+) -> tuple[Experiment, list[str]]:
+    """Take the network's options and the normalisation from the weights that training starts from.
+
+    Returns:
+        The experiment, and what the user should know.
+    """
     init = experiment.init
     if init is None:
-        return experiment
+        return experiment, []
     path = Path(init.path)
     card = weights.read_card(path)
     digest = durable.sha256(path)
     if init.sha256 not in ("", digest):
         raise IntegrityError(f"{path}: the weights have changed since this run began")
+    beside = optimisers.state_file(path)
+    of_state = durable.sha256(beside) if init.optimiser and beside.is_file() else ""
+    if init.optimiser_sha256 not in ("", of_state):
+        raise IntegrityError(f"{beside}: the optimiser's state has changed since this run began")
     preprocessing, specification = card.preprocessing, card.specification
     channels = data.train.pixels.shape[3]
     if preprocessing.channels != channels:
         raise InputError(
             f"{path}: takes images of {preprocessing.channels} channels, {data.name} has {channels}"
         )
-    changes: dict[str, Any] = {"init": init.model_copy(update={"sha256": digest})}
+    hashes = {"sha256": digest, "optimiser_sha256": of_state}
+    changes: dict[str, Any] = {"init": init.model_copy(update=hashes)}
+    notes = []
     if module is None and specification is not None and experiment.model is not None:
-        if specification.name != experiment.model.name:
+        own = experiment.model.options
+        if _is_regridded(specification, experiment.model):
+            own = {}
+            notes.append(f"the network is that of {path}: the recipe's on other time grids")
+        elif specification.name != experiment.model.name:
             raise InputError(
                 f"{path}: holds a {specification.name}, the recipe trains a {experiment.model.name}; "
                 f"to train the file's network add --set model.name={specification.name}"
             )
         of_data = ("classes", "in_channels")
         options = {key: value for key, value in specification.options.items() if key not in of_data}
-        changes["model"] = Model(name=specification.name, **{**options, **experiment.model.options})
+        changes["model"] = Model(name=specification.name, **{**options, **own})
     if experiment.data.mean is None:
         normalisation = {"mean": preprocessing.mean, "std": preprocessing.std}
         changes["data"] = experiment.data.model_copy(update=normalisation)
-    return experiment.replace(**changes)
+    return experiment.replace(**changes), notes
+
+
+def _is_regridded(specification: weights.Specification, model: Model) -> bool:
+    """Whether a network of a file is a recipe's network of dynamic blocks, on other time grids."""
+    if specification.name != "dynamic":
+        return False
+    of_data = {k: specification.options[k] for k in ("classes", "in_channels") if k in specification.options}
+    try:
+        with torch.device("meta"):
+            network = create(model.name, **{**model.options, **of_data})
+    except (InputError, RuntimeError):
+        return False
+    if not isinstance(network, DynamicNet):
+        return False
+    recipe = weights.Specification("dynamic", network.options())
+    return recipe != specification and _without_grids(recipe) == _without_grids(specification)
+
+
+def _without_grids(specification: weights.Specification) -> dict[str, Any]:
+    stages = [
+        {key: value for key, value in stage.items() if key not in ("states", "controls")}
+        for stage in specification.options.get("stages", ())
+    ]
+    return {**specification.options, "stages": stages}
 
 
 def _resolve_data(section: Data, data: Dataset, train_index: np.ndarray) -> Data:
@@ -242,6 +365,54 @@ def _resolve_model(experiment: Experiment, data: Dataset) -> Model:
                 "leave it out"
             )
     return Model(name=experiment.model.name, **{**options, **found})
+
+
+def _check_model(experiment: Experiment, module: nn.Module | None) -> None:
+    """Can the network be built, and do smoothness, box and refinements fit it?"""
+    network = _without_numbers(experiment) if module is None else module
+    if network is None:
+        return
+    asked = {
+        "smoothness": experiment.smoothness is not None,
+        "box": experiment.box is not None,
+        "refine": bool(experiment.refine),
+    }
+    if not controls_of(network):
+        mistakes = [
+            f"{key}: the network has no dynamic blocks whose theta(t) it could act on; leave it out"
+            for key, given in asked.items()
+            if given
+        ]
+        if mistakes:
+            raise InputError(*mistakes)
+    if experiment.refine and not isinstance(network, DynamicNet):
+        raise InputError("refine: only a DynamicNet can go to finer time grids; leave it out")
+    _check_precision(network)
+    for refinement in experiment.refine:
+        assert isinstance(network, DynamicNet)
+        network = regrid(network, states=refinement.states, controls=refinement.controls).module
+        _check_precision(network)
+
+
+def _check_precision(network: nn.Module) -> None:
+    """Can every block be trained in fp32, the precision of states and parameters?"""
+    for block in dynamic_blocks(network):
+        block.check(torch.float32)
+
+
+def _without_numbers(experiment: Experiment) -> nn.Module | None:
+    """The network on the meta device; None where a user's own needs numbers to be built."""
+    if experiment.model is None:
+        return None
+    try:
+        with torch.device("meta"):
+            return create(experiment.model.name, **experiment.model.options)
+    except InputError as error:
+        unknown = any("unknown" in line for line in error.messages)
+        made = [f"was made with --plugin {plugin.path}" for plugin in experiment.plugins if unknown]
+        raise InputError(*(f"{experiment.name}: {line}" for line in (*error.messages, *made))) from None
+    except RuntimeError:
+        return None
 
 
 @torch.no_grad()

@@ -1,0 +1,177 @@
+"""Controls: theta(t), the parameters of a field as a function of time, on a grid of their own.
+
+At nodes tau_0 < ... < tau_m lie values theta_j, each an ordinary module with its parameters. Between them
+
+    linear     theta(t) = (1 - w) theta_j + w theta_{j+1},   w = (t - tau_j) / (tau_{j+1} - tau_j)
+    constant   theta(t) = theta_j                            tau_j <= t < tau_{j+1}
+    shared     theta(t) = theta_0                            one node: an autonomous equation
+
+and constant outside the nodes. The grid of the states is another one (Haber & Ruthotto 2017,
+arXiv:1705.03341).
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import pairwise
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from resode.errors import InputError, nearest
+from resode.grids import TimeGrid
+from resode.integrators.base import Evaluation
+
+Theta = dict[str, Tensor]
+Interpolation = Literal["linear", "constant", "shared"]
+INTERPOLATIONS: tuple[str, ...] = get_args(Interpolation)
+
+
+def interpolation_weights(grid: TimeGrid, interpolation: str, t: float) -> tuple[tuple[int, float], ...]:
+    """theta(t) as a combination of nodes: pairs (j, weight), all weights positive, the left node first.
+
+    A time that differs from a node by rounding alone is that node.
+    """
+    t = grid.snap(t)
+    j = grid.interval_of(t)
+    if interpolation == "shared" or t <= grid.start:
+        return ((0, 1.0),)
+    if t >= grid.end:
+        return ((grid.steps, 1.0),)
+    w = (t - grid.nodes[j]) / (grid.nodes[j + 1] - grid.nodes[j])
+    if interpolation == "constant" or w == 0:
+        return ((j, 1.0),)
+    return ((j, 1.0 - w), (j + 1, w)) if w < 1 else ((j + 1, 1.0),)
+
+
+def default_controls(states: TimeGrid, evaluations: Iterable[Evaluation], interpolation: str) -> TimeGrid:
+    """The state nodes that some evaluation touches: 3 for Euler on 3 steps, 5 for RK4 on 4.
+
+    Of several parts every one has to touch a node, for it holds them all.
+    """
+    if interpolation == "shared":
+        return TimeGrid(states.nodes[:1])
+    touched: dict[str, set[int]] = {}
+    for time, part in evaluations:
+        weights = interpolation_weights(states, interpolation, time)
+        touched.setdefault(part, set()).update(j for j, _ in weights)
+    everywhere = set.intersection(*touched.values())
+    return TimeGrid(tuple(t for j, t in enumerate(states.nodes) if j in everywhere))
+
+
+def check_interpolation(name: Any) -> str:
+    """The name, if it is one of `INTERPOLATIONS` (`InputError` with the nearest where it is none)."""
+    if name not in INTERPOLATIONS:
+        hint = nearest(str(name), INTERPOLATIONS)
+        raise InputError(f"unknown interpolation '{name}'{hint} ({', '.join(INTERPOLATIONS)})")
+    return str(name)
+
+
+class Controls(nn.ModuleList):
+    """theta(t). Node j is the module `self[j]`; of a field of several parts it holds one module each.
+
+    Args:
+        make: makes the field (of part `part`) with initial parameters.
+        parts: the parts of the field; `("f",)` where there is only one.
+        grid: the control nodes.
+        interpolation: linear, constant or shared.
+    """
+
+    def __init__(
+        self, make: Callable[[], nn.Module], parts: Sequence[str], grid: TimeGrid, interpolation: str
+    ) -> None:
+        check_interpolation(interpolation)
+        if interpolation == "shared" and grid.steps:
+            raise InputError(
+                f"shared controls have one node, {grid} has {grid.steps + 1}: leave controls out"
+            )
+        several = len(parts) > 1
+        super().__init__(
+            nn.ModuleDict({part: make() for part in parts}) if several else make() for _ in grid.nodes
+        )
+        self.grid, self.interpolation, self.parts = grid, interpolation, tuple(parts)
+
+    def node(self, j: int, part: str = "f") -> nn.Module:
+        """The module at node j."""
+        module = self[j]
+        return module[part] if len(self.parts) > 1 else module  # type: ignore[index]
+
+    def weights(self, time: float) -> tuple[tuple[int, float], ...]:
+        """theta(time) as a combination of nodes."""
+        return interpolation_weights(self.grid, self.interpolation, time)
+
+    def at(self, time: float, part: str = "f") -> Theta:
+        """theta(time) by parameter name; at a node these are its parameters themselves."""
+        return self.combined(self.weights(time), part)
+
+    def combined(self, weights: Sequence[tuple[int, float]], part: str = "f") -> Theta:
+        """A combination of one or two nodes by parameter name."""
+        (j, _), *right = weights
+        theta: Theta = dict(self.node(j, part).named_parameters())
+        if not right:
+            return theta
+        ((after, w),) = right
+        other = dict(self.node(after, part).named_parameters())
+        return {name: torch.lerp(value, other[name], w) for name, value in theta.items()}
+
+    def unused(self, evaluations: Sequence[Evaluation]) -> tuple[int, ...]:
+        """The nodes that no evaluation of some part touches: their parameters get no gradient."""
+        return tuple(sorted({j for part in self.parts for j in self.untouched(evaluations, part)}))
+
+    def untouched(self, evaluations: Sequence[Evaluation], part: str) -> tuple[int, ...]:
+        """The nodes that no evaluation of `part` touches."""
+        touched = {j for time, of in evaluations if of == part for j, _ in self.weights(time)}
+        return tuple(j for j in range(len(self)) if j not in touched)
+
+    def with_zero(self, theta: Theta, nodes: Sequence[int], part: str) -> Theta:
+        """`theta` plus nothing of `nodes`, so that their gradient is zero instead of missing."""
+        for j in nodes:
+            other = dict(self.node(j, part).named_parameters())
+            theta = {name: torch.add(value, other[name], alpha=0) for name, value in theta.items()}
+        return theta
+
+    # ------------------------------------------------------------ regularity in time
+
+    def differences(self) -> Iterator[tuple[float, Tensor]]:
+        """(tau_{j+1} - tau_j, theta_{j+1} - theta_j), parameter by parameter."""
+        for h, (before, after) in zip(self.grid.intervals, pairwise(self), strict=True):
+            for p, q in zip(before.parameters(), after.parameters(), strict=True):
+                yield h, q - p
+
+    def roughness(self, total_variation: float, dirichlet: float) -> Tensor:
+        """How far theta(t) is from a constant, in two norms.
+
+        a sum_j |theta_{j+1} - theta_j|_1 + b/2 sum_j ||theta_{j+1} - theta_j||^2 / (tau_{j+1} - tau_j)
+
+        Haber & Ruthotto 2017 (arXiv:1705.03341), section 4: a small value is a theta smooth in time.
+
+        Args:
+            total_variation: a.
+            dirichlet: b.
+        """
+        terms = [
+            total_variation * d.abs().sum() + dirichlet / (2 * h) * d.square().sum()
+            for h, d in self.differences()
+        ]
+        if not terms:
+            return next(self.parameters()).new_zeros(())
+        return torch.stack(terms).sum()
+
+    @torch.no_grad()
+    def clamp(self, bound: float) -> None:
+        """|theta| <= bound: the projection onto the box, for after an optimiser step."""
+        for parameter in self.parameters():
+            parameter.clamp_(-bound, bound)
+
+    def extra_repr(self) -> str:
+        return f"{self.interpolation}, nodes={self.grid}"
+
+
+def controls_of(module: nn.Module) -> tuple[Controls, ...]:
+    """All controls of a network."""
+    return tuple(part for part in module.modules() if isinstance(part, Controls))
+
+
+def roughness(module: nn.Module, total_variation: float, dirichlet: float) -> Tensor | None:
+    """The sum of `Controls.roughness` over a network; None where it has no controls."""
+    terms = [controls.roughness(total_variation, dirichlet) for controls in controls_of(module)]
+    return torch.stack(terms).sum() if terms else None

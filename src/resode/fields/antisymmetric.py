@@ -1,0 +1,89 @@
+"""The antisymmetric field: dy/dt = s((K - K^T - gamma I) y + b).
+
+The eigenvalues of K - K^T are imaginary, those of the whole have the real part -gamma: without damping a
+linear solution neither grows nor decays. K - K^T is again a 3x3 convolution, computed from the free kernel K
+at each evaluation; it is antisymmetric whatever an optimiser does to K.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from resode.errors import InputError
+from resode.fields.activations import Activation, activation
+from resode.fields.convolutions import ConvolutionalField, convolve, transposed
+from resode.fields.norms import NormOption, is_number
+from resode.operators.spectra import norm_bound
+
+
+@dataclass(frozen=True)
+class Antisymmetric(ConvolutionalField):
+    """f(y) = s(N((K - K^T - gamma I) y + b)) (Haber & Ruthotto 2017, arXiv:1705.03341).
+
+    Args:
+        norm: N, as in `ConvolutionalField`.
+        activation: s.
+        groups: of K, and so of K^T.
+        boundary: "zero" or "periodic".
+        bias: whether b is learned.
+        gamma: how strongly it is damped, in units of 1 / time; at least 0.
+    """
+
+    norm: NormOption = None
+    activation: str = "tanh"
+    bias: bool = True
+    gamma: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not is_number(self.gamma) or not 0 <= self.gamma < math.inf:
+            raise InputError(f"Antisymmetric: gamma {self.gamma!r}; a number of at least 0 is needed")
+
+    def build(self, width: int) -> nn.Module:
+        return AntisymmetricLayer(self, width)
+
+    @property
+    def equation(self) -> str:
+        matrix = f"(K - K^T - {self.gamma:g} I)" if self.gamma else "(K - K^T)"
+        return self.told(self.written(f"{matrix} y"))
+
+
+class AntisymmetricLayer(nn.Module):
+    """s(N((K - K^T - gamma I) y + b)), (N, C, H, W) -> (N, C, H, W)."""
+
+    def __init__(self, field: Antisymmetric, width: int) -> None:
+        super().__init__()
+        self.activation: Activation = activation(field.activation)
+        self.gamma = float(field.gamma)
+        self.conv = field.convolution(width, width, variance=1 / 9)  # ||K - K^T|| ~ 1
+        self.norm = field.normalisation(width)
+
+    def kernel(self) -> Tensor:
+        """The kernel (C, C / groups, 3, 3) of K - K^T - gamma I."""
+        kernel = self.conv.weight - transposed(self.conv.weight, self.conv.groups)
+        if self.gamma == 0:
+            return kernel
+        eye = torch.eye(kernel.shape[1], dtype=kernel.dtype, device=kernel.device).repeat(self.conv.groups, 1)
+        return kernel - self.gamma * nn.functional.pad(eye[:, :, None, None], (1, 1, 1, 1))
+
+    def spectrum(self, height: int, width: int) -> tuple[float, float] | None:
+        """(gamma, w), w = ||K - K^T||: eigenvalues of the Jacobian are d (-gamma + i v), |v| <= w, d <= 1.
+
+        For they are those of D (K - K^T - gamma I) D with D^2 = diag(s') <= 1, in whose numerical range they
+        lie. None with a norm, or an activation that falls or is steeper than 1.
+        """
+        if not isinstance(self.norm, nn.Identity) or not self.activation.gentle:
+            return None
+        kernel = self.conv.weight - transposed(self.conv.weight, self.conv.groups)
+        bound = norm_bound(kernel.detach(), (height, width), self.conv.boundary, self.conv.groups)
+        return self.gamma, bound
+
+    def forward(self, y: Tensor) -> Tensor:
+        f = convolve(y, self.kernel(), self.conv.bias, self.conv.boundary, self.conv.groups)
+        z: Tensor = self.norm(f)
+        return self.activation(z)
+
+    def extra_repr(self) -> str:
+        return f"gamma={self.gamma:g}"

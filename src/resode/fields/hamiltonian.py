@@ -1,0 +1,61 @@
+"""Half of a Hamiltonian pair: dY/dt = F(Z), dZ/dt = -F(Y), F(z) = K^T s(N(K z + b)).
+
+Without a norm F is the gradient of E(z) = sum S(K z + b), S' = s, and the pair conserves E1(Z) + E2(Y). The
+schemes for split states build two of them, each of half the width and with its own K and N.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from resode.fields.activations import Activation, activation
+from resode.fields.convolutions import ConvolutionalField
+from resode.fields.norms import NormOption
+from resode.operators.spectra import norm_bound
+
+
+@dataclass(frozen=True)
+class Hamiltonian(ConvolutionalField):
+    """f(z) = K^T s(N(K z + b)) (Chang et al. 2018, arXiv:1709.03698).
+
+    With TvNorm and without b: Ruthotto & Haber 2018, arXiv:1804.04272.
+
+    Args:
+        norm: N, as in `ConvolutionalField`.
+        activation: s.
+        groups: of K, and so of K^T.
+        boundary: "zero" or "periodic".
+        bias: whether b is learned.
+    """
+
+    norm: NormOption = "tv"
+    bias: bool = True
+
+    def build(self, width: int) -> nn.Module:
+        return HamiltonianLayer(self, width)
+
+    @property
+    def equation(self) -> str:
+        return self.told(f"K^T {self.written('K y')}")
+
+
+class HamiltonianLayer(nn.Module):
+    """K^T s(N(K z + b)), (N, C, H, W) -> (N, C, H, W)."""
+
+    def __init__(self, field: Hamiltonian, width: int) -> None:
+        super().__init__()
+        self.activation: Activation = activation(field.activation)
+        self.conv = field.convolution(width, width, variance=1 / 3)  # ||K||^2 ~ 4/3: stable at h = 1
+        self.norm = field.normalisation(width)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.conv.adjoint(self.activation.over(self.norm(self.conv(z))))
+
+    def spectrum(self, height: int, width: int) -> tuple[float, float] | None:
+        """(||K||^2, 0): the Jacobian K^T diag(s') K is symmetric with eigenvalues in [0, ||K||^2].
+
+        None with a norm, or an activation that falls or is steeper than 1.
+        """
+        if not isinstance(self.norm, nn.Identity) or not self.activation.gentle:
+            return None
+        return norm_bound(self.conv.weight, (height, width), self.conv.boundary, self.conv.groups) ** 2, 0.0

@@ -1,0 +1,75 @@
+"""The parabolic (double-symmetric) field: a nonlinear heat equation, dy/dt = -K^T s(K y).
+
+Where s is non-decreasing with slopes in [0, 1] and there is no norm, its Jacobian -K^T diag(s') K is
+symmetric with eigenvalues in [-||K||^2, 0]: distances between solutions never grow, nor do they under
+Euler's method while h ||K||^2 <= 2. A norm that depends on y (TvNorm and GroupNorm always, BatchNorm in
+training) puts its own derivative between K^T and K; with any norm, nothing of this is claimed.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from torch.nn import Parameter
+
+from resode.fields.activations import Activation, activation
+from resode.fields.convolutions import ConvolutionalField, convolve, transposed
+from resode.fields.norms import NormOption
+from resode.operators.spectra import norm_bound
+
+
+@dataclass(frozen=True)
+class Parabolic(ConvolutionalField):
+    """f(y) = -(K^T s(N(K y + b1)) + b2) (Ruthotto & Haber 2018, arXiv:1804.04272).
+
+    Args:
+        norm: N, as in `ConvolutionalField`.
+        activation: s.
+        groups: of K, and so of K^T.
+        boundary: "zero" or "periodic".
+        bias: whether b1 (`conv.bias`) and b2 (`bias`) are learned; the paper has neither.
+    """
+
+    norm: NormOption = "tv"
+    bias: bool = True
+
+    def build(self, width: int) -> nn.Module:
+        return ParabolicLayer(self, width)
+
+    @property
+    def equation(self) -> str:
+        term = f"K^T {self.written('K y', b='b1')}"
+        return self.told(f"-({term} + b2)" if self.bias else f"-{term}")
+
+
+class ParabolicLayer(nn.Module):
+    """-(K^T s(N(K y + b1)) + b2), (N, C, H, W) -> (N, C, H, W)."""
+
+    bias: Parameter | None
+
+    def __init__(self, field: Parabolic, width: int) -> None:
+        super().__init__()
+        self.activation: Activation = activation(field.activation)
+        self.conv = field.convolution(width, width, variance=1 / 3)  # ||K||^2 ~ 4/3: stable at h = 1
+        self.norm = field.normalisation(width)
+        bias = Parameter(self.conv.weight.new_zeros(width)) if field.bias else None
+        self.register_parameter("bias", bias)
+
+    def forward(self, y: Tensor) -> Tensor:
+        z = self.activation.over(self.norm(self.conv(y)))
+        bias = None if self.bias is None else -self.bias
+        kernel = -transposed(self.conv.weight, self.conv.groups)
+        return convolve(z, kernel, bias, self.conv.boundary, self.conv.groups)
+
+    def spectral_bound(self, height: int, width: int) -> float | None:
+        """A bound b on ||K||^2: the eigenvalues of the Jacobian lie in [-b, 0] on images of this size.
+
+        None where that is not known: with a norm, or an activation that falls or is steeper than 1.
+        """
+        if not isinstance(self.norm, nn.Identity) or not self.activation.gentle:
+            return None
+        return norm_bound(self.conv.weight, (height, width), self.conv.boundary, self.conv.groups) ** 2
+
+    def spectrum(self, height: int, width: int) -> tuple[float, float] | None:
+        """The eigenvalues of the Jacobian lie in [-b, 0]: (b, 0), where b is known."""
+        bound = self.spectral_bound(height, width)
+        return None if bound is None else (bound, 0.0)

@@ -1,0 +1,173 @@
+"""The branches of residual networks, as right-hand sides.
+
+    preactivation   K2 s(N2 K1 s(N1 y))              arXiv:1603.05027; with Euler and h = 1 this is ResNet-v2
+    double          s(N2 K2 s(N1 K1 y))              arXiv:1512.03385, the basic block without its sum
+    bottleneck      K3 s(N3 K2 s(N2 K1 s(N1 y)))     arXiv:1603.05027; K1 and K3 of size 1x1
+
+Nothing ties their kernels: the Jacobian can have any spectrum, and no step is stable for all of them.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from resode.errors import InputError
+from resode.fields.activations import Activation, activation
+from resode.fields.convolutions import Convolution, ConvolutionalField
+from resode.fields.norms import NormOption
+
+
+@dataclass(frozen=True)
+class Preactivation(ConvolutionalField):
+    """f(y) = K2 s(N2(K1 s(N1(y)) + b1)) + b2 (He et al. 2016b, arXiv:1603.05027).
+
+    Args:
+        norm: N, as in `ConvolutionalField`.
+        activation: s.
+        groups: of both convolutions.
+        boundary: "zero" or "periodic".
+        bias: whether b1 and b2 are learned.
+        first_norm: without it K1 is applied to y itself, as in the very first unit of a RevNet
+            (arXiv:1707.04585), whose state comes normalised and activated from the stem.
+    """
+
+    norm: NormOption = "batch"
+    first_norm: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.refuse_other_than_bool("first_norm")
+
+    def build(self, width: int) -> nn.Module:
+        return PreactivationLayer(self, width)
+
+    @property
+    def equation(self) -> str:
+        inner = f"K1 {self.written('y', 'N1', '')}" if self.first_norm else "K1 y"
+        return self.told(f"K2 {self.written(inner, 'N2', 'b1')}{' + b2' * self.bias}")
+
+
+class PreactivationLayer(nn.Module):
+    """K2 s(N2 K1 s(N1 y)), (N, C, H, W) -> (N, C, H, W); without a first norm K2 s(N2 K1 y)."""
+
+    def __init__(self, field: Preactivation, width: int) -> None:
+        super().__init__()
+        self.first: Activation = activation(field.activation if field.first_norm else "identity")
+        self.second: Activation = activation(field.activation)
+        self.norm1 = field.normalisation(width) if field.first_norm else nn.Identity()
+        self.conv1 = field.convolution(width, width)
+        self.norm2 = field.normalisation(width)
+        self.conv2 = field.convolution(width, width)
+
+    def forward(self, y: Tensor) -> Tensor:
+        f = self.conv1(self.first(self.norm1(y)))
+        z: Tensor = self.conv2(self.second(self.norm2(f)))
+        return z
+
+
+@dataclass(frozen=True)
+class Double(ConvolutionalField):
+    """f(y) = s(N2(K2 s(N1(K1 y + b1)) + b2)), the basic residual block without its sum (arXiv:1512.03385).
+
+    Args:
+        norm: N, as in `ConvolutionalField`.
+        activation: s.
+        groups: of both convolutions.
+        boundary: "zero" or "periodic".
+        bias: whether b1 and b2 are learned.
+        final_activation: without it f(y) = N2(K2 s(N1(K1 y + b1)) + b2), which takes both signs.
+    """
+
+    norm: NormOption = "batch"
+    final_activation: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.refuse_other_than_bool("final_activation")
+
+    def build(self, width: int) -> nn.Module:
+        return DoubleLayer(self, width)
+
+    @property
+    def equation(self) -> str:
+        outer = self.written if self.final_activation else self.normed
+        return self.told(outer(f"K2 {self.written('K1 y', 'N1', 'b1')}", "N2", "b2"))
+
+    def remark(self) -> str | None:
+        if not self.final_activation or not activation(self.activation).positive:
+            return None
+        return (
+            f"a field that ends with {self.activation} is nowhere negative, so its state can only grow; "
+            "final_activation=False leaves it out"
+        )
+
+
+class DoubleLayer(nn.Module):
+    """s(N2 K2 s(N1 K1 y)), (N, C, H, W) -> (N, C, H, W)."""
+
+    def __init__(self, field: Double, width: int) -> None:
+        super().__init__()
+        self.first: Activation = activation(field.activation)
+        self.second: Activation = activation(field.activation if field.final_activation else "identity")
+        self.conv1 = field.convolution(width, width)
+        self.norm1 = field.normalisation(width)
+        self.conv2 = field.convolution(width, width)
+        self.norm2 = field.normalisation(width)
+
+    def forward(self, y: Tensor) -> Tensor:
+        f = self.first(self.norm1(self.conv1(y)))
+        return self.second(self.norm2(self.conv2(f)))
+
+
+@dataclass(frozen=True)
+class Bottleneck(ConvolutionalField):
+    """f(y) = K3 s(N3(K2 s(N2(K1 s(N1(y)) + b1)) + b2)) + b3, K1 and K3 of size 1x1 (arXiv:1603.05027).
+
+    Args:
+        norm: N, as in `ConvolutionalField`.
+        activation: s.
+        groups: of the 3x3 convolution K2; the 1x1 ones mix all channels (ResNeXt, arXiv:1611.05431).
+        boundary: "zero" or "periodic".
+        bias: whether b1, b2 and b3 are learned.
+        ratio: K2 acts on width / ratio channels.
+    """
+
+    norm: NormOption = "batch"
+    ratio: int = 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if type(self.ratio) is not int or self.ratio < 1:
+            raise InputError(f"Bottleneck: ratio {self.ratio!r}; a positive integer is needed")
+
+    def build(self, width: int) -> nn.Module:
+        if width % self.ratio:
+            raise InputError(
+                f"Bottleneck: ratio {self.ratio} does not divide {width} channels; take a divisor"
+            )
+        return BottleneckLayer(self, width, width // self.ratio)
+
+    @property
+    def equation(self) -> str:
+        inner = self.written(f"K1 {self.written('y', 'N1', '')}", "N2", "b1")
+        return self.told(f"K3 {self.written(f'K2 {inner}', 'N3', 'b2')}{' + b3' * self.bias}")
+
+
+class BottleneckLayer(nn.Module):
+    """K3 s(N3 K2 s(N2 K1 s(N1 y))), (N, C, H, W) -> (N, C, H, W) by way of `middle` channels."""
+
+    def __init__(self, field: Bottleneck, width: int, middle: int) -> None:
+        super().__init__()
+        self.activation: Activation = activation(field.activation)
+        self.norm1 = field.normalisation(width)
+        self.conv1 = Convolution(width, middle, 1, bias=field.bias)
+        self.norm2 = field.normalisation(middle)
+        self.conv2 = field.convolution(middle, middle)
+        self.norm3 = field.normalisation(middle)
+        self.conv3 = Convolution(middle, width, 1, bias=field.bias)
+
+    def forward(self, y: Tensor) -> Tensor:
+        f = self.conv1(self.activation(self.norm1(y)))
+        f = self.conv2(self.activation(self.norm2(f)))
+        z: Tensor = self.conv3(self.activation(self.norm3(f)))
+        return z

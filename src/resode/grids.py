@@ -1,0 +1,151 @@
+"""Time grids: t_0 < t_1 < ... < t_n, the nodes of the states or of the controls.
+
+A grid is a value: frozen, hashable, made of Python floats, so that everything that depends on it is known
+before the first forward pass.
+"""
+
+import itertools
+import math
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from resode.errors import InputError, nearest
+
+
+@dataclass(frozen=True)
+class TimeGrid:
+    """Nodes t_0 < ... < t_n with the steps h_k = t_{k+1} - t_k.
+
+    Args:
+        nodes: finite and strictly increasing; at least one (a state grid needs two).
+
+    Raises:
+        InputError: nodes that are not increasing, not finite, or none.
+    """
+
+    nodes: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        try:
+            if any(isinstance(t, str | bool) for t in self.nodes):
+                raise TypeError
+            nodes = tuple(float(t) for t in self.nodes)
+        except (TypeError, ValueError, OverflowError):
+            raise InputError(f"a time grid of {self.nodes!r}: a list of numbers is needed") from None
+        object.__setattr__(self, "nodes", nodes)
+        if not nodes:
+            raise InputError("a time grid needs at least one node")
+        if not all(map(math.isfinite, nodes)):
+            raise InputError(f"a time grid of {_listed(nodes)}: its nodes have to be finite")
+        for before, after in itertools.pairwise(nodes):
+            if before >= after:
+                raise InputError(
+                    f"a time grid has to increase: {before:g} is followed by {after:g} in {_listed(nodes)}"
+                )
+
+    @classmethod
+    def uniform(cls, steps: int, end: float | None = None, start: float = 0.0) -> "TimeGrid":
+        """`steps` equal steps from `start` to `end`; left out, each step is 1."""
+        if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
+            raise InputError(f"a time grid of {steps!r} steps: a positive integer is needed")
+        for name, value in (("start", start), ("end", end if end is not None else 0.0)):
+            if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e300:
+                raise InputError(f"a time grid with {name} {value!r}: a finite number is needed")
+        end = start + steps if end is None else end
+        return cls((*(start + (end - start) * k / steps for k in range(steps)), end))
+
+    @classmethod
+    def of(cls, value: Any) -> "TimeGrid":
+        """A grid from plain data: nodes `[0, 1, 2]`, `{"steps": 8, "end": 4.0}`, a number of unit steps."""
+        if isinstance(value, TimeGrid):
+            return value
+        if isinstance(value, int) and not isinstance(value, bool):
+            return cls.uniform(value)
+        if isinstance(value, Mapping):
+            known = ("steps", "end", "start")
+            for key in value:
+                if key not in known:
+                    raise InputError(
+                        f"a time grid has no '{key}'{nearest(str(key), known)} (steps, end, start)"
+                    )
+            if "steps" not in value:
+                raise InputError("a time grid needs 'steps', e.g. {steps: 8, end: 4.0}, or a list of nodes")
+            return cls.uniform(**value)
+        if isinstance(value, Sequence) and not isinstance(value, str):
+            return cls(tuple(value))
+        raise InputError(f"a time grid of {value!r}: give nodes [0, 1, 2], or {{steps: 8, end: 4.0}}")
+
+    @property
+    def intervals(self) -> tuple[float, ...]:
+        """The steps h_k."""
+        return tuple(b - a for a, b in zip(self.nodes, self.nodes[1:], strict=False))
+
+    @property
+    def steps(self) -> int:
+        """The number n of steps."""
+        return len(self.nodes) - 1
+
+    @property
+    def start(self) -> float:
+        """t_0."""
+        return self.nodes[0]
+
+    @property
+    def end(self) -> float:
+        """t_n."""
+        return self.nodes[-1]
+
+    @property
+    def is_uniform(self) -> bool:
+        """Whether all steps are equal, up to the rounding of the nodes."""
+        h = self.intervals
+        return not h or max(h) - min(h) <= self._rounding
+
+    @property
+    def _rounding(self) -> float:
+        """By how much nodes that are meant to be the same may differ."""
+        return 8 * math.ulp(max(abs(self.start), abs(self.end)))
+
+    def snap(self, t: float) -> float:
+        """The node that t is but for rounding; t itself where there is none."""
+        nearest = min(self.nodes, key=lambda node: abs(node - t))
+        return nearest if abs(nearest - t) <= self._rounding else t
+
+    def refine(self, factor: int = 2) -> "TimeGrid":
+        """Every step divided into `factor` equal ones."""
+        if not isinstance(factor, int) or factor < 1:
+            raise InputError(f"refining a time grid {factor} times: a positive integer is needed")
+        inner = (
+            a + (b - a) * j / factor
+            for a, b in zip(self.nodes, self.nodes[1:], strict=False)
+            for j in range(factor)
+        )
+        return TimeGrid((*inner, self.end))
+
+    def coarsen(self, factor: int = 2) -> "TimeGrid":
+        """Every `factor`-th node; the number of steps has to be a multiple of it."""
+        if not isinstance(factor, int) or factor < 1 or self.steps % factor:
+            raise InputError(f"{self.steps} steps cannot be joined {factor} at a time")
+        return TimeGrid(self.nodes[::factor])
+
+    def interval_of(self, t: float) -> int:
+        """The k with t_k <= t < t_{k+1}; 0 before the grid, n - 1 at its end and after it."""
+        return min(max(bisect_right(self.nodes, t) - 1, 0), max(self.steps - 1, 0))
+
+    def to_data(self) -> list[float] | dict[str, float]:
+        """Plain data from which `of` makes the same grid."""
+        if self.steps > 4 and self == TimeGrid.uniform(self.steps, self.end, self.start):
+            origin = {"start": self.start} if self.start else {}
+            return {"steps": self.steps, "end": self.end, **origin}
+        return list(self.nodes)
+
+    def __str__(self) -> str:
+        if self.steps > 4 and self.is_uniform:
+            return f"{self.start:g} to {self.end:g} in {self.steps} steps of {self.intervals[0]:g}"
+        return _listed(self.nodes)
+
+
+def _listed(nodes: Iterable[float]) -> str:
+    return "[" + ", ".join(f"{t:g}" for t in nodes) + "]"

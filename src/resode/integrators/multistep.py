@@ -1,0 +1,267 @@
+"""Multistep schemes: a step that remembers the one before.
+
+    Adams-Bashforth 2    y_{n+1} = y_n + h_n [(1 + w/2) f_n - (w/2) f_{n-1}],    w = h_n / h_{n-1}
+
+and the two-step family, in the difference d_n = y_n - y_{n-1}, with d_0 = 0:
+
+    d_{n+1} = a_n d_n + c_n f(t_n, y_n),    y_{n+1} = y_n + d_{n+1}
+
+that is y_{n+1} = (1 - k) y_n + k y_{n-1} + c f with k = -a. The members differ in a and c only:
+
+    learned two-step     a = -k_n, learned     c = h                    solves (1 + k) y' = f
+    two-step midpoint    a = -1                c = 2 h                  y' = f
+    leapfrog             a = w                 c = h_n (h_{n-1} + h_n) / 2    y'' = f
+    momentum             a = g w               c = (1 - g) h            y' = v, v <- g v + (1 - g) f
+
+Wherever a is known and not zero a step is undone by y_n = y_{n+1} - d_{n+1}, d_n = (d_{n+1} - c f(y_n)) / a.
+"""
+
+import cmath
+import math
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from resode.errors import InputError, nearest
+from resode.grids import TimeGrid
+from resode.integrators.base import Carry, Evaluation, FixedStep, Numbers, RightHandSide
+
+
+@dataclass(frozen=True)
+class AdamsBashforth2(FixedStep):
+    """Adams-Bashforth of order 2 with variable steps (Hairer, Norsett & Wanner 1993, III.5); Euler starts it.
+
+    y_{n+1} = y_n + h_n [(1 + w/2) f_n - (w/2) f_{n-1}], w = h_n / h_{n-1}; one evaluation a step.
+    The carry is (y, f_{n-1}), and (y,) before the first step.
+    """
+
+    equation = "y + h [(1 + w/2) f(t, y) - (w/2) f_before], w = h / h_before"
+
+    @property
+    def order(self) -> int:
+        """2: the Euler start is wrong by h^2 once."""
+        return 2
+
+    def evaluations(self, grid: TimeGrid) -> tuple[Evaluation, ...]:
+        """At t_k."""
+        return tuple(map(Evaluation, grid.nodes[:-1]))
+
+    def step(self, k: int, grid: TimeGrid, f: RightHandSide, carry: Carry, numbers: Numbers) -> Carry:
+        y, h = carry[0], _interval(grid, k)
+        slope = f(k, y)
+        if k == 0:
+            return torch.add(y, slope, alpha=h), slope
+        w = h / _interval(grid, k - 1)
+        y = torch.add(y, slope, alpha=h * (1 + w / 2))
+        return torch.add(y, carry[1], alpha=-h * w / 2), slope
+
+    def growth(self, z: complex) -> float:
+        """The larger root of r^2 - (1 + 3z/2) r + z/2, equal steps."""
+        return _larger_root(1 + 1.5 * z, z / 2)
+
+
+class TwoStep(FixedStep):
+    """The two-step family: d <- a d + c f(t, y), y <- y + d; a member says a and c.
+
+    The carry is (y, d), and (y,) before the first step, where d = 0.
+    """
+
+    @abstractmethod
+    def weights(self, k: int, grid: TimeGrid, numbers: Numbers) -> tuple[float | Tensor, float]:
+        """(a, c) of step k; a of step 0 multiplies d_0 = 0 and is not used."""
+
+    def evaluations(self, grid: TimeGrid) -> tuple[Evaluation, ...]:
+        """At t_k."""
+        return tuple(map(Evaluation, grid.nodes[:-1]))
+
+    def step(self, k: int, grid: TimeGrid, f: RightHandSide, carry: Carry, numbers: Numbers) -> Carry:
+        y = carry[0]
+        a, c = self.weights(k, grid, numbers)
+        slope = f(k, y)
+        d = slope * c if k == 0 else torch.add(_scaled(carry[1], a), slope, alpha=c)
+        return y + d, d
+
+    def inverse(self, k: int, grid: TimeGrid, f: RightHandSide, carry: Carry, numbers: Numbers) -> Carry:
+        if not self.reversible:
+            return super().inverse(k, grid, f, carry, numbers)
+        y = carry[0] - carry[1]
+        if k == 0:
+            return (y,)
+        a, c = self.weights(k, grid, numbers)
+        d = torch.sub(carry[1], f(k, y), alpha=c)
+        return y, d if isinstance(a, float) and a == 1 else d / a
+
+    def growth(self, z: complex) -> float:
+        """The larger root of r^2 - (1 + a + c z) r + a, equal steps of length 1."""
+        a, c = self.weights(1, TimeGrid.uniform(2), {})
+        return _larger_root(1 + float(a) + c * z, float(a))
+
+
+@dataclass(frozen=True)
+class LearnedTwoStep(TwoStep):
+    """The LM-ResNet step, y_{n+1} = (1 - k) y_n + k y_{n-1} + h f(t_n, y_n) (Lu 2018, arXiv:1710.10121).
+
+    k is a learned number for each step, at first uniform in [-0.1, 0]; y_{-1} = y_0, so that k of step 0
+    changes nothing and gets no gradient. It solves (1 + k) y' = f, another equation for every k, so that it
+    has no order; only |k| = 1 could be undone, so that it counts as irreversible.
+    """
+
+    equation = "(1 - k) y + k y_before + h f(t, y), k learned"
+
+    @property
+    def order(self) -> None:
+        """None: k is not tied to h."""
+        return
+
+    def coefficients(self, grid: TimeGrid, width: int) -> dict[str, Tensor]:
+        """`k`, of shape (steps,)."""
+        return {"k": torch.rand(grid.steps) * -0.1}
+
+    def weights(self, k: int, grid: TimeGrid, numbers: Numbers) -> tuple[Tensor, float]:
+        return -numbers["k"][k], _interval(grid, k)
+
+    def growth(self, z: complex) -> float:
+        """As it begins: the larger root, for k = 0 and k = -0.1."""
+        return max(_larger_root(1 + a + z, a) for a in (0.0, 0.1))
+
+
+@dataclass(frozen=True)
+class TwoStepMidpoint(TwoStep):
+    """The two-step midpoint rule, y_{n+1} = y_{n-1} + 2 h f(t_n, y_n) (Chang 2018, arXiv:1709.03698).
+
+    Stable for eigenvalues on the imaginary axis alone, h |lambda| < 1, in both directions of time: made for
+    antisymmetric fields. With a dissipative one a parasitic solution grows, and with it rounding.
+
+    Args:
+        first: the first step; "euler": y_1 = y_0 + h f, order 2; "published": y_{-1} = y_0 and so
+            y_1 = y_0 + 2 h f, order 1.
+
+    Raises:
+        InputError: another first step; a grid of unequal steps.
+    """
+
+    first: str = "euler"
+
+    reversible: ClassVar[bool] = True
+    equation = "y_before + 2 h f(t, y)"
+
+    def __post_init__(self) -> None:
+        _refuse_first(self.name, self.first, ("euler", "published"))
+
+    @property
+    def order(self) -> int:
+        """2, as published 1."""
+        return 2 if self.first == "euler" else 1
+
+    def check(self, grid: TimeGrid) -> None:
+        super().check(grid)
+        if not grid.is_uniform:
+            raise InputError(
+                f"{self.name} needs equal steps, this grid has steps from {min(grid.intervals):g} to "
+                f"{max(grid.intervals):g}; take TimeGrid.uniform, or adams_bashforth2"
+            )
+
+    def weights(self, k: int, grid: TimeGrid, numbers: Numbers) -> tuple[float, float]:
+        h = _interval(grid, k)
+        return -1.0, h if k == 0 and self.first == "euler" else 2 * h
+
+
+@dataclass(frozen=True)
+class Leapfrog(TwoStep):
+    """Leapfrog for y'' = f(t, y), y'(t_0) = 0 (Ruthotto & Haber 2018, arXiv:1804.04272).
+
+    v += (h_{n-1} + h_n)/2 f(t_n, y_n), y += h_n v, so that d = h v: a = w = h_n / h_{n-1} and
+    c = h_n (h_{n-1} + h_n)/2; with equal steps y_{n+1} = 2 y_n - y_{n-1} + h^2 f.
+
+    Args:
+        first: the first kick; "half": h/2, order 2; "published": h (that is y_{-1} = y_0), order 1.
+
+    Raises:
+        InputError: another first kick.
+    """
+
+    first: str = "half"
+
+    second_order: ClassVar[bool] = True
+    reversible: ClassVar[bool] = True
+    equation = "v += (h_before + h)/2 f(t, y), y += h v"
+
+    def __post_init__(self) -> None:
+        _refuse_first(self.name, self.first, ("half", "published"))
+
+    @property
+    def order(self) -> int:
+        """2, as published 1."""
+        return 2 if self.first == "half" else 1
+
+    def weights(self, k: int, grid: TimeGrid, numbers: Numbers) -> tuple[float, float]:
+        h = _interval(grid, k)
+        if k == 0:
+            return 1.0, h * h / 2 if self.first == "half" else h * h
+        before = _interval(grid, k - 1)
+        return h / before, h * (before + h) / 2
+
+
+@dataclass(frozen=True)
+class Momentum(TwoStep):
+    """The momentum ResNet, v <- g v + (1 - g) f(t, y), y <- y + h v, v_0 = 0 (Sander 2021, arXiv:2102.07870).
+
+    d = h v, so that a = g w and c = (1 - g) h. For fixed g it is of order 1 (y + h g/(1-g) v makes Euler
+    steps), with an error that grows as g/(1 - g): the velocity lags that many steps behind f. Running
+    backwards multiplies a rounding error by 1/g a step.
+
+    Args:
+        g: the momentum, 0 < g < 1.
+
+    Raises:
+        InputError: another g.
+    """
+
+    g: float = 0.9
+
+    reversible: ClassVar[bool] = True
+    equation = "v <- g v + (1 - g) f(t, y), y + h v"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.g, int | float) or not 0 < self.g < 1:
+            raise InputError(f"{self.name}: a momentum g of {self.g!r}; a number with 0 < g < 1 is needed")
+
+    @property
+    def order(self) -> int:
+        """1, reached where the steps are much smaller than (1 - g) times the scale of the solution."""
+        return 1
+
+    def weights(self, k: int, grid: TimeGrid, numbers: Numbers) -> tuple[float, float]:
+        h = _interval(grid, k)
+        w = h / _interval(grid, k - 1) if k else 1.0
+        return self.g * w, (1 - self.g) * h
+
+    def amplification(self, grid: TimeGrid) -> float:
+        """g^-n."""
+        exponent = -grid.steps * math.log(self.g)
+        return math.exp(exponent) if exponent < 700 else math.inf
+
+
+def _interval(grid: TimeGrid, k: int) -> float:
+    return grid.nodes[k + 1] - grid.nodes[k]
+
+
+def _scaled(d: Tensor, a: float | Tensor) -> Tensor:
+    """The product a d, without a kernel where a = 1 (leapfrog with equal steps)."""
+    return d if isinstance(a, float) and a == 1 else a * d
+
+
+def _larger_root(trace: complex, determinant: complex) -> float:
+    """The larger modulus of the roots of r^2 - trace r + determinant."""
+    root = cmath.sqrt(trace * trace - 4 * determinant)
+    return max(abs(trace + root), abs(trace - root)) / 2
+
+
+def _refuse_first(name: str, first: str, known: tuple[str, str]) -> None:
+    if first not in known:
+        raise InputError(
+            f"{name}: unknown first step '{first}'{nearest(str(first), known)} ({', '.join(known)})"
+        )

@@ -1,0 +1,207 @@
+"""Explicit Runge-Kutta schemes, each from its Butcher tableau (Hairer, Norsett & Wanner 1993, chapter II).
+
+    k_i = f(t + c_i h, y + h sum_{j<i} a_ij k_j),    y(t + h) ~ y + h sum_i b_i k_i
+
+A tableau is consistent where sum_i b_i = 1 and c_i = sum_j a_ij. Its order is p where the conditions of all
+rooted trees with at most p nodes hold: one of order 1, one of 2, two of 3, four of 4. On y' = lambda y a step
+multiplies by the polynomial R(z) = 1 + z b^T (I - z A)^{-1} 1, z = h lambda.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from resode.errors import InputError
+from resode.grids import TimeGrid
+from resode.integrators.base import Carry, Evaluation, FixedStep, Numbers, RightHandSide
+
+TOLERANCE = 1e-11  # of a condition; coefficients are rounded to float64
+
+
+@dataclass(frozen=True)
+class ExplicitRungeKutta(FixedStep):
+    """An explicit scheme of s stages from its Butcher tableau.
+
+    Args:
+        a: s rows of s coefficients each, strictly lower triangular; numbers, or fractions such as "1/3".
+        b: the s weights of the slopes.
+        c: the s nodes within a step.
+        order: the order of convergence; left out, the highest that its conditions reach, at most 4.
+        label: how a block calls the scheme.
+
+    Raises:
+        InputError: a tableau that is not consistent, not explicit, or not of the stated order. Conditions are
+            known up to order 4; of a higher one those, and the number of stages, are checked.
+    """
+
+    a: tuple[tuple[float, ...], ...]
+    b: tuple[float, ...]
+    c: tuple[float, ...]
+    order: int | None = None
+    label: str = ""
+
+    def __post_init__(self) -> None:
+        try:
+            object.__setattr__(self, "a", tuple(_row(row) for row in self.a))
+            object.__setattr__(self, "b", _row(self.b))
+            object.__setattr__(self, "c", _row(self.c))
+        except (TypeError, ValueError, ZeroDivisionError):
+            raise InputError(
+                f"{self.name}: a (rows), b and c are lists of numbers, or of fractions such as '1/3'"
+            ) from None
+        self._check_shape()
+        self._check_order()
+
+    def _check_shape(self) -> None:
+        s = len(self.b)
+        if not s or len(self.c) != s or len(self.a) != s or any(len(row) != s for row in self.a):
+            raise InputError(
+                f"{self.name}: b has {s} weights, so c needs {s} nodes and a {s} rows of {s} coefficients "
+                f"(given: {len(self.c)} nodes, rows of {[len(row) for row in self.a]})"
+            )
+        for i, row in enumerate(self.a):
+            if any(row[i:]):
+                raise InputError(
+                    f"{self.name}: row {i + 1} of a reaches its diagonal; "
+                    "an explicit scheme is strictly lower triangular"
+                )
+            if not _near(math.fsum(row), self.c[i]):
+                raise InputError(
+                    f"{self.name}: c_{i + 1} = {self.c[i]:g} has to be the sum of row {i + 1} of a, "
+                    f"which is {math.fsum(row):g}"
+                )
+
+    def _check_order(self) -> None:
+        failing = [line for line in _conditions(self.a, self.b, self.c) if not _near(line[2], line[3])]
+        reached = min((of - 1 for of, *_ in failing), default=4)
+        order = max(reached, 1) if self.order is None else self.order
+        if not isinstance(order, int) or isinstance(order, bool) or order < 1:
+            raise InputError(f"{self.name}: an order of {order!r}; a positive integer is needed")
+        for of, condition, value, target in failing:
+            if of <= order:
+                exact = Fraction(target).limit_denominator(99)
+                raise InputError(
+                    f"{self.name}: order {order} needs {condition} = {exact}, but it is {value:.12g} "
+                    f"(a condition of order {of}); correct the tableau or the order"
+                )
+        if order > 4 and len(self.b) <= order:
+            raise InputError(
+                f"{self.name}: no explicit scheme of {len(self.b)} stages has order {order}; "
+                f"it takes at least {order + 1}"
+            )
+        object.__setattr__(self, "order", order)
+
+    @property
+    def equation(self) -> str:
+        """Weights and nodes of the slopes k_i = f(t + c_i h, y + h sum_j a_ij k_j)."""
+        if len(self.b) == 1:
+            return "y + h f(t, y)"
+        b, c = (", ".join(str(Fraction(x).limit_denominator(99)) for x in row) for row in (self.b, self.c))
+        return f"y + h b.k, b = ({b}), c = ({c})"
+
+    @property
+    def name(self) -> str:
+        """Its label, or what it is."""
+        return self.label or "Runge-Kutta"
+
+    def evaluations(self, grid: TimeGrid) -> tuple[Evaluation, ...]:
+        """At t_k + c_i h_k; c = 0 and c = 1 are the nodes, bit for bit."""
+        steps = zip(grid.nodes, grid.nodes[1:], strict=False)
+        return tuple(Evaluation((1 - c) * start + c * end) for start, end in steps for c in self.c)
+
+    def step(self, k: int, grid: TimeGrid, f: RightHandSide, carry: Carry, numbers: Numbers) -> Carry:
+        (y,) = carry
+        h, first = grid.nodes[k + 1] - grid.nodes[k], k * len(self.b)
+        slopes: list[Tensor] = []
+        for i, row in enumerate(self.a):
+            slopes.append(f(first + i, _advance(y, h, row, slopes)))
+        return (_advance(y, h, self.b, slopes),)
+
+    def growth(self, z: complex) -> float:
+        """|R(z)|."""
+        return abs(self.polynomial(z))
+
+    def polynomial(self, z: complex) -> complex:
+        """The stability polynomial R(z)."""
+        slopes: list[complex] = []
+        for row in self.a:
+            slopes.append(1 + z * _dot(row, slopes))
+        value: complex = 1 + z * _dot(self.b, slopes)
+        return value
+
+
+def _advance(y: Tensor, h: float, weights: Sequence[float], slopes: Sequence[Tensor]) -> Tensor:
+    """The state y + h sum_i weights_i slopes_i: a new tensor, then sums in its place."""
+    total = y
+    for weight, slope in zip(weights, slopes, strict=False):
+        if weight:
+            add = torch.add if total is y else Tensor.add_
+            total = add(total, slope, alpha=h * weight)
+    return total
+
+
+Condition = tuple[int, str, float, float]  # of which order, the sum, what it is, what it has to be
+
+
+def _conditions(a: Sequence[Sequence[float]], b: Sequence[float], c: Sequence[float]) -> Iterator[Condition]:
+    """The order conditions up to order 4, one for each rooted tree."""
+    square, cube = [x**2 for x in c], [x**3 for x in c]
+    ac, ac2 = [_dot(row, c) for row in a], [_dot(row, square) for row in a]
+    yield 1, "sum b_i", math.fsum(b), 1
+    yield 2, "sum b_i c_i", _dot(b, c), 1 / 2
+    yield 3, "sum b_i c_i^2", _dot(b, square), 1 / 3
+    yield 3, "sum b_i a_ij c_j", _dot(b, ac), 1 / 6
+    yield 4, "sum b_i c_i^3", _dot(b, cube), 1 / 4
+    yield 4, "sum b_i c_i a_ij c_j", _dot(b, [x * y for x, y in zip(c, ac, strict=True)]), 1 / 8
+    yield 4, "sum b_i a_ij c_j^2", _dot(b, ac2), 1 / 12
+    yield 4, "sum b_i a_ij a_jk c_k", _dot(b, [_dot(row, ac) for row in a]), 1 / 24
+
+
+def _dot(x: Sequence[float], y: Sequence[Any]) -> Any:
+    return sum(p * q for p, q in zip(x, y, strict=False))
+
+
+def _near(value: float, target: float) -> bool:
+    return abs(value - target) <= TOLERANCE  # False for NaN
+
+
+def _row(values: Sequence[Any]) -> tuple[float, ...]:
+    if isinstance(values, str):
+        raise TypeError
+    return tuple(float(Fraction(x)) if isinstance(x, str) else float(x) for x in values)
+
+
+EULER = ExplicitRungeKutta(a=((0,),), b=(1,), c=(0,), order=1, label="Euler")
+MIDPOINT = ExplicitRungeKutta(
+    a=((0, 0), (1 / 2, 0)),
+    b=(0, 1),
+    c=(0, 1 / 2),
+    order=2,
+    label="Midpoint",
+)
+HEUN = ExplicitRungeKutta(
+    a=((0, 0), (1, 0)),
+    b=(1 / 2, 1 / 2),
+    c=(0, 1),
+    order=2,
+    label="Heun",
+)
+SSPRK3 = ExplicitRungeKutta(  # Shu & Osher 1988
+    a=((0, 0, 0), (1, 0, 0), (1 / 4, 1 / 4, 0)),
+    b=(1 / 6, 1 / 6, 2 / 3),
+    c=(0, 1, 1 / 2),
+    order=3,
+    label="SSPRK3",
+)
+RK4 = ExplicitRungeKutta(
+    a=((0, 0, 0, 0), (1 / 2, 0, 0, 0), (0, 1 / 2, 0, 0), (0, 0, 1, 0)),
+    b=(1 / 6, 1 / 3, 1 / 3, 1 / 6),
+    c=(0, 1 / 2, 1 / 2, 1),
+    order=4,
+    label="RK4",
+)

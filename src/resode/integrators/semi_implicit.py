@@ -1,0 +1,102 @@
+"""Semi-implicit steps (IMEX): the field explicitly, a stiff linear operator L = B^T B implicitly.
+
+    damped   (I + h L) y_{n+1} = y_n + h f(t_n, y_n)              solves y' = f - L y
+    field    (I + h L) y_{n+1} = y_n + h L y_n + h f(t_n, y_n)    solves y' = f
+
+B is a periodic 3x3 convolution of each channel by itself, so the Fourier transform diagonalises L: at
+frequency (p, q) it is |b(p, q)|^2 >= 0, b being the transform of the kernel, and the system is solved exactly
+by one transform there and one back. So one step spreads information over the whole image.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from resode.errors import InputError, nearest
+from resode.grids import TimeGrid
+from resode.integrators.base import Carry, Evaluation, FixedStep, Numbers, RightHandSide
+
+
+@dataclass(frozen=True)
+class IMEX(FixedStep):
+    """The semi-implicit step of IMEXnet (Haber 2019, arXiv:1903.02639), B learned, one for each step.
+
+    The learned number `B` of shape (steps, C, 3, 3) begins uniform in [-1/3, 1/3], as torch begins a
+    depthwise 3x3 convolution, so that L is of norm about 1. Images of any size; a kernel wider than the image
+    wraps around it. The solve is in float32 at least, its result in the dtype of y.
+
+    Args:
+        variant: "damped" solves y' = f - L y, "field" solves y' = f and takes L for damping the step alone.
+
+    Raises:
+        InputError: another variant.
+    """
+
+    variant: str = "damped"
+
+    equation = "(I + h B^T B)^-1 (y + h f(t, y)), variant field: ... + h B^T B y"
+
+    def __post_init__(self) -> None:
+        if self.variant not in ("damped", "field"):
+            near = nearest(str(self.variant), ("damped", "field"))
+            raise InputError(f"{self.name}: unknown variant '{self.variant}'{near} (damped, field)")
+
+    @property
+    def order(self) -> int:
+        """1."""
+        return 1
+
+    def evaluations(self, grid: TimeGrid) -> tuple[Evaluation, ...]:
+        """At t_k."""
+        return tuple(map(Evaluation, grid.nodes[:-1]))
+
+    def coefficients(self, grid: TimeGrid, width: int) -> dict[str, Tensor]:
+        """`B`, of shape (steps, width, 3, 3)."""
+        return {"B": (2 * torch.rand(grid.steps, width, 3, 3) - 1) / 3}
+
+    def step(self, k: int, grid: TimeGrid, f: RightHandSide, carry: Carry, numbers: Numbers) -> Carry:
+        (y,) = carry
+        h, kernel = grid.nodes[k + 1] - grid.nodes[k], numbers["B"][k]
+        slope = f(k, y)
+        if self.variant == "damped":
+            return (implicit(torch.add(y, slope, alpha=h), kernel, h).to(y.dtype),)
+        return (torch.add(y, implicit(slope, kernel, h).to(y.dtype), alpha=h),)
+
+    def factor(self, z: complex, stiffness: float = 0.0) -> complex:
+        """By what a step multiplies where f = lambda y and L = l: z = h lambda, stiffness = h l."""
+        if self.variant == "damped":
+            return (1 + z) / (1 + stiffness)
+        return 1 + z / (1 + stiffness)
+
+    def growth(self, z: complex) -> float:
+        """The largest |factor| over all L >= 0: that of L = 0, or of L without bound."""
+        return abs(1 + z) if self.variant == "damped" else max(1.0, abs(1 + z))
+
+
+def implicit(y: Tensor, kernel: Tensor, h: float) -> Tensor:
+    """(I + h B^T B)^{-1} y, in float32 at least.
+
+    Args:
+        y: (N, C, H, W).
+        kernel: of B, (C, 3, 3), one for each channel, periodic.
+        h: the step, not negative.
+    """
+    dtype = torch.promote_types(y.dtype, torch.float32)
+    size = (y.shape[2], y.shape[3])
+    transformed = torch.fft.rfft2(y.to(dtype))  # (N, C, H, W // 2 + 1)
+    solved: Tensor = torch.fft.irfft2(transformed / (1 + h * symbol(kernel.to(dtype), size)), s=size)
+    return solved
+
+
+def symbol(kernel: Tensor, size: tuple[int, int]) -> Tensor:
+    """The eigenvalues |b|^2 of B^T B at the frequencies of `rfft2`, (C, H, W // 2 + 1).
+
+    A kernel that is wider than the image is wrapped around it.
+    """
+    (height, width), channels = size, kernel.shape[0]
+    rows, columns = -(-3 // height), -(-3 // width)  # 1 from 3 pixels on
+    padded = F.pad(kernel, (0, columns * width - 3, 0, rows * height - 3))
+    wrapped = padded.reshape(channels, rows, height, columns, width).sum((1, 3))
+    return torch.view_as_real(torch.fft.rfft2(wrapped)).square().sum(-1)

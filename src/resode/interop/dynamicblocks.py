@@ -1,0 +1,125 @@
+"""Networks of the DynamicBlocks toolbox, from their state_dict.
+
+    open.{conv,normLayer}, dynamicBlocks.B.controlLayers.J.*, connectors.B.{conv,normLayer}, linear
+
+Of a parabolic layer `weight` is K (which `conv.weight` and `convt.weight` repeat), `conv.bias` b1,
+`convt.bias` b2 and `normLayer.bias` the shift of TvNorm, whose scale is frozen at 1; a double layer has
+conv1, conv2, normLayer1 and normLayer2. Controls are interpolated linearly; a node that the scheme never
+touches is kept, as there.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from resode.errors import InputError, nearest
+from resode.grids import TimeGrid
+from resode.interop.formats import State, rename
+from resode.models.dynamic import DynamicNet
+from resode.models.published import dynamicblocks
+from resode.weights import fill
+
+SCHEMES = {"rk1": "euler", "rk4": "rk4"}
+NORMS: Mapping[str, Any] = {"tv": {"name": "tv", "eps": 1e-4, "scale": False}, "none": None}
+
+JOINTS = {
+    r"open\.conv\.(weight|bias)": r"stem.conv.\1",
+    r"open\.normLayer\.(\w+)": r"stem.norm.\1",
+    r"connectors\.(\d+)\.conv\.(weight|bias)": r"connectors.\1.conv.\2",
+    r"connectors\.(\d+)\.normLayer\.(\w+)": r"connectors.\1.norm.\2",
+    r"linear\.(weight|bias)": r"head.linear.\1",
+}
+LAYER = r"dynamicBlocks\.(\d+)\.controlLayers\.(\d+)\."
+LAYERS = {
+    "parabolic": {
+        LAYER + r"weight": r"stages.\1.controls.\2.conv.weight",
+        LAYER + r"conv\.bias": r"stages.\1.controls.\2.conv.bias",
+        LAYER + r"convt\.bias": r"stages.\1.controls.\2.bias",
+        LAYER + r"normLayer\.bias": r"stages.\1.controls.\2.norm.bias",
+    },
+    "double": {
+        LAYER + r"conv([12])\.(weight|bias)": r"stages.\1.controls.\2.conv\3.\4",
+        LAYER + r"normLayer([12])\.bias": r"stages.\1.controls.\2.norm\3.bias",
+    },
+}
+
+
+def from_dynamicblocks(
+    state_dict: State,
+    *,
+    scheme: str,
+    layer: str,
+    states: Sequence[float] | TimeGrid,
+    controls: Sequence[float] | TimeGrid,
+    widths: Sequence[int],
+    in_channels: int = 3,
+    classes: int = 10,
+    norm: str = "tv",
+) -> DynamicNet:
+    """A network of the toolbox as a `DynamicNet` with the same logits, in evaluation mode, its dtype kept.
+
+    Args:
+        state_dict: the toolbox's tensors by name.
+        scheme: rk1 or rk4.
+        layer: parabolic or double.
+        states: the state nodes of every block.
+        controls: the control nodes of every block.
+        widths: of the blocks, then that of the last connector.
+        in_channels: the number of channels of an image.
+        classes: the number of logits.
+        norm: of the layers: tv (its scale frozen at 1, eps 1e-4) or none.
+
+    Raises:
+        InputError: an unknown scheme, layer or norm, and tensors that are not those of this network.
+    """
+    _refuse_unknown(scheme=(scheme, SCHEMES), layer=(layer, LAYERS), norm=(norm, NORMS))
+    described = NORMS[norm]
+    with torch.random.fork_rng(devices=[]):
+        net = dynamicblocks(
+            scheme=SCHEMES[scheme],
+            layer=layer,
+            states=TimeGrid.of(states),
+            controls=TimeGrid.of(controls),
+            widths=widths,
+            norm=described if described is not None else "none",
+            keep_unused=True,
+            classes=classes,
+            in_channels=in_channels,
+        )
+    try:
+        tensors = rename(_needed(state_dict, layer), {**JOINTS, **LAYERS[layer]})
+        counters = {n: t for n, t in net.state_dict().items() if n.endswith(".num_batches_tracked")}
+        fill(net, {**counters, **tensors})
+    except InputError as error:
+        raise InputError(f"no such network of DynamicBlocks: {error}") from None
+    return net.eval()
+
+
+def _refuse_unknown(**given: tuple[str, Mapping[str, Any]]) -> None:
+    mistakes = [
+        f"unknown {what} '{value}'{nearest(str(value), known)} ({', '.join(known)})"
+        for what, (value, known) in given.items()
+        if value not in known
+    ]
+    if mistakes:
+        raise InputError(*mistakes)
+
+
+def _needed(state_dict: State, layer: str) -> dict[str, Tensor]:
+    """Without the repetitions of K and the frozen scales, after checking that they are that."""
+    needed = {}
+    for name, tensor in state_dict.items():
+        parent, _, last = name.rpartition(".")
+        of_layer = ".controlLayers." in name
+        if of_layer and layer == "parabolic" and name.endswith((".conv.weight", ".convt.weight")):
+            kernel = state_dict.get(f"{parent.rpartition('.')[0]}.weight")
+            if kernel is not None and not torch.equal(kernel, tensor):
+                raise InputError(f"{name} is not the kernel of its layer; the toolbox shares it")
+        elif of_layer and ".normLayer" in name and last == "weight":
+            if not torch.equal(tensor, torch.ones_like(tensor)):
+                raise InputError(f"{name} is not 1; the toolbox freezes it there")
+        else:
+            needed[name] = tensor
+    return needed

@@ -1,0 +1,257 @@
+"""Networks of dynamic blocks: stem, blocks of different widths with connectors between them, head.
+
+    x -> stem -> [y' = f(theta(t), y) on stage 1] -> connector -> [stage 2] -> ... -> (connector) -> head
+
+Every stage has a field, an integrator, grids and a gradient method of its own.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, fields, replace
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+
+from resode import cost
+from resode.blocks import DynamicBlock, Stage
+from resode.errors import InputError
+from resode.models.joints import Connector, Head, Identity, Stem, UnitConnector, connectors, to_data
+from resode.models.plans import refuse_sizes
+from resode.registry import Entry
+
+AnyConnector = Connector | UnitConnector | Identity
+T = TypeVar("T")
+
+
+class DynamicNet(nn.Module):
+    """Images (N, in_channels, H, W) to logits (N, classes).
+
+        time = TimeGrid.uniform(steps=4)
+        stages = [Stage(32, Parabolic(norm="tv"), RK4, states=time), Stage(64, "parabolic", "rk4", time)]
+        net = DynamicNet(stem=3, stages=stages, classes=10)
+
+    Args:
+        stages: what each block integrates.
+        stem: a `Stem`, or the number of channels of an image.
+        connector: what joins two stages (and, with `last`, what follows the last); one for all, or a list.
+        last: the width behind the last stage, reached by a connector without pooling; left out, the last
+            stage is followed by the head.
+        head: a `Head`.
+        classes: the number of logits.
+
+    Raises:
+        InputError: what cannot be, or does not fit together; says which stage.
+    """
+
+    def __init__(
+        self,
+        stages: Sequence[Stage],
+        *,
+        stem: int | Stem = 3,
+        connector: AnyConnector | Sequence[AnyConnector] = Connector(),  # noqa: B008
+        last: int | None = None,
+        head: Head = Head(),  # noqa: B008
+        classes: int = 10,
+    ) -> None:
+        super().__init__()
+        self.stem_specification = stem if isinstance(stem, Stem) else Stem(stem)
+        self.head_specification, self.last = head, last
+        numbers = {} if last is None else {"last": last}
+        in_channels = self.stem_specification.in_channels
+        mistakes = refuse_sizes([1], 1, classes=classes, in_channels=in_channels, **numbers)
+        if not stages:
+            mistakes.append("a dynamic network needs at least one stage")
+        if mistakes:
+            raise InputError(*mistakes)
+        widths = [stage.width for stage in stages] + ([] if last is None else [last])
+        between = len(widths) - 1
+        self.connector_specifications: tuple[AnyConnector, ...] = (
+            tuple(map(_connector, connector))
+            if isinstance(connector, Sequence) and not isinstance(connector, str)
+            else (_connector(connector),) * between
+        )
+        if len(self.connector_specifications) != between:
+            raise InputError(
+                f"{len(self.connector_specifications)} connectors for the {between} places between "
+                f"{len(widths)} widths"
+            )
+        self.stem = self.stem_specification.build(widths[0])
+        self.stages = nn.ModuleList(_each(stages, DynamicBlock))
+        self.connectors = nn.ModuleList(
+            specification.build(before, after, last=number >= len(stages) - 1)
+            for number, (specification, before, after) in enumerate(
+                zip(self.connector_specifications, widths, widths[1:], strict=False)
+            )
+        )
+        self.head = head.build(widths[-1], classes)
+        self.classes = classes
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.stem(x)  # (N, width, H, W)
+        for number, block in enumerate(self.stages):
+            y = block(y)
+            if number < len(self.connectors):
+                y = self.connectors[number](y)  # (N, next width, H / 2, W / 2)
+        logits: Tensor = self.head(y)
+        return logits
+
+    def blocks(self) -> Iterator[DynamicBlock]:
+        """The dynamic blocks, in order."""
+        for block in self.stages:
+            assert isinstance(block, DynamicBlock)
+            yield block
+
+    def trajectory(self, x: Tensor) -> tuple[tuple[float, ...], tuple[Tensor, ...]]:
+        """Times and states along the whole network, block after block, on one clock.
+
+        A block's first state is its input, at the time at which the block before it ended.
+        """
+        y, clock = self.stem(x), 0.0
+        times: list[float] = []
+        states: list[Tensor] = []
+        for number, block in enumerate(self.blocks()):
+            nodes, along = block.trajectory(y)
+            times += [clock + t - nodes[0] for t in nodes]
+            states += along
+            y, clock = along[-1], times[-1]
+            if number < len(self.connectors):
+                y = self.connectors[number](y)
+        return tuple(times), tuple(states)
+
+    def with_stages(self, stages: Sequence[Stage]) -> "DynamicNet":
+        """A new network with initial parameters, with other stages and everything else the same."""
+        return DynamicNet(
+            stages,
+            stem=self.stem_specification,
+            connector=self.connector_specifications,
+            last=self.last,
+            head=self.head_specification,
+            classes=self.classes,
+        )
+
+    # ------------------------------------------------------------ what it says of itself
+
+    def options(self) -> dict[str, Any]:
+        """The options with which `resode.create("dynamic", ...)` makes the same network, as plain data."""
+        first = self.connector_specifications[:1]
+        alike = all(c == first[0] for c in self.connector_specifications)
+        data: dict[str, Any] = {"stages": [block.stage.to_data() for block in self.blocks()]}
+        stem = to_data(self.stem_specification)
+        in_channels = stem.pop("in_channels", 3)
+        if stem:
+            data["stem"] = stem
+        if (first and first != (Connector(),)) or not alike:
+            described = [connectors.describe(c) for c in self.connector_specifications]
+            data["connector"] = described[0] if alike else described
+        if self.last is not None:
+            data["last"] = self.last
+        if to_data(self.head_specification):
+            data["head"] = to_data(self.head_specification)
+        return {**data, "classes": self.classes, "in_channels": in_channels}
+
+    def _sizes(self, height: int, width: int) -> list[tuple[int, int]]:
+        """Height and width of the states of each stage."""
+        sizes = [(height, width)]
+        for connector in self.connector_specifications[: len(self.stages) - 1]:
+            sizes.append((connector.size(sizes[-1][0]), connector.size(sizes[-1][1])))
+        return sizes
+
+    def warnings(self, height: int = 32, width: int = 32) -> list[str]:
+        """What a user should know before training on images of this size, a line each."""
+        lines = []
+        for number, (block, size) in enumerate(zip(self.blocks(), self._sizes(height, width), strict=True)):
+            said = block.warnings(*size)
+            lines += [f"stage {number + 1}: {line}" for line in said]
+        return lines
+
+    def explain(self, shape: tuple[int, int, int] | None = None, batch: int = 1) -> str:
+        """Equation, scheme, grids, evaluations, parameters, multiply-adds and memory of each block.
+
+        Args:
+            shape: (C, H, W) of an image; 32x32 where left out.
+            batch: the batch size that the memory of a training step is for.
+        """
+        channels, height, width = shape or (self.stem_specification.in_channels, 32, 32)
+        head = (
+            f"DynamicNet, {cost.parameters(self):,} parameters, images {channels}x{height}x{width} to "
+            f"{self.classes} classes"
+        )
+        lines = [head]
+        for number, (block, size) in enumerate(zip(self.blocks(), self._sizes(height, width), strict=True)):
+            lines.append(f"  stage {number + 1}")
+            lines += [f"    {label:<14} {text}" for label, text in block.explain(*size, batch)]
+        return "\n".join(lines)
+
+    def __str__(self) -> str:
+        return self.explain()
+
+
+def _each(values: Sequence[Any], make: Callable[[Any], T]) -> list[T]:
+    """What is made of each stage; the mistakes of all stages at once, a line each."""
+    made, mistakes = [], []
+    for number, value in enumerate(values):
+        try:
+            made.append(make(value))
+        except InputError as error:
+            mistakes += [f"stage {number + 1}: {message}" for message in error.messages]
+    if mistakes:
+        raise InputError(*mistakes)
+    return made
+
+
+def dynamic(
+    *,
+    stages: Sequence[Mapping[str, Any] | Stage],
+    stem: Mapping[str, Any] | None = None,
+    connector: Any = "layer",
+    last: int | None = None,
+    head: Mapping[str, Any] | None = None,
+    classes: int = 10,
+    in_channels: int = 3,
+) -> DynamicNet:
+    """A network of dynamic blocks from plain data (YAML); see `DynamicNet`, whose arguments these are.
+
+    Raises:
+        InputError: every stage with a mistake, a line each.
+    """
+    if not isinstance(stages, Sequence) or isinstance(stages, str):
+        raise InputError(f"stages is a list of mappings, one for each stage, not {stages!r}")
+    if isinstance(stem, Mapping) and "in_channels" in stem:
+        raise InputError("in_channels is an option of the network, not of its stem")
+    return DynamicNet(
+        _each(stages, lambda stage: stage if isinstance(stage, Stage) else _from_data(Stage, stage, "stage")),
+        stem=replace(_from_data(Stem, stem or {}, "stem"), in_channels=in_channels),
+        connector=connector,
+        last=last,
+        head=_from_data(Head, head or {}, "head"),
+        classes=classes,
+    )
+
+
+def _connector(value: Any) -> AnyConnector:
+    """A connector from its specification or plain data."""
+    made = connectors.of(value)
+    if not isinstance(made, AnyConnector):
+        known = ", ".join(connectors.names())
+        raise InputError(f"a connector is a name or a mapping with a name ({known}), not {value!r}")
+    return made
+
+
+def _from_data(kind: Any, data: Mapping[str, Any], what: str) -> Any:
+    """A specification from plain data; unknown and missing keys are told with the nearest names."""
+    if not isinstance(data, Mapping):
+        raise InputError(f"a {what} is a mapping, not {data!r}")
+    mistakes: list[str] = []
+    try:
+        Entry(what, kind).check(data)
+    except InputError as error:
+        mistakes += error.messages
+    missing = [
+        item.name
+        for item in fields(kind)
+        if item.default is MISSING and item.default_factory is MISSING and item.name not in data
+    ]
+    if missing:
+        mistakes.append(f"a {what} needs {', '.join(missing)}")
+    if mistakes:
+        raise InputError(*mistakes)
+    return kind(**data)

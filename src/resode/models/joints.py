@@ -1,0 +1,215 @@
+"""Joints: what stands before, between and behind the dynamic blocks of a network.
+
+    stem         x -> s(N(K x)): images to the first state
+    connector    y -> pool(s(N(K y))): one width and resolution to the next (Ruthotto & Haber 2018)
+    unit         y <- S y + K2 s(N2 K1 s(N1 y)) with stride 2: an ordinary residual unit (He et al. 2016b)
+    head         y -> W mean(s(N y)) + b: the last state to logits
+
+Each is specified by a frozen value and built for its widths.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from resode.errors import InputError, nearest
+from resode.fields.activations import ACTIVATIONS, activation
+from resode.fields.norms import Norm, NormOption, norm_of
+from resode.models.plans import Shape
+from resode.models.units import Convolution, PreactivationUnit, shortcut_a, shortcut_b
+from resode.registry import Registry
+
+Joint = nn.Module
+connectors: Registry[Any] = Registry("connector", "")
+
+
+class Layer(nn.Module):
+    """s(N(K y)), (N, inputs, H, W) -> (N, outputs, H / stride, W / stride)."""
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: int,
+        norm: Norm | None,
+        activation: str | None,
+        bias: bool,
+        stride: int = 1,
+    ) -> None:
+        super().__init__()
+        self.conv = Convolution(inputs, outputs, kernel, stride)
+        if bias:
+            self.conv.bias = nn.Parameter(self.conv.weight.new_zeros(outputs))
+        self.norm = nn.Identity() if norm is None else norm.build(outputs)
+        self.activation = ACTIVATIONS[activation or "identity"].function
+
+    def forward(self, y: Tensor) -> Tensor:
+        return self.activation(self.norm(self.conv(y)))
+
+
+class Pooled(Layer):
+    """A layer, then the mean over 2x2 pixels (an odd last row or column is left out)."""
+
+    def forward(self, y: Tensor) -> Tensor:
+        y = super().forward(y)
+        return F.avg_pool2d(y, (min(2, y.shape[2]), min(2, y.shape[3])))
+
+
+def _settle(value: Any, kernels: tuple[int, ...] = ()) -> None:
+    """Replace the name of a norm by its specification; refuse what cannot be."""
+    object.__setattr__(value, "norm", norm_of(value.norm))
+    if value.activation is not None:
+        activation(value.activation)
+    if kernels and (type(value.kernel) is not int or value.kernel not in kernels):
+        raise InputError(
+            f"a {value.what} of kernel {value.kernel!r}: {' or '.join(map(str, kernels))} is known"
+        )
+
+
+@dataclass(frozen=True)
+class Stem:
+    """x -> s(N(K x)), K of size `kernel`; norm and activation are left out where they are None."""
+
+    in_channels: int = 3
+    kernel: int = 3
+    norm: NormOption = "batch"
+    activation: str | None = "relu"
+    bias: bool = False
+    what = "stem"
+
+    def __post_init__(self) -> None:
+        _settle(self, (1, 3, 5, 7))
+
+    def build(self, width: int) -> nn.Module:
+        """The module (N, in_channels, H, W) -> (N, width, H, W)."""
+        assert self.norm is None or isinstance(self.norm, Norm)
+        return Layer(self.in_channels, width, self.kernel, self.norm, self.activation, self.bias)
+
+
+@connectors.register("layer", summary="convolution, norm, activation, then average pooling or a stride")
+@dataclass(frozen=True)
+class Connector:
+    """y -> pool(s(N(K y))), K of size `kernel`.
+
+    Args:
+        kernel: 1 or 3.
+        norm: after the convolution.
+        activation: after the norm.
+        bias: of the convolution.
+        pool: average (2x2, after the activation), stride (of the convolution), or none.
+    """
+
+    kernel: int = 1
+    norm: NormOption = "batch"
+    activation: str | None = "relu"
+    bias: bool = False
+    pool: Literal["average", "stride", "none"] = "average"
+    what = "connector"
+
+    def __post_init__(self) -> None:
+        _settle(self, (1, 3))
+        pools = ("average", "stride", "none")
+        if self.pool not in pools:
+            raise InputError(f"unknown pool '{self.pool}'{nearest(self.pool, pools)} ({', '.join(pools)})")
+
+    def build(self, inputs: int, outputs: int, last: bool = False) -> nn.Module:
+        """The module (N, inputs, H, W) -> (N, outputs, H / 2, W / 2); the last one keeps the size."""
+        assert self.norm is None or isinstance(self.norm, Norm)
+        kind = Pooled if self.pool == "average" and not last else Layer
+        stride = 2 if self.pool == "stride" and not last else 1
+        return kind(inputs, outputs, self.kernel, self.norm, self.activation, self.bias, stride)
+
+    def size(self, side: int) -> int:
+        """The side of the image behind it."""
+        return {"average": max(1, side // 2), "stride": (side + 1) // 2, "none": side}[self.pool]
+
+
+@connectors.register("unit", summary="an ordinary pre-activation residual unit of stride 2")
+@dataclass(frozen=True)
+class UnitConnector:
+    """S y + K2 relu(N2 K1 relu(N1 y)): the first unit of a stage in a pre-activation ResNet.
+
+    Args:
+        shortcut: A subsamples and pads with zeros; B is a 1x1 convolution with its norm.
+    """
+
+    shortcut: Literal["A", "B"] = "A"
+    what = "connector"
+
+    def __post_init__(self) -> None:
+        if self.shortcut not in ("A", "B"):
+            raise InputError(f"unknown shortcut '{self.shortcut}'; it is A or B")
+
+    def build(self, inputs: int, outputs: int, last: bool = False) -> nn.Module:
+        """The module (N, inputs, H, W) -> (N, outputs, H / 2, W / 2)."""
+        if self.shortcut == "A" and inputs > outputs:
+            raise InputError(f"shortcut A cannot drop channels ({inputs} to {outputs}); take shortcut B")
+        shape = Shape(inputs, outputs, outputs, (1 if last else 2, 1))
+        return PreactivationUnit(shape, {"A": shortcut_a, "B": shortcut_b}[self.shortcut])
+
+    def size(self, side: int) -> int:
+        """The side of the image behind it."""
+        return (side + 1) // 2
+
+
+@connectors.register("identity", summary="nothing: two blocks of one width and one resolution")
+@dataclass(frozen=True)
+class Identity:
+    """y -> y: one equation follows another."""
+
+    what = "connector"
+
+    def build(self, inputs: int, outputs: int, last: bool = False) -> nn.Module:
+        """The identity; the widths have to be equal."""
+        if inputs != outputs:
+            raise InputError(f"an identity connector cannot lead from {inputs} to {outputs} channels")
+        return nn.Identity()
+
+    def size(self, side: int) -> int:
+        """The side of the image behind it."""
+        return side
+
+
+@dataclass(frozen=True)
+class Head:
+    """y -> W mean(s(N y)) + b; norm and activation are left out where they are None."""
+
+    norm: NormOption = None
+    activation: str | None = None
+    what = "head"
+
+    def __post_init__(self) -> None:
+        _settle(self)
+
+    def build(self, width: int, classes: int) -> nn.Module:
+        """The module (N, width, H, W) -> (N, classes)."""
+        assert self.norm is None or isinstance(self.norm, Norm)
+        return Classifier(width, classes, self.norm, self.activation)
+
+
+class Classifier(nn.Module):
+    """W mean(s(N y)) + b, the mean over all pixels."""
+
+    def __init__(self, width: int, classes: int, norm: Norm | None, activation: str | None) -> None:
+        super().__init__()
+        self.norm = nn.Identity() if norm is None else norm.build(width)
+        self.activation = ACTIVATIONS[activation or "identity"].function
+        self.linear = nn.Linear(width, classes)
+
+    def forward(self, y: Tensor) -> Tensor:
+        y = self.activation(self.norm(y))
+        logits: Tensor = self.linear(y.mean((2, 3)))
+        return logits
+
+
+def to_data(value: Stem | Head) -> dict[str, Any]:
+    """The options of a stem or a head that are not the usual ones, as plain data."""
+    usual = type(value)()
+    data = {}
+    for name in asdict(value):
+        content = getattr(value, name)
+        if content != getattr(usual, name):
+            data[name] = content.to_data() if hasattr(content, "to_data") else content
+    return data

@@ -1,0 +1,342 @@
+"""Published networks of dynamic blocks, by name; where a paper leaves something open, we say what we take.
+
+Each is a few lines over `DynamicNet`: a field, an integrator, grids. A network with other choices is
+`dynamic` with its stages written out.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from resode.blocks import Stage
+from resode.errors import InputError, nearest
+from resode.fields import TvNorm
+from resode.grids import TimeGrid
+from resode.integrators import Leapfrog
+from resode.models.dynamic import DynamicNet
+from resode.models.he import units_per_stage
+from resode.models.joints import Connector, Head, Identity, Stem, UnitConnector
+from resode.models.plans import refuse_sizes
+
+BN_1E4 = {"name": "batch", "eps": 1e-4}
+
+
+def _refuse_widths(widths: Any, at_least: int = 1) -> None:
+    """Refuse what is no list of positive integers, and one that is too short."""
+    count = len(widths) if isinstance(widths, Sequence) else 0
+    mistakes = refuse_sizes(widths, max(count, at_least))
+    if mistakes:
+        raise InputError(*mistakes)
+
+
+def _refuse_kind(kind: Any, kinds: Mapping[str, Any]) -> None:
+    if kind not in tuple(kinds):
+        raise InputError(f"unknown kind '{kind}'{nearest(str(kind), kinds)} ({', '.join(kinds)})")
+
+
+def _equal_steps(steps: Any, h: Any) -> TimeGrid:
+    if not isinstance(h, int | float) or isinstance(h, bool):
+        raise InputError(f"a step h of {h!r}: a positive number is needed")
+    return TimeGrid.uniform(steps, steps * h)
+
+
+def dynamicblocks(
+    *,
+    scheme: Any = "rk4",
+    layer: str = "parabolic",
+    states: Any = (0, 1, 2, 3, 4),
+    controls: Any = None,
+    widths: Sequence[int] = (16, 32, 64, 64),
+    norm: Any = None,
+    gradient: Any = "stored",
+    keep_unused: bool = False,
+    classes: int = 10,
+    in_channels: int = 3,
+) -> DynamicNet:
+    """The networks of the DynamicBlocks toolbox: blocks at all widths but the last, every layer with biases.
+
+    Args:
+        scheme: rk4 or euler in the toolbox (there rk1); any integrator here.
+        layer: parabolic or double.
+        states: the state nodes of every block.
+        controls: the control nodes of every block; left out, the state nodes that are evaluated.
+        widths: of the blocks, then that behind the last connector.
+        norm: of the layers, or none; left out, TvNorm with eps 1e-4 and its scale frozen at 1.
+        gradient: stored, checkpointed, reversible or adjoint.
+        keep_unused: accept control nodes that no evaluation touches.
+        classes: the number of logits.
+        in_channels: the number of channels of an image.
+    """
+    layers = ("parabolic", "double")
+    if layer not in layers:
+        raise InputError(f"unknown layer '{layer}'{nearest(str(layer), layers)} (parabolic, double)")
+    _refuse_widths(widths, at_least=2)
+    norm = TvNorm(eps=1e-4, scale=False) if norm is None else None if norm == "none" else norm
+    field = {"name": layer, "norm": norm, "bias": True}
+    stages = [
+        Stage(w, field, scheme, states, controls, gradient=gradient, keep_unused=keep_unused)  # type: ignore[arg-type]
+        for w in widths[:-1]
+    ]
+    return DynamicNet(
+        stages,
+        stem=Stem(in_channels, norm=BN_1E4, bias=True),
+        connector=Connector(norm=BN_1E4, bias=True),
+        last=widths[-1],
+        classes=classes,
+    )
+
+
+RUTHOTTO_HABER: Mapping[str, tuple[Any, str]] = {
+    "parabolic": ("euler", "parabolic"),
+    "hamiltonian": ("symplectic_euler", "hamiltonian"),
+    "second_order": (Leapfrog(first="published"), "parabolic"),
+}
+
+
+def ruthotto_haber(
+    *,
+    kind: str = "parabolic",
+    widths: Sequence[int] = (32, 64, 112),
+    last: int | None = None,
+    steps: int = 3,
+    end: float | None = None,
+    gradient: Any = "stored",
+    classes: int = 10,
+    in_channels: int = 3,
+) -> DynamicNet:
+    """PDE-motivated networks (Ruthotto & Haber 2018, arXiv:1804.04272): symmetric layers, TvNorm, no biases.
+
+    Stem and connectors have BatchNorm (eps 1e-4, as those of the DynamicBlocks toolbox), which is our choice:
+    TvNorm has as many parameters.
+
+        parabolic      y' = -K^T s(N(K y)),  Euler
+        hamiltonian    Y' = K1^T s(N(K1 Z)), Z' = -K2^T s(N(K2 Y)),  symplectic Euler (called Verlet there)
+        second_order   y'' = -K^T s(N(K y)),  leapfrog
+
+    Args:
+        kind: parabolic, hamiltonian or second_order.
+        widths: of the blocks (the paper's for CIFAR-10; CIFAR-100 32-64-128, STL-10 16-32-64-128).
+        last: behind the last connector; left out, the last width (CIFAR-100: 256).
+        steps: of each block.
+        end: the final time; left out, steps of h = 1.
+        gradient: stored, checkpointed, reversible or adjoint.
+        classes: the number of logits.
+        in_channels: the number of channels of an image.
+    """
+    _refuse_kind(kind, RUTHOTTO_HABER)
+    _refuse_widths(widths)
+    integrator, field = RUTHOTTO_HABER[kind]
+    described = {"name": field, "norm": TvNorm(eps=1e-3), "bias": False}
+    states = TimeGrid.uniform(steps, end)
+    return DynamicNet(
+        [Stage(w, described, integrator, states, gradient=gradient) for w in widths],  # type: ignore[arg-type]
+        stem=Stem(in_channels, norm=BN_1E4),
+        connector=Connector(norm=BN_1E4),
+        last=widths[-1] if last is None else last,
+        classes=classes,
+    )
+
+
+CHANG: Mapping[str, tuple[str, str]] = {
+    "hamiltonian": ("symplectic_euler", "hamiltonian"),
+    "midpoint": ("two_step_midpoint", "antisymmetric"),
+    "leapfrog": ("leapfrog", "parabolic"),
+}
+
+
+def chang(
+    *,
+    kind: str = "hamiltonian",
+    widths: Sequence[int] = (32, 64, 112),
+    steps: int = 3,
+    h: float = 1.0,
+    norm: Any = "batch",
+    gradient: Any = "reversible",
+    classes: int = 10,
+    in_channels: int = 3,
+) -> DynamicNet:
+    """Reversible networks (Chang et al. 2018, arXiv:1709.03698), memory independent of the depth.
+
+        hamiltonian    Y' = K1^T s(N(K1 Z + b1)), Z' = -K2^T s(N(K2 Y + b2)),  symplectic Euler
+        midpoint       y' = s(N((K - K^T) y + b)),  y_{n+1} = y_{n-1} + 2h f(y_n)
+        leapfrog       y'' = -K^T s(N(K y + b)),  leapfrog
+
+    Args:
+        kind: hamiltonian, midpoint or leapfrog.
+        widths: of the blocks.
+        steps: of each block.
+        h: the step.
+        norm: of the layers.
+        gradient: stored, checkpointed, reversible.
+        classes: the number of logits.
+        in_channels: the number of channels of an image.
+    """
+    _refuse_kind(kind, CHANG)
+    _refuse_widths(widths)
+    integrator, name = CHANG[kind]
+    field = {"name": name, "norm": norm}
+    states = _equal_steps(steps, h)
+    return DynamicNet(
+        [Stage(w, field, integrator, states, gradient=gradient) for w in widths],  # type: ignore[arg-type]
+        stem=Stem(in_channels),
+        connector=Connector(),
+        classes=classes,
+        head=Head(norm="batch", activation="relu"),
+    )
+
+
+def preactivation_net(
+    depth: int,
+    *,
+    integrator: Any = "euler",
+    widths: Sequence[int] = (16, 32, 64),
+    norm: Any = "batch",
+    interpolation: str = "linear",
+    gradient: Any = "stored",
+    classes: int = 10,
+    in_channels: int = 3,
+) -> DynamicNet:
+    """A pre-activation ResNet of depth 6n + 2 whose sums are steps of an integrator, h = 1.
+
+    Stage 1 makes n steps; stages 2 and 3 begin with an ordinary unit of stride 2 and make n - 1. With Euler
+    this is `he_preact_resnet`; with the learned two-step scheme LM-ResNet (Lu et al. 2018, arXiv:1710.10121);
+    with momentum the momentum ResNet (Sander et al. 2021, arXiv:2102.07870).
+
+    Args:
+        depth: 6n + 2, from 14 on.
+        integrator: any.
+        widths: of the three stages.
+        norm: of the layers.
+        interpolation: of the controls.
+        gradient: stored, checkpointed, reversible or adjoint.
+        classes: the number of logits.
+        in_channels: the number of channels of an image.
+    """
+    n = units_per_stage(depth)
+    mistakes = refuse_sizes(widths, 3)
+    if n < 2:
+        mistakes.append(f"depth {depth}: the second and third stage need a step; the smallest depth is 14")
+    if mistakes:
+        raise InputError(*mistakes)
+    field = {"name": "preactivation", "norm": norm}
+    stages = [
+        Stage(w, field, integrator, TimeGrid.uniform(count), interpolation=interpolation, gradient=gradient)  # type: ignore[arg-type]
+        for w, count in zip(widths, (n, n - 1, n - 1), strict=True)
+    ]
+    return DynamicNet(
+        stages,
+        stem=Stem(in_channels, norm=None, activation=None),
+        connector=UnitConnector("A"),
+        head=Head(norm="batch", activation="relu"),
+        classes=classes,
+    )
+
+
+REVNETS: Mapping[int, tuple[int, tuple[int, int, int]]] = {38: (3, (32, 64, 112)), 110: (9, (32, 64, 128))}
+
+
+def revnet(
+    depth: int, *, gradient: Any = "reversible", classes: int = 10, in_channels: int = 3
+) -> DynamicNet:
+    """RevNet-38 and RevNet-110 (Gomez et al. 2017, arXiv:1707.04585): coupled pre-activation layers.
+
+    The very first unit has no norm of its own (the stem has just applied one); the first units of stages 2
+    and 3 are ordinary ones with a 1x1 shortcut and its norm; a norm stands before the average.
+
+    Args:
+        depth: 38 (3 units a stage, widths 32-64-112) or 110 (9 units, 32-64-128).
+        gradient: stored, checkpointed or reversible.
+        classes: the number of logits.
+        in_channels: the number of channels of an image.
+    """
+    if depth not in REVNETS:
+        raise InputError(f"a RevNet of depth {depth}; the known are {', '.join(map(str, REVNETS))}")
+    units, widths = REVNETS[depth]
+    plain = {"name": "preactivation", "norm": "batch"}
+
+    def stage(width: int, steps: int, field: Any) -> Stage:
+        return Stage(width, field, "coupling", TimeGrid.uniform(steps), gradient=gradient)  # type: ignore[arg-type]
+
+    stages = [stage(widths[0], 1, {**plain, "first_norm": False})]
+    stages += [stage(w, units - 1, plain) for w in widths]
+    return DynamicNet(
+        stages,
+        stem=Stem(in_channels),
+        connector=[Identity(), UnitConnector("B"), UnitConnector("B")],
+        head=Head(norm="batch", activation="relu"),
+        classes=classes,
+    )
+
+
+def imex_net(
+    *,
+    widths: Sequence[int] = (32, 64, 112),
+    steps: int = 3,
+    h: float = 1.0,
+    norm: Any = "batch",
+    gradient: Any = "stored",
+    classes: int = 10,
+    in_channels: int = 3,
+) -> DynamicNet:
+    """A semi-implicit network (Haber et al. 2019, arXiv:1903.02639): one step couples all pixels.
+
+    Args:
+        widths: of the blocks.
+        steps: of each block.
+        h: the step.
+        norm: of the pre-activation layers.
+        gradient: stored or checkpointed.
+        classes: the number of logits.
+        in_channels: the number of channels of an image.
+    """
+    _refuse_widths(widths)
+    field = {"name": "preactivation", "norm": norm}
+    states = _equal_steps(steps, h)
+    return DynamicNet(
+        [Stage(w, field, "imex", states, gradient=gradient) for w in widths],  # type: ignore[arg-type]
+        stem=Stem(in_channels),
+        connector=Connector(),
+        head=Head(norm="batch", activation="relu"),
+        classes=classes,
+    )
+
+
+def neural_ode(
+    *,
+    widths: Sequence[int] = (32, 64),
+    rtol: float = 1e-2,
+    atol: float = 1e-2,
+    method: str = "dopri5",
+    end: float = 1.0,
+    norm: Any = "group",
+    gradient: Any = "adjoint",
+    classes: int = 10,
+    in_channels: int = 3,
+) -> DynamicNet:
+    """A neural ODE (Chen et al. 2018, arXiv:1806.07366): residual steps down to 1/2, then an adaptive solver.
+
+    Args:
+        widths: of the first block (one Euler step at full resolution) and of the equation.
+        rtol: relative tolerance.
+        atol: absolute tolerance.
+        method: dopri5, ...
+        end: the final time.
+        norm: of the layers; running statistics have no place in an adaptive solver.
+        gradient: adjoint, or stored (discretise then optimise).
+        classes: the number of logits.
+        in_channels: the number of channels of an image.
+    """
+    mistakes = refuse_sizes(widths, 2)
+    if mistakes:
+        raise InputError(*mistakes)
+    field = {"name": "preactivation", "norm": norm}
+    solver = {"name": "adaptive", "method": method, "rtol": rtol, "atol": atol}
+    return DynamicNet(
+        [
+            Stage(widths[0], field, "euler", TimeGrid.uniform(1)),  # type: ignore[arg-type]
+            Stage(widths[1], field, solver, TimeGrid((0.0, end)), interpolation="shared", gradient=gradient),  # type: ignore[arg-type]
+        ],
+        stem=Stem(in_channels, norm=norm),
+        connector=Connector(norm=norm, pool="stride", kernel=3),
+        head=Head(norm=norm, activation="relu"),
+        classes=classes,
+    )

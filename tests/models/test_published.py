@@ -1,0 +1,207 @@
+"""Theorem 4: a pre-activation ResNet is Euler's method; and the published networks with their counts."""
+
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+
+from resode.errors import InputError
+from resode.models import create
+from resode.models.he import he_preact_resnet
+from resode.models.published import preactivation_net, revnet
+
+# ------------------------------------------------------------ ResNet-v2 is Euler with h = 1
+
+UNIT = {"bn1": "norm1", "conv1": "conv1", "bn2": "norm2", "conv2": "conv2"}
+
+
+def renamed(name):
+    """The name of a tensor of `he_preact_resnet` in the network of dynamic blocks."""
+    for old, new in (("conv1.", "stem.conv."), ("bn.", "head.norm."), ("fc.", "head.linear.")):
+        if name.startswith(old):
+            return new + name.removeprefix(old)
+    stage, unit, layer, tensor = re.fullmatch(r"layer(\d)\.(\d+)\.(\w+)\.(\w+)", name).groups()
+    number, step = int(stage) - 1, int(unit) - (stage != "1")
+    if step < 0:
+        return f"connectors.{number - 1}.{layer}.{tensor}"
+    owner = "statistics" if tensor.startswith(("running", "num_batches")) else "controls"
+    return f"stages.{number}.{owner}.{step}.{UNIT[layer]}.{tensor}"
+
+
+def pair(depth, dtype=torch.float32, gradient="stored"):
+    """Both networks with the same generic tensors."""
+    torch.manual_seed(0)
+    classic = he_preact_resnet(depth, widths=(4, 6, 8)).to(dtype)
+    for p in classic.parameters():
+        p.data += 0.1 * torch.randn_like(p)
+    euler = preactivation_net(depth, integrator="euler", widths=(4, 6, 8), gradient=gradient).to(dtype)
+    tensors = {renamed(name): t.clone() for name, t in classic.state_dict().items()}
+    assert set(tensors) == set(euler.state_dict())
+    euler.load_state_dict(tensors)
+    return classic, euler
+
+
+def same(classic, euler, of):
+    by_name = dict(getattr(euler, of)())
+    for name, tensor in getattr(classic, of)():
+        other = by_name[renamed(name)]
+        assert torch.equal(tensor, other), name
+        if of == "named_parameters":
+            assert torch.equal(tensor.grad, other.grad), name
+
+
+@pytest.mark.parametrize("depth", [14, 20])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("gradient", ["stored", "checkpointed"])
+def test_a_preactivation_resnet_is_eulers_method_bit_for_bit(depth, dtype, gradient):
+    """Values, gradients and running statistics, in training and then in evaluation mode."""
+    classic, euler = pair(depth, dtype, gradient)
+    for training in (True, False):
+        classic.train(training).zero_grad()
+        euler.train(training).zero_grad()
+        x = torch.randn(4, 3, 16, 16, dtype=dtype)
+        inputs = [x.clone().requires_grad_() for _ in range(2)]
+        logits = [net(x) for net, x in zip((classic, euler), inputs, strict=True)]
+        assert torch.equal(*logits)
+        for y in logits:
+            y.square().sum().backward()
+        assert torch.equal(inputs[0].grad, inputs[1].grad)
+        same(classic, euler, "named_parameters")
+        same(classic, euler, "named_buffers")
+
+
+def test_the_steps_are_of_length_1_and_each_has_its_own_node():
+    _, euler = pair(20)
+    for block, steps in zip(euler.blocks(), (3, 2, 2), strict=True):
+        assert block.stage.states.intervals == (1.0,) * steps
+        assert len(block.controls) == len(block.evaluations) == steps
+
+
+def test_another_step_is_another_network():
+    """The negative control: steps of another length give other logits."""
+    classic, euler = pair(14)
+    stages = [replace(b.stage, states={"steps": b.stage.states.steps, "end": 0.9}) for b in euler.blocks()]
+    shorter = euler.with_stages(stages)
+    shorter.load_state_dict(euler.state_dict())
+    x = torch.randn(2, 3, 8, 8)
+    assert torch.equal(classic.eval()(x), euler.eval()(x))
+    assert not torch.allclose(classic(x), shorter.eval()(x))
+
+
+# ------------------------------------------------------------ counts
+
+COUNTS = {
+    "dynamicblocks": {"dynamicblocks": ({}, 251_866)},
+    "CIFAR-10": {
+        kind: ({"kind": kind}, count)
+        for kind, count in (("parabolic", 502_570), ("hamiltonian", 264_106), ("second_order", 502_570))
+    },
+    "CIFAR-100": {
+        kind: ({"kind": kind, "widths": (32, 64, 128), "last": 256, "classes": 100}, count)
+        for kind, count in (("parabolic", 652_484), ("hamiltonian", 362_180), ("second_order", 652_484))
+    },
+    "STL-10": {
+        kind: ({"kind": kind, "widths": (16, 32, 64, 128), "last": 128}, count)
+        for kind, count in (("parabolic", 618_554), ("hamiltonian", 324_794), ("second_order", 618_554))
+    },
+    "revnet38": {"revnet38": ({}, 573_994)},
+}
+
+
+@pytest.mark.parametrize(("data", "kind"), [(data, kind) for data, kinds in COUNTS.items() for kind in kinds])
+def test_parameters_are_the_published_ones(data, kind):
+    options, count = COUNTS[data][kind]
+    with torch.device("meta"):
+        net = create(data if data in ("dynamicblocks", "revnet38") else "ruthotto_haber", **options)
+    assert sum(p.numel() for p in net.parameters()) == count
+
+
+@pytest.mark.parametrize(
+    ("name", "depth"),
+    [("lm_resnet20", 20), ("lm_resnet56", 56), ("momentum_resnet20", 20), ("momentum_resnet44", 44)],
+)
+def test_a_scheme_adds_its_learned_numbers_to_a_resnet_and_nothing_else(name, depth):
+    with torch.device("meta"):
+        net, classic = create(name), he_preact_resnet(depth)
+    learned = sum(p.numel() for block in net.blocks() for p in block.scheme.parameters())
+    ours, theirs = (sum(p.numel() for p in module.parameters()) for module in (net, classic))
+    assert ours - learned == theirs
+    n = (depth - 2) // 6
+    assert learned == (n + 2 * (n - 1) if name.startswith("lm") else 0)
+
+
+def test_lm_resnet_with_k_0_is_the_resnet():
+    """The learned two-step scheme contains Euler's."""
+    classic, _ = pair(20, torch.float64)
+    net = create("lm_resnet20", widths=(4, 6, 8)).double()
+    tensors = {renamed(name): t for name, t in classic.state_dict().items()}
+    tensors |= {
+        name: torch.zeros_like(t) for name, t in net.state_dict().items() if name.endswith("scheme.k")
+    }
+    net.load_state_dict(tensors)
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    torch.testing.assert_close(net.eval()(x), classic.eval()(x), rtol=1e-12, atol=1e-12)
+    with torch.no_grad():
+        net.stages[0].scheme.k.fill_(-0.5)
+    assert not torch.allclose(net(x), classic(x))
+
+
+def test_the_first_unit_of_a_revnet_has_no_norm_of_its_own():
+    with torch.device("meta"):
+        net = create("revnet38")
+    first = {name for name, _ in net.stages[0].controls[0].named_parameters()}
+    assert {name.split(".")[1] for name in first} == {"conv1", "norm2", "conv2"}
+    assert [len(list(block.evaluations)) for block in net.blocks()] == [2, 4, 4, 4]
+
+
+# ------------------------------------------------------------ what is refused
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "told"),
+    [
+        ("dynamicblocks", {"layer": "parabolik"}, "unknown layer 'parabolik'; did you mean 'parabolic'"),
+        ("dynamicblocks", {"layer": ["double"]}, "unknown layer"),
+        ("dynamicblocks", {"widths": (16,)}, "a list of 2 positive integers"),
+        ("dynamicblocks", {"widths": 16}, "widths 16: a list of 2 positive integers"),
+        ("dynamicblocks", {"scheme": "rk1"}, "unknown integrator 'rk1'"),
+        ("dynamicblocks", {"norm": "tvv"}, "unknown norm 'tvv'; did you mean 'tv'"),
+        ("dynamicblocks", {"states": [0, 2, 1]}, "a time grid has to increase"),
+        ("dynamicblocks", {"scheme": "euler", "controls": [0, 1, 2, 3, 4]}, "touches the control nodes 4"),
+        ("dynamicblocks", {"classes": "ten"}, "classes 'ten'"),
+        ("ruthotto_haber", {"kind": "hamiltonean"}, "unknown kind 'hamiltonean'; did you mean 'hamiltonian'"),
+        ("ruthotto_haber", {"kind": ["parabolic"]}, "unknown kind"),
+        ("ruthotto_haber", {"kind": "hamiltonian", "widths": (3, 4)}, "a multiple of 2"),
+        ("ruthotto_haber", {"widths": []}, "widths \\[\\]: a list of 1 positive integers"),
+        ("ruthotto_haber", {"widths": 32}, "widths 32: a list"),
+        ("ruthotto_haber", {"widths": (32, "64")}, "positive integers"),
+        ("ruthotto_haber", {"steps": 0}, "0 steps: a positive integer"),
+        ("ruthotto_haber", {"end": "1"}, "number is needed"),
+        ("ruthotto_haber", {"gradient": "reversible"}, "Euler has no inverse"),
+        ("chang", {"kind": "middpoint"}, "did you mean 'midpoint'"),
+        ("chang", {"h": None}, "a step h of None"),
+        ("chang", {"h": 0}, "has to increase"),
+        ("chang", {"widths": "32"}, "positive integers"),
+        ("imex_net", {"gradient": "reversible"}, "IMEX has no inverse"),
+        ("imex_net", {"widths": None}, "positive integers"),
+        ("neural_ode", {"rtol": 0}, "rtol 0; a positive number"),
+        ("neural_ode", {"method": "dopri55"}, "did you mean 'dopri5'"),
+        ("neural_ode", {"norm": "batch"}, "no running statistics"),
+        ("neural_ode", {"widths": (32,)}, "a list of 2 positive integers"),
+        ("lm_resnet8", {}, "the smallest depth is 14"),
+        ("lm_resnet21", {}, "the nearest are 20 and 26"),
+        ("lm_resnet20", {"gradient": "reversible"}, "has no inverse"),
+        ("lm_resnet20", {"widths": (8, 4, 2)}, "take shortcut B"),
+        ("revnet39", {}, "did you mean 'revnet38'"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_a_line(name, options, told):
+    with pytest.raises(InputError, match=told) as caught:
+        create(name, **options)
+    assert all("\n" not in message for message in caught.value.messages)
+
+
+def test_revnets_are_known_in_two_depths():
+    with pytest.raises(InputError, match="a RevNet of depth 56; the known are 38, 110"):
+        revnet(56)

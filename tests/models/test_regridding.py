@@ -1,0 +1,329 @@
+"""Re-gridding: the same theta(t) and the same flow on other time grids."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from resode.blocks import Stage
+from resode.errors import InputError
+from resode.grids import TimeGrid
+from resode.integrators import integrators
+from resode.models import create, created_as
+from resode.models.dynamic import DynamicNet
+from resode.models.joints import Connector
+from resode.models.regridding import regrid
+from tests.integrators.problems import fixed, orders
+
+
+def field(name="parabolic", **options):
+    return {"name": name, "norm": None, "activation": "tanh", **options}
+
+
+def network(
+    integrator="rk4", states=4, controls=None, *, described=None, interpolation="linear", width=4, **options
+):
+    """One stage with generic parameters, in float64."""
+    torch.manual_seed(0)
+    stage = Stage(
+        width, described or field(), integrator, states, controls, interpolation=interpolation, **options
+    )
+    net = DynamicNet([stage], classes=3).double()
+    for p in net.parameters():
+        p.data += 0.1 * torch.randn_like(p)
+    return net
+
+
+def theta(net, t, part=None):
+    controls = net.stages[0].controls
+    return torch.cat([p.flatten() for p in controls.at(t, part or controls.parts[0]).values()])
+
+
+def image(net, size=8, batch=4):
+    generator = torch.Generator().manual_seed(1)
+    channels = net.stem_specification.in_channels
+    return torch.randn(batch, channels, size, size, dtype=torch.float64, generator=generator)
+
+
+# ------------------------------------------------------------ theta(t)
+
+increasing = st.lists(st.integers(1, 20), min_size=1, max_size=5)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    increasing, st.sampled_from(["linear", "constant"]), st.lists(st.floats(-1, 12), min_size=5, max_size=5)
+)
+def test_theta_is_the_same_at_any_time_after_doubling_the_controls(steps, interpolation, times):
+    nodes = [sum(steps[:k]) / 10 for k in range(len(steps) + 1)]
+    fine = TimeGrid(tuple(nodes)).refine(4)
+    old = network("rk4", fine, nodes, interpolation=interpolation, keep_unused=True)
+    new = regrid(old, controls="double").module
+    assert new.stages[0].controls.grid == TimeGrid(tuple(nodes)).refine()
+    for t in (*nodes, *times):
+        torch.testing.assert_close(theta(new, t), theta(old, t), rtol=1e-12, atol=1e-13)
+        if interpolation == "constant":
+            assert torch.equal(theta(new, t), theta(old, t))
+
+
+@pytest.mark.parametrize("part", ["F", "G"])
+def test_both_parts_of_a_split_field_are_carried(part):
+    old = network("stormer_verlet", 4, [0, 2, 4])
+    new = regrid(old, controls="double").module
+    for t in (0.0, 0.7, 1.0, 2.5, 4.0):
+        torch.testing.assert_close(theta(new, t, part), theta(old, t, part), rtol=1e-13, atol=1e-13)
+
+
+def test_arbitrary_nodes_take_theta_there():
+    old = network("rk4", 4, [0, 1, 4])
+    new = regrid(old, controls=[0, 0.3, 2.5, 4]).module
+    for j, t in enumerate((0, 0.3, 2.5, 4)):
+        at_node = torch.cat([p.flatten() for p in new.stages[0].controls[j].parameters()])
+        torch.testing.assert_close(at_node, theta(old, t), rtol=1e-14, atol=1e-15)
+
+
+def test_shared_controls_stay_shared():
+    old = network("rk4", 2, interpolation="shared")
+    new = regrid(old, states="double", controls="double").module
+    assert len(new.stages[0].controls) == 1
+    assert torch.equal(theta(new, 0.3), theta(old, 0.3))
+
+
+# ------------------------------------------------------------ the flow
+
+
+def small(name):
+    """A scheme whose asymptotic order shows on few steps: the lag of momentum is g / (1 - g) steps."""
+    options = integrators.entry(name).options()
+    return integrators.of({"name": name, "g": 0.2} if "g" in options else name)
+
+
+@pytest.mark.parametrize("name", fixed(where=lambda scheme: scheme.order is not None))
+def test_the_refined_network_approaches_the_flow_at_the_order_of_its_scheme(name):
+    """Doubled again and again, theta(t) and learned numbers carried, against a much finer grid."""
+    states, controls = TimeGrid.uniform(8, 1.0), [0, 0.5]
+    net = network(small(name), states, controls, interpolation="linear")
+    with torch.no_grad():
+        y = net.stem(image(net, 5))
+        finest = states.refine(128 if small(name).order == 1 else 32)
+        exact = regrid(net, states=finest).module.stages[0](y)
+        errors = []
+        for _ in range(3):
+            net = regrid(net, states="double").module
+            errors.append((net.stages[0](y) - exact).norm().item())
+    assert orders(errors)[-1] == pytest.approx(small(name).order, abs=0.2)
+
+
+@pytest.mark.parametrize("name", ["euler", "heun", "ssprk3"])
+def test_the_flow_is_the_one_that_another_scheme_finds(name):
+    net = network(name, TimeGrid.uniform(8, 1.0), [0, 0.5])
+    rk4 = network("rk4", TimeGrid.uniform(64, 1.0), [0, 0.5])
+    rk4.load_state_dict(net.state_dict())
+    with torch.no_grad():
+        y = net.stem(image(net, 5))
+        exact = rk4.stages[0](y)
+        errors = []
+        for _ in range(3):
+            net = regrid(net, states="double").module
+            errors.append((net.stages[0](y) - exact).norm().item())
+    assert orders(errors)[-1] == pytest.approx(integrators.of(name).order, abs=0.2)
+
+
+# ------------------------------------------------------------ there and back
+
+
+@pytest.mark.parametrize("name", fixed())
+@pytest.mark.parametrize("interpolation", ["linear", "constant"])
+def test_halving_after_doubling_gives_back_the_network_bit_for_bit(name, interpolation):
+    """Parameters, learned numbers and the running statistics of every evaluation."""
+    described = {"name": "preactivation", "activation": "tanh"}
+    states = TimeGrid.uniform(3, 0.7)
+    old = network(name, states, described=described, interpolation=interpolation)
+    old(image(old))
+    fine = regrid(old, states="double", controls="double" if len(old.stages[0].controls) > 1 else None)
+    back = regrid(fine.module, states="halve", controls="halve" if len(old.stages[0].controls) > 1 else None)
+    before, after = old.state_dict(), back.module.state_dict()
+    assert set(before) == set(after)
+    assert all(torch.equal(before[n], after[n]) for n in before)
+    x = image(old)
+    assert torch.equal(back.module.eval()(x), old.eval()(x))
+
+
+@pytest.mark.parametrize("name", fixed())
+def test_the_same_grids_give_the_same_network(name):
+    """RK4 evaluates three times at some nodes, each with statistics of its own."""
+    old = network(name, described={"name": "preactivation", "activation": "tanh"})
+    old(image(old))
+    new = regrid(old).module
+    assert new.stages[0].stage == old.stages[0].stage
+    assert new is not old
+    state = new.state_dict()
+    assert all(torch.equal(t, state[n]) for n, t in old.state_dict().items())
+    assert {p.data_ptr() for p in new.parameters()}.isdisjoint({p.data_ptr() for p in old.parameters()})
+
+
+def test_doubling_the_controls_alone_changes_no_logits():
+    described = {"name": "preactivation", "activation": "tanh"}
+    old = network("rk4", TimeGrid.uniform(2, 1.0), described=described)
+    old(image(old))
+    new = regrid(old, controls="double").module
+    x = image(old)
+    torch.testing.assert_close(new.eval()(x), old.eval()(x), rtol=1e-12, atol=1e-12)
+
+
+def test_statistics_come_from_the_nearest_evaluation_of_the_same_part():
+    old = network("symplectic_euler", 2, described={"name": "hamiltonian", "norm": "batch"})
+    block = old.stages[0]
+    for e, statistics in enumerate(block.statistics):
+        statistics.get_buffer("norm.running_mean").fill_(e)
+    new = regrid(old, states="double", controls="states").module.stages[0]
+    found = [s.get_buffer("norm.running_mean")[0].item() for s in new.statistics]
+    assert [part for _, part in new.evaluations] == ["F", "G"] * 4
+    assert found == [0, 1, 0, 1, 2, 3, 2, 3]
+
+
+# ------------------------------------------------------------ what else is carried
+
+
+@pytest.mark.parametrize(("name", "number"), [("learned_two_step", "k"), ("imex", "B")])
+def test_learned_numbers_are_constant_on_each_old_step(name, number):
+    old = network(name, TimeGrid((0.0, 1.0, 3.0)))
+    new = regrid(old, states=[0, 0.5, 1, 2, 2.5, 3], controls="states").module
+    values = old.stages[0].scheme[number]
+    assert torch.equal(new.stages[0].scheme[number], values[[0, 0, 1, 1, 1]])
+
+
+def test_optimiser_tensors_are_carried_by_the_same_map():
+    """Linear in the tensors: of the parameters themselves it gives the new parameters."""
+    old = network("learned_two_step", TimeGrid.uniform(4, 1.0), [0, 0.3, 0.8], keep_unused=True)
+    regridding = regrid(old, states="double", controls=[0, 0.2, 0.5, 0.8])
+    parameters = {n: p.detach() for n, p in old.named_parameters()}
+    names = {n for n, _ in regridding.module.named_parameters()}
+    own = regridding.carry(parameters)
+    assert set(own) == names
+    assert all(torch.equal(own[n], p) for n, p in regridding.module.named_parameters())
+    first, second = ({n: torch.randn_like(p) for n, p in parameters.items()} for _ in range(2))
+    both = regridding.carry({n: 2 * first[n] + second[n] for n in first})
+    each = regridding.carry(first), regridding.carry(second)
+    for n in names:
+        torch.testing.assert_close(both[n], 2 * each[0][n] + each[1][n])
+        assert both[n].shape == own[n].shape
+    w = (0.5 - 0.3) / (0.8 - 0.3)
+    middle = "stages.0.controls.{}.conv.weight".format
+    expected = (1 - w) * first[middle(1)] + w * first[middle(2)]
+    torch.testing.assert_close(each[0][middle(2)], expected)
+
+
+def test_what_is_not_given_is_not_carried():
+    old = network()
+    regridding = regrid(old, controls="double")
+    assert set(regridding.carry({"head.linear.bias": torch.ones(3)})) == {"head.linear.bias"}
+    carried = regridding.carry({"stages.0.controls.0.conv.weight": torch.ones(4, 4, 3, 3)})
+    assert set(carried) == {"stages.0.controls.0.conv.weight"}
+
+
+def test_the_rest_of_the_network_and_the_old_one_stay():
+    torch.manual_seed(0)
+    old = DynamicNet(
+        [Stage(4, "parabolic", "rk4", 2, gradient="checkpointed"), Stage(6, "preactivation", "leapfrog", 2)],
+        connector=Connector(3, pool="stride"),
+        last=5,
+        classes=7,
+    ).eval()
+    before = {n: t.clone() for n, t in old.state_dict().items()}
+    new = regrid(old, states=["double", None], controls=[None, "states"]).module
+    assert all(torch.equal(t, before[n]) for n, t in old.state_dict().items())
+    assert [b.stage.states.steps for b in new.blocks()] == [4, 2]
+    assert not new.training
+    rest = [n for n in before if not n.startswith("stages.")]
+    assert all(torch.equal(new.state_dict()[n], before[n]) for n in rest)
+    assert [b.stage.gradient for b in new.blocks()] == [b.stage.gradient for b in old.blocks()]
+    x = torch.randn(2, 3, 8, 8)
+    assert new(x).shape == (2, 7)
+    again = create(created_as(new)[0], **created_as(new)[1]).eval()
+    again.load_state_dict(new.state_dict())
+    assert torch.equal(again(x), new(x))
+
+
+@pytest.mark.parametrize("name", ["dynamicblocks", "neural_ode", "imex_net", "lm_resnet20", "revnet38"])
+def test_published_networks_take_finer_grids(name):
+    torch.manual_seed(0)
+    options = {"imex_net": {"widths": (4, 6)}, "lm_resnet20": {"widths": (4, 6, 8)}}
+    old = create(name, **options.get(name, {} if name == "revnet38" else {"widths": (4, 6)}))
+    new = regrid(old, states="double").module
+    x = torch.randn(4, 3, 8, 8)
+    new(x).square().sum().backward()
+    assert new(x).isfinite().all()
+
+
+# ------------------------------------------------------------ what is refused
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"states": "dubble"}, "stage 1: unknown change of a grid 'dubble': double, halve, keep"),
+        ({"controls": "dubble"}, "stage 1: unknown change of a grid 'dubble'"),
+        ({"states": [0, 1, 2]}, r"stage 1: states \[0, 1, 2\] do not go from 0 to 3 as before"),
+        ({"states": [0, 2, 1, 3]}, "stage 1: a time grid has to increase"),
+        ({"states": "halve"}, "stage 1: 3 steps cannot be joined 2 at a time"),
+        ({"controls": "double"}, "stage 1: .* touches the control nodes 0.5, 1.5 of"),
+        ({"controls": [0, 1, 9, 10]}, "stage 1: control nodes .* reach beyond the states"),
+        ({"states": ["double", "double"]}, "2 time grids are given for 1 stages"),
+        ({"states": 2.5}, "stage 1: a time grid of 2.5"),
+        ({"states": []}, "stage 1: a time grid needs at least one node"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_a_line(change, told):
+    with pytest.raises(InputError, match=told) as caught:
+        regrid(network("euler", 3), **change)
+    assert all("\n" not in message for message in caught.value.messages)
+
+
+def test_a_grid_that_a_scheme_cannot_use_is_refused():
+    with pytest.raises(InputError, match="stage 1: TwoStepMidpoint needs equal steps"):
+        regrid(network("two_step_midpoint", 3), states=[0, 1, 3])
+    with pytest.raises(InputError, match="stage 1: unknown change of a grid 'dubble'"):
+        regrid(network("rk4", 3, interpolation="shared"), controls="dubble")
+
+
+# ------------------------------------------------------------ what else has to come over
+
+
+def test_what_was_frozen_stays_frozen():
+    net = network("euler", 4, described=field("preactivation", norm="batch"))
+    net.stem.requires_grad_(False).eval()
+    net.stages[0].controls[1].requires_grad_(False)
+    new = regrid(net.train(), states="double", controls="double").module
+    assert not any(p.requires_grad for p in new.stem.parameters())
+    assert new.stages[0].training
+    frozen = [not any(p.requires_grad for p in node.parameters()) for node in new.stages[0].controls]
+    assert frozen == [False, False, True, True, False, False, False]  # a node follows the one at or before it
+
+
+def test_evaluation_mode_comes_over_module_by_module():
+    net = network("euler", 4).train()
+    net.stem.eval()
+    new = regrid(net, states="double").module
+    assert new.training
+    assert not new.stem.training
+    assert not new.stem.norm.training
+
+
+@pytest.mark.parametrize("integrator", ["euler", "symplectic_euler", "rk4", "stormer_verlet"])
+def test_both_grids_can_be_halved(integrator):
+    new = regrid(network(integrator, 4), states="halve", controls="halve").module
+    assert new.stages[0].stage.states.nodes == (0.0, 2.0, 4.0)
+    assert new.stages[0].controls.grid.nodes == (
+        (0.0, 2.0, 4.0) if integrator in ("rk4", "stormer_verlet") else (0.0, 2.0)
+    )
+
+
+def test_nodes_that_halving_leaves_without_use_are_told_with_the_mend():
+    with pytest.raises(InputError, match="--controls states"):
+        regrid(network("euler", 4), states="halve")
+
+
+def test_shared_controls_have_no_other_nodes():
+    with pytest.raises(InputError, match="shared controls have one node"):
+        regrid(network("rk4", 2, interpolation="shared"), controls=[0, 1, 2])
