@@ -136,6 +136,28 @@ def test_the_evaluations_that_are_known_are_those_that_are_made(name):
     assert len(block.evaluations) == calls
 
 
+@pytest.mark.parametrize(
+    ("controls", "interpolation", "beyond"),
+    [
+        ((0, 2, 4), "linear", None),
+        ((-1, 1, 9), "linear", None),
+        ((0, 4, 9), "linear", "9"),
+        ((-2, -1, 3), "linear", "-2"),
+        ((0, 2, 9), "constant", "9"),
+        ((0, 2, 4), "constant", None),
+    ],
+)
+def test_an_adaptive_solver_refuses_control_nodes_beyond_its_reach(controls, interpolation, beyond):
+    def block():
+        DynamicBlock(Stage(2, "parabolic", "adaptive", TimeGrid((0, 4)), TimeGrid(controls), interpolation))
+
+    if beyond is None:
+        block()
+        return
+    with pytest.raises(InputError, match=f"never touches the control nodes {beyond} of"):
+        block()
+
+
 def test_the_evaluations_of_an_adaptive_solver_are_counted():
     pytest.importorskip("torchdiffeq")
     block, calls = evaluated("adaptive")

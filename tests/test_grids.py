@@ -2,7 +2,9 @@
 
 import json
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -105,10 +107,18 @@ def test_what_is_no_grid_is_refused_in_a_line(data, told):
 def test_only_whole_factors_refine_and_join(factor):
     with pytest.raises(InputError, match="a positive integer is needed"):
         TimeGrid.uniform(4).refine(factor)
-    with pytest.raises(InputError, match="cannot be joined"):
+    with pytest.raises(InputError, match="a positive integer is needed"):
         TimeGrid.uniform(4).coarsen(factor)
 
 
 def test_steps_that_do_not_go_in_pairs_are_not_joined():
     with pytest.raises(InputError, match="3 steps cannot be joined 2 at a time"):
         TimeGrid.uniform(3).coarsen()
+    with pytest.raises(InputError, match="one step cannot be joined 2 at a time"):
+        TimeGrid.uniform(1).coarsen()
+
+
+def test_arrays_and_tensors_are_grids():
+    nodes = [0.0, 0.5, 2.0]
+    assert TimeGrid.of(np.array(nodes)) == TimeGrid.of(torch.tensor(nodes)) == TimeGrid.of(nodes)
+    assert TimeGrid.of(np.int64(3)) == TimeGrid.uniform(3)

@@ -1,3 +1,5 @@
+from abc import ABC, abstractmethod
+
 import pytest
 
 from resode.errors import InputError
@@ -25,6 +27,16 @@ def test_a_name_builds_its_factory(shapes):
 def test_a_name_given_twice_raises(shapes):
     with pytest.raises(InputError, match="'square' is registered already"):
         shapes.register("square")(make)
+
+
+def test_a_class_that_lacks_methods_is_refused_when_it_is_registered():
+    class Half(ABC):
+        @abstractmethod
+        def build(self) -> None: ...
+
+    registry: Registry[Half] = Registry("half", "halves")
+    with pytest.raises(InputError, match="half 'one': its class does not define build"):
+        registry.register("one")(Half)
 
 
 def test_an_unknown_name_names_the_nearest(shapes):

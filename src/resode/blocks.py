@@ -214,6 +214,7 @@ class DynamicBlock(nn.Module):
 
     def _unused(self) -> tuple[int, ...]:
         if not isinstance(self.stage.integrator, FixedStep):
+            self._refuse_nodes_out_of_reach()
             return ()
         unused = self.controls.unused(self.evaluations)
         if unused and not self.stage.keep_unused:
@@ -227,6 +228,20 @@ class DynamicBlock(nn.Module):
         if unused and isinstance(self.stage.gradient, Adjoint):
             raise InputError("keep_unused: the adjoint equation touches other nodes; take gradient stored")
         return unused
+
+    def _refuse_nodes_out_of_reach(self) -> None:
+        """An adaptive solver may evaluate anywhere from the first state node to the last, and only there."""
+        states, nodes = self.stage.states, self.controls.grid.nodes
+        inner = [t for t in nodes if states.start < t < states.end]
+        reached = {max((t for t in nodes if t <= states.start), default=nodes[0]), *inner}
+        after = [t for t in nodes if t >= states.end]
+        if after and (after[0] == states.end or self.stage.interpolation == "linear"):
+            reached.add(after[0])
+        if beyond := [t for t in nodes if t not in reached]:
+            raise InputError(
+                f"{self.stage.integrator.name} on states {states} never touches the control nodes "
+                f"{', '.join(f'{t:g}' for t in beyond)} of {self.controls.grid}: leave them out"
+            )
 
     def _refuse_randomness(self) -> None:
         """A backward pass that evaluates the field again would draw other random numbers."""
@@ -284,7 +299,10 @@ class DynamicBlock(nn.Module):
             self.stage.gradient.check_rounding(self.stage.integrator, self.stage.states, dtype)
 
     def trajectory(self, y: Tensor) -> tuple[tuple[float, ...], list[Tensor]]:
-        """The state nodes and the states there, the first being y."""
+        """The state nodes and the states there, the first being y.
+
+        In training mode a normalisation takes these states into its running statistics, as `forward` does.
+        """
         integrator, states = self.stage.integrator, self.stage.states
         if isinstance(integrator, Adaptive):
             return states.nodes, list(self._solved(y))

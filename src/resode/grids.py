@@ -61,6 +61,8 @@ class TimeGrid:
         """A grid from plain data: nodes `[0, 1, 2]`, `{"steps": 8, "end": 4.0}`, a number of unit steps."""
         if isinstance(value, TimeGrid):
             return value
+        if hasattr(value, "tolist"):  # an array, a tensor
+            value = value.tolist()
         if isinstance(value, int) and not isinstance(value, bool):
             return cls.uniform(value)
         if isinstance(value, Mapping):
@@ -115,7 +117,7 @@ class TimeGrid:
 
     def refine(self, factor: int = 2) -> "TimeGrid":
         """Every step divided into `factor` equal ones."""
-        if not isinstance(factor, int) or factor < 1:
+        if type(factor) is not int or factor < 1:
             raise InputError(f"refining a time grid {factor} times: a positive integer is needed")
         inner = (
             a + (b - a) * j / factor
@@ -126,8 +128,11 @@ class TimeGrid:
 
     def coarsen(self, factor: int = 2) -> "TimeGrid":
         """Every `factor`-th node; the number of steps has to be a multiple of it."""
-        if not isinstance(factor, int) or factor < 1 or self.steps % factor:
-            raise InputError(f"{self.steps} steps cannot be joined {factor} at a time")
+        if type(factor) is not int or factor < 1:
+            raise InputError(f"joining {factor!r} steps of a time grid: a positive integer is needed")
+        if self.steps % factor:
+            number = "one step" if self.steps == 1 else f"{self.steps} steps"
+            raise InputError(f"{number} cannot be joined {factor} at a time")
         return TimeGrid(self.nodes[::factor])
 
     def interval_of(self, t: float) -> int:

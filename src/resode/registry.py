@@ -74,6 +74,9 @@ class Registry(Generic[T]):
         def enter(factory: Factory[T]) -> Factory[T]:
             if name in self._entries:
                 raise InputError(f"{self.kind} '{name}' is registered already; choose another name")
+            if inspect.isabstract(factory):
+                lacking = ", ".join(sorted(getattr(factory, "__abstractmethods__", ())))
+                raise InputError(f"{self.kind} '{name}': its class does not define {lacking}")
             self._entries[name] = Entry(name, factory, summary, shape)
             return factory
 

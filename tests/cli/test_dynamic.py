@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 import resode as library
 from resode import weights
 from resode.integrators import integrators
+from resode.models import created_as
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "dynamicblocks-rk4.safetensors"
 RECIPE = "quickstart-parabolic"
@@ -105,6 +106,22 @@ def test_a_checkpoint_brings_its_own_state_and_force_replaces(resode, run, tmp_p
     assert not (tmp_path / "coarse.optimiser.safetensors").exists()  # of other weights
 
 
+def test_each_stage_may_have_a_grid_of_its_own(resode, tmp_path):
+    stage = {"width": 4, "field": "parabolic", "integrator": "euler", "states": 2}
+    module = library.create("dynamic", stages=[stage, stage])
+    preprocessing = weights.Preprocessing((0.5,) * 3, (0.2,) * 3, (8, 8), 3, tuple("0123456789"))
+    card = weights.Card(weights.Specification(*created_as(module)), preprocessing)
+    weights.save(module, tmp_path / "two.safetensors", card)
+    answer = resode("regrid", "two.safetensors", "--states", "double/keep", "--controls", "states",
+                    "--out", "mixed.safetensors")  # fmt: skip
+    assert answer.code == 0, answer.err
+    stages = library.load(tmp_path / "mixed.safetensors").stages
+    assert [block.stage.states.steps for block in stages] == [4, 2]
+    answer = resode("regrid", "two.safetensors", "--states", "double/keep/keep", "--out", "no.safetensors")
+    assert answer.code == 2
+    assert "3 time grids are given for 2 stages" in answer.err
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -175,6 +192,13 @@ def test_show_tells_warnings_of_the_network_that_will_be_trained(resode):
                   "--set", "model.states=[0,9]", "--set", "model.controls=[0]").out  # fmt: skip
     assert "images 1x8x8 to 10 classes" in text
     assert "warning        Euler is linearly stable up to h = " in text
+
+
+@pytest.mark.parametrize("setting", ["in_channels=1", "classes=7"])
+def test_show_refuses_what_does_not_fit_the_data(resode, setting):
+    answer = resode("show", "dynamicblocks/rk4", "--set", f"model.{setting}")
+    assert answer.code == 2
+    assert f"model.{setting} does not fit the data cifar10" in answer.err
 
 
 def test_show_explains_the_blocks_of_a_weights_file(resode, run):

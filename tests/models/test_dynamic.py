@@ -403,6 +403,7 @@ STAGE = {"width": 4, "field": "parabolic", "integrator": "euler", "states": 2}
         ({"stages": [STAGE], "stem": 3}, "a stem is a mapping, not 3"),
         ({"stages": [STAGE], "stem": {"norm": "btach"}}, "unknown norm 'btach'; did you mean 'batch'"),
         ({"stages": [STAGE], "stem": {"kernel": 2}}, "a stem of kernel 2"),
+        ({"stages": [STAGE], "stem": {"bias": "no"}}, "a stem with bias 'no': true or false is needed"),
         ({"stages": [STAGE], "stem": {"in_channels": 1}}, "in_channels is an option of the network"),
         ({"stages": [STAGE], "head": ["relu"]}, "a head is a mapping"),
         ({"stages": [STAGE], "head": {"activation": "rellu"}}, "did you mean 'relu'"),
@@ -430,6 +431,11 @@ def test_what_cannot_be_is_refused_in_a_line(options, told):
     with pytest.raises(InputError, match=told) as caught:
         create("dynamic", **options)
     assert all("\n" not in message for message in caught.value.messages)
+
+
+def test_what_is_no_stage_is_refused_with_its_number():
+    with pytest.raises(InputError, match=r"stage 1: a Stage is needed, not 8; resode.create\('dynamic'\)"):
+        DynamicNet([8])
 
 
 def test_all_mistakes_of_all_stages_are_told_at_once():

@@ -20,7 +20,12 @@ def regrid(
     path: Annotated[str, typer.Argument(metavar="RUN", help="A run, a checkpoint or a .safetensors file.")],
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The .safetensors file to write.")],
     states: Annotated[
-        str, typer.Option("--states", metavar="GRID", help="double, halve, keep, or nodes like 0,0.5,1,2.")
+        str,
+        typer.Option(
+            "--states",
+            metavar="GRID",
+            help="double, halve, keep, or nodes like 0,0.5,1,2; stage by stage with / between: double/keep.",
+        ),
     ] = "keep",
     controls: Annotated[
         str,
@@ -43,12 +48,14 @@ def regrid(
 
         resode regrid runs/rk4 --states 0,0.5,1,2,4 --controls states --out graded.safetensors
 
+        resode regrid runs/rk4 --states double/double/keep --out mixed.safetensors
+
         resode train dynamicblocks/rk4 --init fine.safetensors --set init.optimiser=true
 
     \f
     """
     load_plugins(plugin)
-    grids = {"states": _grid("--states", states), "controls": _grid("--controls", controls)}
+    grids = {"states": _grids("--states", states), "controls": _grids("--controls", controls)}
     if states == controls == "keep":
         raise InputError("nothing to change: give --states or --controls, e.g. --states double")
     _refuse_place(out, force)
@@ -82,6 +89,12 @@ def regrid(
         f"{out}: written"
         + (f", with {beside.name}" if source.optimiser else ", without an optimiser's state")
     )
+
+
+def _grids(option: str, text: str) -> Any:
+    """The change of all grids, or a list of changes, one for each stage."""
+    changes = [_grid(option, part.strip()) for part in text.split("/")]
+    return changes if len(changes) > 1 else changes[0]
 
 
 def _grid(option: str, text: str) -> Any:

@@ -151,6 +151,7 @@ def _options(experiment: "Experiment") -> dict[str, Any]:
     """The options of the model, with what the data decides where it is known."""
     from resode.data.catalogue import KNOWN
     from resode.models import models
+    from resode.training.setup import refuse_misfits
 
     model, shape = experiment.model, _shape(experiment)
     assert model is not None
@@ -158,6 +159,7 @@ def _options(experiment: "Experiment") -> dict[str, Any]:
     found = {"classes": classes, "in_channels": None if shape is None else shape[0]}
     taken = models.entry(model.name).options()
     decided = {key: value for key, value in found.items() if value is not None and key in taken}
+    refuse_misfits(model.options, decided, experiment.data.source)
     return {**decided, **model.options}
 
 

@@ -1,5 +1,7 @@
 """Activations s, each acting on every number by itself, and what the theorems have to know of them.
 
+A `--plugin` adds one of its own: `ACTIVATIONS["cube"] = Activation(lambda y: y**3, gentle=False)`.
+
 `gentle`: s is non-decreasing with slopes in [0, 1], the condition of the stability bounds.
 `positive`: s(x) >= 0 everywhere.
 """
@@ -43,8 +45,14 @@ ACTIVATIONS = {
     "tanh": Activation(torch.tanh, gentle=True),
     "sigmoid": Activation(torch.sigmoid, gentle=True, positive=True),
     "identity": Activation(identity, gentle=True),
+    "hardtanh": Activation(F.hardtanh, gentle=True),
+    "relu6": Activation(F.relu6, gentle=True, positive=True),
+    "softsign": Activation(F.softsign, gentle=True),
+    "celu": Activation(F.celu, gentle=True),
     "silu": Activation(F.silu, gentle=False),
     "gelu": Activation(F.gelu, gentle=False),
+    "mish": Activation(F.mish, gentle=False),
+    "selu": Activation(F.selu, gentle=False),
 }
 
 

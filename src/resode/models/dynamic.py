@@ -60,6 +60,11 @@ class DynamicNet(nn.Module):
         mistakes = refuse_sizes([1], 1, classes=classes, in_channels=in_channels, **numbers)
         if not stages:
             mistakes.append("a dynamic network needs at least one stage")
+        mistakes += [
+            f"stage {number}: a Stage is needed, not {stage!r}; resode.create('dynamic') takes plain data"
+            for number, stage in enumerate(stages, start=1)
+            if not isinstance(stage, Stage)
+        ]
         if mistakes:
             raise InputError(*mistakes)
         widths = [stage.width for stage in stages] + ([] if last is None else [last])

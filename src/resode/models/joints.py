@@ -62,6 +62,9 @@ def _settle(value: Any, kernels: tuple[int, ...] = ()) -> None:
     object.__setattr__(value, "norm", norm_of(value.norm))
     if value.activation is not None:
         activation(value.activation)
+    bias = getattr(value, "bias", False)
+    if not isinstance(bias, bool):
+        raise InputError(f"a {value.what} with bias {bias!r}: true or false is needed")
     if kernels and (type(value.kernel) is not int or value.kernel not in kernels):
         raise InputError(
             f"a {value.what} of kernel {value.kernel!r}: {' or '.join(map(str, kernels))} is known"

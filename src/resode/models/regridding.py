@@ -116,6 +116,7 @@ def _keep_frozen(net: DynamicNet, regridding: Regridding) -> None:
 
 def _each(value: Any, count: int) -> list[Any]:
     """One choice for each stage."""
+    value = value.tolist() if hasattr(value, "tolist") else value
     several = isinstance(value, Sequence) and not isinstance(value, str) and value
     if several and not isinstance(value[0], int | float):
         if len(value) != count:

@@ -350,6 +350,15 @@ def _resolve_data(section: Data, data: Dataset, train_index: np.ndarray) -> Data
     return section.model_copy(update=found)
 
 
+def refuse_misfits(options: Mapping[str, Any], found: Mapping[str, int], data: str) -> None:
+    """Refuse (`InputError`) classes or channels of a model that are not those of the data."""
+    for key, value in found.items():
+        if options.get(key, value) != value:
+            raise InputError(
+                f"model.{key}={options[key]} does not fit the data {data}, which has {value}; leave it out"
+            )
+
+
 def _resolve_model(experiment: Experiment, data: Dataset) -> Model:
     """Fill in what the data decides: classes and input channels."""
     if experiment.model is None:
@@ -358,12 +367,7 @@ def _resolve_model(experiment: Experiment, data: Dataset) -> Model:
         )
     found = {"classes": len(data.classes), "in_channels": int(data.train.pixels.shape[3])}
     options = experiment.model.options
-    for key, value in found.items():
-        if options.get(key, value) != value:
-            raise InputError(
-                f"model.{key}={options[key]} does not fit the data {data.name}, which has {value}; "
-                "leave it out"
-            )
+    refuse_misfits(options, found, data.name)
     return Model(name=experiment.model.name, **{**options, **found})
 
 
