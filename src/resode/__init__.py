@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from resode.blocks import Stage
     from resode.data import load as load_data
     from resode.grids import TimeGrid
-    from resode.models import DynamicNet, create, regrid
+    from resode.models import DynamicNet, create, regrid, twist
     from resode.training import Experiment, evaluate, load, train
 
 __version__ = "0.1.0"
@@ -34,6 +34,7 @@ _PUBLIC = {
     "load_data": ("resode.data", "load"),
     "regrid": ("resode.models", "regrid"),
     "train": ("resode.training", "train"),
+    "twist": ("resode.models", "twist"),
 }
 
 __all__ = [
@@ -48,6 +49,7 @@ __all__ = [
     "load_data",
     "regrid",
     "train",
+    "twist",
 ]
 
 

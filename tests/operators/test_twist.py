@@ -63,7 +63,7 @@ def test_kernels_have_the_parity_of_their_monomial(tie, kernel):
 @pytest.mark.parametrize(("tie", "degree"), TIED)
 @pytest.mark.parametrize("kernel", [1, 2, 3, 5])
 def test_what_a_tie_fixes_is_not_stored(tie, degree, kernel):
-    basis = tie_basis(tie, degree, (kernel, kernel))
+    basis = torch.tensor(tie_basis(tie, degree, (kernel, kernel)))
     numbers = len(basis)
     assert torch.linalg.matrix_rank(basis.flatten(1)) == numbers if numbers else True
     assert basis.abs().sum(0).max() <= 1  # each entry is one number, up to its sign, or zero

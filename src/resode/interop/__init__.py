@@ -20,10 +20,11 @@ from resode.interop import akamaster, fattorib, kuangliu, toolbox
 from resode.interop.checkpoints import read
 from resode.interop.dynamicblocks import from_dynamicblocks
 from resode.interop.formats import Format, State, Translation
+from resode.interop.twist import from_twist_block
 from resode.models import models
 from resode.weights import Card, Preprocessing, Specification, fill
 
-__all__ = ["CIFAR10", "FORMATS", "Conversion", "Format", "convert", "from_dynamicblocks"]
+__all__ = ["CIFAR10", "FORMATS", "Conversion", "Format", "convert", "from_dynamicblocks", "from_twist_block"]
 
 FORMATS: dict[str, Format] = {module.FORMAT.name: module.FORMAT for module in (akamaster, fattorib, kuangliu)}
 

@@ -17,9 +17,11 @@ from resode.models.dynamic import DynamicNet, dynamic
 from resode.models.he import he_preact_resnet, he_resnet, units_per_stage
 from resode.models.regridding import Regridding, regrid
 from resode.models.resnet import DEPTHS, cifar_resnet
+from resode.models.twisting import Where, chosen_convolutions
+from resode.models.twisting import twist as twisted_copy
 from resode.registry import Entry, Registry
 
-__all__ = ["DynamicNet", "Regridding", "create", "created_as", "models", "regrid"]
+__all__ = ["DynamicNet", "Regridding", "create", "created_as", "models", "regrid", "twist"]
 
 models: Registry[nn.Module] = Registry("model", "models")
 
@@ -62,6 +64,30 @@ def created_as(module: nn.Module) -> tuple[str, dict[str, Any]] | None:
             return "dynamic", module.options()
         except InputError:
             return None
+    return made
+
+
+def twist(model: nn.Module, where: Where = None, **options: Any) -> nn.Module:
+    """A copy of any network with its convolutions twisted: K u -> K u + X (Wx u) + Y (Wy u), W zero at first.
+
+    What `create` made can, twisted, be saved and created again.
+
+    Args:
+        model: any network; it stays as it is.
+        where: which convolutions: stages, names, patterns or a function; every 3x3 one where left out.
+        options: tie, degree, coordinates and form.
+
+    Raises:
+        InputError: as of `resode.models.twisting.twist`, which says more.
+    """
+    made = twisted_copy(model, where, **options)
+    plain = created_as(model)
+    if plain is not None:
+        name, of_plain = plain
+        of: dict[str, Any] = {"name": name, **of_plain}
+        outer = {key: of.pop(key) for key in ("classes", "in_channels") if key in of}
+        described: dict[str, Any] = {"of": of, "where": chosen_convolutions(model, where)}
+        setattr(made, _CREATED_AS, ("twisted", described | options | outer))
     return made
 
 
@@ -109,6 +135,37 @@ models.register("imex_net", summary="Haber et al. 2019: semi-implicit", shape=CI
 models.register("neural_ode", summary="Chen et al. 2018: an adaptive solver", shape=CIFAR)(
     published.neural_ode
 )
+
+
+@models.register("twisted", summary="any of these, its convolutions twisted", shape=CIFAR)
+def twisted(
+    *,
+    of: str | Mapping[str, Any],
+    where: Where = None,
+    tie: str = "conformal",
+    degree: int = 1,
+    coordinates: str = "centred",
+    form: str = "auto",
+    classes: int = 10,
+    in_channels: int | None = None,
+) -> nn.Module:
+    """A model with its convolutions twisted (`resode.models.twisting`).
+
+    Args:
+        of: the name of a model, or a mapping with its name and options.
+        where: which convolutions: stages, names or patterns of names; every 3x3 one where left out.
+        tie: free, odd, conformal, saddle or mixed.
+        degree: of the polynomials.
+        coordinates: centred, per-axis or published.
+        form: how it is computed.
+        classes: the number of logits.
+        in_channels: the number of channels of an image.
+    """
+    options: dict[str, Any] = dict(of) if isinstance(of, Mapping) else {"name": of}
+    if not isinstance(options.get("name"), str):
+        raise InputError(f"twisted: 'of' is the name of a model, or a mapping with its name, not {of!r}")
+    plain = create(options.pop("name"), classes=classes, in_channels=in_channels, **options)
+    return twisted_copy(plain, where, tie=tie, degree=degree, coordinates=coordinates, form=form)
 
 
 def _by_integrator(prefix: str, integrator: str, summary: str) -> None:

@@ -5,6 +5,7 @@ With convolutions K, norms b and the shortcut S:
     basic            y <- relu(S y + b2 K2 relu(b1 K1 y))
     bottleneck       y <- relu(S y + b3 K3 relu(b2 K2 relu(b1 K1 y))),  K1 and K3 of size 1x1
     pre-activation   y <- S y + K2 relu(b2 K1 relu(b1 y))
+    activated        y <- S u + K2 relu(b2 K1 u),  u = relu(b1 y)
 
 S is the identity where the shape stays. Where it changes, shortcut A takes every second pixel and adds
 channels of zeros, the same number on both sides; shortcut B is a 1x1 convolution with its norm.
@@ -142,6 +143,18 @@ class PreactivationUnit(nn.Module):
     def zero_branch(self) -> None:
         """Start from F = 0 by K2 = 0: behind a norm that scales by zero, the ReLU passes no gradient."""
         nn.init.zeros_(self.conv2.weight)
+
+
+class ActivatedUnit(PreactivationUnit):
+    """u = relu(b1 y), y <- S u + K2 relu(b2 K1 u): the shortcut, too, takes the activated state.
+
+    Of the published ResNets with a twist (liuyao12 2021); parameters as of `PreactivationUnit`.
+    """
+
+    def forward(self, y: Tensor) -> Tensor:
+        u = F.relu(self.bn1(y))
+        z: Tensor = self.conv2(F.relu(self.bn2(self.conv1(u)))) + self.downsample(u)
+        return z
 
 
 Unit = BasicUnit | BottleneckUnit | PreactivationUnit

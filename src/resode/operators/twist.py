@@ -20,13 +20,16 @@ A tie equates entries of the kernels up to sign, or makes them zero; one number 
 class of equal entries.
 """
 
+import contextlib
 import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from resode.errors import InputError, nearest
@@ -37,7 +40,7 @@ FORMS = ("auto", "separate", "stacked", "fused")
 
 PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
 Monomial = tuple[int, int]  # the powers of X and Y
-Kernels = dict[Monomial, Tensor]  # (k, k) numbers: entries of the kernels, counted from 1, with signs
+Entries = dict[Monomial, NDArray[np.int64]]  # of the kernels (rows, columns), counted from 1, with signs
 
 
 def monomials(degree: int) -> tuple[Monomial, ...]:
@@ -48,31 +51,31 @@ def monomials(degree: int) -> tuple[Monomial, ...]:
 # ---------------------------------------------------------------- ties
 
 
-def _rot90(kernel: Tensor, times: int = 1) -> Tensor:
-    return torch.rot90(kernel, times, (0, 1))
+def _rot90(kernel: NDArray[np.int64], times: int = 1) -> NDArray[np.int64]:
+    return np.rot90(kernel, times)
 
 
-def _odd(kernels: Kernels) -> Kernels:
+def _odd(kernels: Entries) -> Entries:
     return {(p, q): (-1) ** (p + q) * _rot90(w, 2) for (p, q), w in kernels.items()}
 
 
-def _conformal(kernels: Kernels) -> Kernels:
+def _conformal(kernels: Entries) -> Entries:
     return {(q, p): (-1) ** p * _rot90(w) for (p, q), w in kernels.items()}
 
 
-def _saddle(kernels: Kernels) -> Kernels:
+def _saddle(kernels: Entries) -> Entries:
     return {pq: -w for pq, w in _conformal(kernels).items()}
 
 
-def _mixed(kernels: Kernels) -> Kernels:
+def _mixed(kernels: Entries) -> Entries:
     return {(1, 0): _rot90(kernels[0, 1]), (0, 1): _rot90(kernels[1, 0], -1)}
 
 
-def _antisymmetric(axis: int) -> Callable[[Kernels], Kernels]:
-    return lambda kernels: {pq: -w.flip(axis) for pq, w in kernels.items()}
+def _antisymmetric(axis: int) -> Callable[[Entries], Entries]:
+    return lambda kernels: {pq: -np.flip(w, axis) for pq, w in kernels.items()}
 
 
-_INVARIANT_UNDER: dict[str, tuple[Callable[[Kernels], Kernels], ...]] = {
+_INVARIANT_UNDER: dict[str, tuple[Callable[[Entries], Entries], ...]] = {
     "free": (),
     "odd": (_odd,),
     "conformal": (_conformal,),
@@ -82,7 +85,7 @@ _INVARIANT_UNDER: dict[str, tuple[Callable[[Kernels], Kernels], ...]] = {
 
 
 @lru_cache
-def tie_basis(tie: str, degree: int, kernel: tuple[int, int]) -> Tensor:
+def tie_basis(tie: str, degree: int, kernel: tuple[int, int]) -> NDArray[np.float32]:
     """What each learned number is in the kernels: (numbers, monomials, rows, columns), of -1, 0 and 1.
 
     A tie is a set of maps G, signed permutations of all entries, under which the kernels are invariant. Each
@@ -90,8 +93,8 @@ def tie_basis(tie: str, degree: int, kernel: tuple[int, int]) -> Tensor:
     negative is zero.
     """
     terms = monomials(degree)
-    entries = torch.arange(1, len(terms) * math.prod(kernel) + 1).reshape(len(terms), *kernel)
-    joined: list[list[tuple[int, int]]] = [[] for _ in range(entries.numel() + 1)]
+    entries = np.arange(1, len(terms) * math.prod(kernel) + 1).reshape(len(terms), *kernel)
+    joined: list[list[tuple[int, int]]] = [[] for _ in range(entries.size + 1)]
     for image_of in _INVARIANT_UNDER[tie]:
         image = image_of(dict(zip(terms, entries, strict=True)))
         for number, term in enumerate(terms):
@@ -100,7 +103,7 @@ def tie_basis(tie: str, degree: int, kernel: tuple[int, int]) -> Tensor:
                 joined[a].append((abs(b), sign))
                 joined[abs(b)].append((a, sign))
     rows, seen = [], set[int]()
-    for first in range(1, entries.numel() + 1):
+    for first in range(1, entries.size + 1):
         if first in seen:
             continue
         signs, waiting, zero = {first: 1}, [first], False
@@ -113,10 +116,10 @@ def tie_basis(tie: str, degree: int, kernel: tuple[int, int]) -> Tensor:
                 zero |= signs[b] != sign * signs[a]
         seen |= signs.keys()
         if not zero:
-            row = torch.zeros(entries.numel())
-            row[[entry - 1 for entry in signs]] = torch.tensor([float(s) for s in signs.values()])
+            row = np.zeros(entries.size, dtype=np.float32)
+            row[[entry - 1 for entry in signs]] = list(signs.values())
             rows.append(row)
-    return torch.stack(rows).reshape(-1, len(terms), *kernel) if rows else torch.zeros(0, *entries.shape)
+    return np.array(rows, dtype=np.float32).reshape(-1, *entries.shape)
 
 
 # ---------------------------------------------------------------- coordinates
@@ -201,8 +204,10 @@ class TwistConv2d(nn.Conv2d):
             device=device, dtype=dtype,
         )  # fmt: skip
         self.tie, self.degree, self.coordinates, self.form = tie, degree, coordinates, form
-        basis = tie_basis(tie, degree, kernel).to(device=self.weight.device, dtype=self.weight.dtype)
-        self.register_buffer("basis", basis.clone(), persistent=False)
+        basis = torch.tensor(
+            tie_basis(tie, degree, kernel), device=self.weight.device, dtype=self.weight.dtype
+        )
+        self.register_buffer("basis", basis, persistent=False)
         self.twist = nn.Parameter(self.weight.new_zeros(*self.weight.shape[:2], len(basis)))
 
     @classmethod
@@ -221,7 +226,8 @@ class TwistConv2d(nn.Conv2d):
             )  # fmt: skip
         weight = convolution.weight
         made.weight, made.bias = weight, convolution.bias
-        made.basis = tie_basis(made.tie, made.degree, made.kernel_size).to(weight)
+        basis = tie_basis(made.tie, made.degree, convolution.kernel_size)
+        made.basis = torch.tensor(basis, device=weight.device, dtype=weight.dtype)
         made.twist = nn.Parameter(weight.new_zeros(made.twist.shape), requires_grad=weight.requires_grad)
         return made.train(convolution.training)
 
@@ -238,7 +244,8 @@ class TwistConv2d(nn.Conv2d):
 
     def kernels(self) -> Tensor:
         """The kernels W_pq: (monomials, C', C / groups, rows, columns)."""
-        with torch.autocast(self.twist.device.type, enabled=False):
+        kind = self.twist.device.type
+        with contextlib.nullcontext() if kind == "meta" else torch.autocast(kind, enabled=False):
             return torch.einsum("oin,nthw->toihw", self.twist, self.basis)
 
     def forward(self, u: Tensor) -> Tensor:
@@ -321,7 +328,9 @@ class TwistConv2d(nn.Conv2d):
         entries = torch.arange(self.kernel_size[axis], dtype=precision, device=like.device)
         return pixels * step + (1 - a) / b, (entries * self.dilation[axis] - padding[axis]) * step
 
-    def _shifted(self, kernels: Kernels, power: Monomial, across: Tensor, down: Tensor) -> Tensor:
+    def _shifted(
+        self, kernels: dict[Monomial, Tensor], power: Monomial, across: Tensor, down: Tensor
+    ) -> Tensor:
         """The kernel that the product xi^a eta^b u is convolved with."""
         a, b = power
         total = None

@@ -1,0 +1,213 @@
+"""Twisting any network: nothing changes at first, the weights are kept, what was chosen is twisted."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import resode
+from resode.errors import InputError
+from resode.models import created_as
+from resode.models.twisting import explain, stages_of, twist, twisted_convolutions
+from resode.operators.twist import TIES, TwistConv2d
+
+NETWORKS = {
+    "he_resnet20": (3, 16, 16),
+    "he_preact_resnet20": (3, 16, 16),
+    "cifar_resnet18": (3, 16, 16),
+    "cifar_resnet50": (3, 8, 8),
+    "digits_resnet": (1, 8, 8),
+}
+
+
+def network(name="he_resnet20", **options):
+    torch.manual_seed(0)
+    return resode.create(name, **options).eval()
+
+
+def images(shape, count=2):
+    return torch.randn(count, *shape, generator=torch.manual_seed(1))
+
+
+@pytest.mark.parametrize("name", [n for n in NETWORKS if n != "digits_resnet"])
+@pytest.mark.parametrize("tie", TIES)
+def test_nothing_changes_at_first(name, tie):
+    model, x = network(name), images(NETWORKS[name])
+    made = twist(model, tie=tie, form="separate").eval()
+    assert torch.equal(made(x), model(x))
+    for form in ("stacked", "fused"):
+        torch.testing.assert_close(twist(model, tie=tie, form=form).eval()(x), model(x), rtol=1e-4, atol=1e-5)
+    assert all(m.kernel_size == (3, 3) for m in made.modules() if isinstance(m, TwistConv2d))
+    plain = [m for m in made.modules() if isinstance(m, nn.Conv2d) and not isinstance(m, TwistConv2d)]
+    assert all(m.kernel_size != (3, 3) for m in plain)
+
+
+def test_the_copy_shares_nothing_and_keeps_the_weights():
+    model = network()
+    before = copy.deepcopy(model.state_dict())
+    made = twist(model)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.add_(1)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert set(before) < set(made.state_dict())
+    added = sum(p.numel() for name, p in made.named_parameters() if name not in before)
+    assert added == sum(m.weight[:, :, 0, 0].numel() * 4 for m in model.modules()
+                        if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3))  # fmt: skip
+
+
+def test_a_training_step_with_the_twist_kept_at_zero_is_that_of_the_plain_network():
+    plain = network().train()
+    made = twist(plain, form="separate")
+    for item in twisted_convolutions(made):
+        item.layer.twist.requires_grad_(False)
+    x, labels = images((3, 16, 16), 8), torch.arange(8)
+    for module in (plain, made):
+        optimiser = torch.optim.SGD(
+            [p for p in module.parameters() if p.requires_grad], lr=0.1, momentum=0.9, weight_decay=1e-3
+        )
+        for _ in range(2):
+            optimiser.zero_grad()
+            F.cross_entropy(module(x), labels).backward()
+            optimiser.step()
+    for name, value in plain.state_dict().items():
+        torch.testing.assert_close(made.state_dict()[name], value, rtol=1e-5, atol=1e-6, msg=name)
+
+
+def test_a_twist_is_trained():
+    made = twist(network().train(), [1, 2, 3])
+    optimiser = torch.optim.SGD(made.parameters(), lr=0.05, momentum=0.9)
+    x, labels = images((3, 16, 16), 8), torch.arange(8)
+    losses = []
+    for _ in range(6):
+        loss = F.cross_entropy(made(x), labels)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    assert all(item.layer.twist.abs().max() > 0 for item in twisted_convolutions(made))
+
+
+# ---------------------------------------------------------------- which
+
+
+def chosen(model, where):
+    return [item.name for item in twisted_convolutions(twist(model, where))]
+
+
+def test_stages_names_patterns_and_functions_choose():
+    model = network()
+    everything = chosen(model, None)
+    assert len(everything) == 19  # with the stem
+    first = chosen(model, 1)
+    assert first == [f"layer1.{unit}.conv{k}" for unit in range(3) for k in (1, 2)]
+    assert chosen(model, "1, 3") == chosen(model, [1, 3]) == [*first, *chosen(model, "3")]
+    assert chosen(model, "layer2.*.conv2") == [f"layer2.{unit}.conv2" for unit in range(3)]
+    assert chosen(model, "conv1") == ["conv1"]
+    assert chosen(model, lambda name, conv: conv.in_channels == 64) == chosen(model, [3])[1:]
+    assert chosen(model, ["conv1", 1]) == ["conv1", *first]
+
+
+def test_bottlenecks_are_twisted_in_their_3x3_convolutions_alone():
+    names = chosen(network("cifar_resnet50"), [1])
+    assert names == [f"layer1.{unit}.conv2" for unit in range(3)]
+    assert chosen(network("cifar_resnet50"), "layer1.0.conv1") == ["layer1.0.conv1"]  # a 1x1, by its name
+
+
+def test_stages_are_counted_from_one():
+    names = ["stem.conv", "encoder.stages.0.layers.1.conv", "encoder.stages.1.layers.0.conv"]
+    assert stages_of(names) == {names[1]: 1, names[2]: 2}
+    assert stages_of(["layer1.0.conv1", "layer4.1.conv2"]) == {"layer1.0.conv1": 1, "layer4.1.conv2": 4}
+    assert stages_of(["conv1"]) == {}
+
+
+def test_a_convolution_with_two_names_stays_one():
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = self.second = nn.Conv2d(3, 3, 3, padding=1)
+
+        def forward(self, y):
+            return self.second(self.first(y))
+
+    made = twist(Shared())
+    assert made.first is made.second
+    assert isinstance(made.first, TwistConv2d)
+
+
+def test_a_second_twist_leaves_the_first():
+    model = network()
+    made = twist(twist(model, [1], tie="free"), [2], tie="odd")
+    assert {item.stage: item.layer.tie for item in twisted_convolutions(made)} == {1: "free", 2: "odd"}
+
+
+class Other(nn.Conv2d):
+    """A convolution of its own kind."""
+
+    def forward(self, y):
+        return super().forward(y) * 2
+
+
+@pytest.mark.parametrize(
+    ("make", "where", "told"),
+    [
+        (network, "4", r"no 3x3 convolution in stage 4 \(there are 1, 2, 3\)"),
+        (network, "layer1.0.conv9", "no convolution is named 'layer1.0.conv9'; did you mean"),
+        (network, lambda *_: False, "none of the 21 convolutions is chosen|none of the 19 convolutions"),
+        (lambda: nn.Linear(2, 2), None, "Linear has no torch.nn.Conv2d"),
+        (lambda: nn.Sequential(Other(3, 3, 3)), None, "Sequential has no torch.nn.Conv2d"),
+        (lambda: nn.Sequential(nn.Conv2d(3, 3, 3)), [1], r"\(there are no stages\)"),
+    ],
+)
+def test_what_cannot_be_twisted_is_told(make, where, told):
+    with pytest.raises(InputError, match=told) as caught:
+        twist(make(), where)
+    assert "\n" not in str(caught.value)
+
+
+def test_impossible_options_are_refused_before_anything_is_copied():
+    with pytest.raises(InputError, match="unknown tie 'konformal'"):
+        twist(network(), tie="konformal")
+
+
+# ---------------------------------------------------------------- files, reports
+
+
+def test_a_twisted_network_is_created_again():
+    made = resode.twist(network(classes=7), [2], tie="saddle", coordinates="published")
+    with torch.no_grad():
+        for item in twisted_convolutions(made):
+            item.layer.twist.normal_()
+    name, options = created_as(made)
+    assert name == "twisted"
+    again = resode.create(name, **options).eval()
+    again.load_state_dict(made.state_dict())
+    x = images((3, 16, 16))
+    assert torch.equal(again(x), made(x))
+    assert created_as(copy.deepcopy(made)) == (name, options)
+    twice = resode.twist(made, "layer1.*", tie="free")
+    nested = resode.create(*created_as(twice)[:1], **created_as(twice)[1])
+    assert set(nested.state_dict()) == set(twice.state_dict())
+    assert created_as(resode.twist(nn.Sequential(nn.Conv2d(3, 3, 3)))) is None
+
+
+def test_created_by_name():
+    made = resode.create("twisted", of="he_resnet20", where=[1, 2], tie="free", classes=5)
+    assert {item.stage for item in twisted_convolutions(made)} == {1, 2}
+    assert made.fc.out_features == 5
+    with pytest.raises(InputError, match="'of' is the name of a model"):
+        resode.create("twisted", of=3)
+    with pytest.raises(InputError, match="did you mean 'he_resnet20'"):
+        resode.create("twisted", of="he_resnt20")
+
+
+def test_the_report_counts_what_was_added():
+    model = network()
+    lines = explain(model, twist(model, [1]), (3, 32, 32))
+    assert lines[0] == "stage 1  layer1.0.conv1  conformal, 1,024 parameters added"
+    assert len(lines) == 6 + 2
+    assert lines[-2] == "parameters     269,722 -> 275,866 (+2.3%)"
+    assert lines[-1].startswith("multiply-adds  40.6 M -> 69.0 M")
