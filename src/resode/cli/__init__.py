@@ -13,7 +13,7 @@ from typing import NoReturn
 
 import typer
 
-from resode.cli import doctor, evaluate, import_, list_, predict, regrid, report, show, train
+from resode.cli import doctor, evaluate, import_, list_, predict, regrid, report, show, train, twist
 from resode.errors import ResodeError
 
 app = typer.Typer(
@@ -46,6 +46,7 @@ app.command("evaluate")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("import")(import_.import_)
 app.command("regrid")(regrid.regrid)
+app.command("twist")(twist.twist)
 app.command("report")(report.report)
 app.command("doctor")(doctor.doctor)
 

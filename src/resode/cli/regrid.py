@@ -58,7 +58,7 @@ def regrid(
     grids = {"states": _grids("--states", states), "controls": _grids("--controls", controls)}
     if states == controls == "keep":
         raise InputError("nothing to change: give --states or --controls, e.g. --states double")
-    _refuse_place(out, force)
+    refuse_place(out, force)
     if Path(path).exists() and out.exists() and out.samefile(path):
         raise InputError(f"--out {out}: is the file that is read; choose another name")
     from resode import weights
@@ -112,7 +112,8 @@ def _grid(option: str, text: str) -> Any:
         raise InputError(f"{option} {text}: nodes are numbers with commas between, like 0,0.5,1,2") from None
 
 
-def _refuse_place(out: Path, force: bool) -> None:
+def refuse_place(out: Path, force: bool) -> None:
+    """Refuse a file that is no .safetensors file, lies among those of a run, or is there already."""
     if out.suffix != ".safetensors":
         raise InputError(f"--out {out}: the file must end in .safetensors")
     from resode.training.optimisers import state_file

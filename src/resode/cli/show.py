@@ -68,7 +68,7 @@ def _weights(file: Path) -> list[tuple[str, str]]:
         rows.append(("model", "a module that is no registered model (weights.load_into reads it)"))
     else:
         plain = {key: value for key, value in specification.options.items() if not _nested(value)}
-        options = ", ".join(f"{key}={value}" for key, value in plain.items())
+        options = ", ".join(f"{key}={_short(value)}" for key, value in plain.items())
         rows += [("model", f"{specification.name} ({options})"), *_model_costs(specification, preprocessing)]
     shape = "x".join(map(str, (preprocessing.channels, *preprocessing.size)))
     numbers = [
@@ -77,6 +77,13 @@ def _weights(file: Path) -> list[tuple[str, str]]:
     rows.append(("input", f"{shape}, normalised by mean {numbers[0]}, std {numbers[1]}"))
     rows.append(("classes", f"{len(preprocessing.classes)}: {', '.join(preprocessing.classes[:20])}"))
     return rows + [(key.replace("_", " "), str(value)) for key, value in card.training.items()]
+
+
+def _short(value: Any) -> str:
+    """An option in a few words."""
+    if isinstance(value, list) and len(value) > 4:
+        return f"[{value[0]}, ... {len(value)} in all]"
+    return str(value)
 
 
 def _nested(value: Any) -> bool:

@@ -295,6 +295,9 @@ def _resolve_init(
         if _is_regridded(specification, experiment.model):
             own = {}
             notes.append(f"the network is that of {path}: the recipe's on other time grids")
+        elif _is_twisted(specification, experiment.model):
+            own = {}
+            notes.append(f"the network is that of {path}: the recipe's, twisted")
         elif specification.name != experiment.model.name:
             raise InputError(
                 f"{path}: holds a {specification.name}, the recipe trains a {experiment.model.name}; "
@@ -323,6 +326,16 @@ def _is_regridded(specification: weights.Specification, model: Model) -> bool:
         return False
     recipe = weights.Specification("dynamic", network.options())
     return recipe != specification and _without_grids(recipe) == _without_grids(specification)
+
+
+def _is_twisted(specification: weights.Specification, model: Model) -> bool:
+    """Whether a network of a file is a recipe's network, twisted, once or more."""
+    name, options = specification.name, specification.options
+    while name == "twisted" != model.name:
+        options = dict(options["of"]) if isinstance(options["of"], Mapping) else {"name": options["of"]}
+        name = options.pop("name")
+    own = {key: value for key, value in model.options.items() if key not in ("classes", "in_channels")}
+    return specification.name == "twisted" and name == model.name and options == own
 
 
 def _without_grids(specification: weights.Specification) -> dict[str, Any]:

@@ -1,0 +1,152 @@
+"""`resode twist`: the convolutions of a trained network, or of a new one, twisted."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from resode.cli.options import PluginOption, load_plugins
+from resode.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from resode.weights import Card
+
+
+def twist(
+    path: Annotated[
+        str, typer.Argument(metavar="RUN_OR_MODEL", help="A run, a checkpoint, a .safetensors file, a model.")
+    ],
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The .safetensors file to write.")],
+    stages: Annotated[
+        str | None, typer.Option("--stages", metavar="LIST", help="Which stages, like 1,2; all if left out.")
+    ] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option("--where", metavar="NAME", help="A convolution, or a pattern of names; repeatable."),
+    ] = None,
+    tie: Annotated[
+        str, typer.Option("--tie", help="How the kernels are tied: conformal, free, odd, saddle, mixed.")
+    ] = "conformal",
+    degree: Annotated[int, typer.Option("--degree", help="Of the polynomials in the coordinates.")] = 1,
+    coordinates: Annotated[
+        str, typer.Option("--coordinates", help="centred, per-axis, or published (not centred).")
+    ] = "centred",
+    form: Annotated[
+        str, typer.Option("--form", help="separate (bit for bit at first), stacked, fused, or auto.")
+    ] = "auto",
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+    plugin: PluginOption = None,
+) -> None:
+    """Twist convolutions: K u becomes K u + X (Wx u) + Y (Wy u), which can rotate and scale an image.
+
+    X and Y are the coordinates of a pixel; Wx and Wy are zero at first, so that the network computes what it
+    did. Left out, --stages and --where mean every 3x3 convolution. Of a run with a checkpoint the
+    optimiser's state comes along, in FILE.optimiser.safetensors: train on with `--init FILE --set
+    init.optimiser=true`.
+
+    Examples:
+
+        resode twist runs/r20 --stages 1,2 --out twisted.safetensors
+
+        resode train he2016/resnet20 --init twisted.safetensors --out runs/r20-twisted
+
+        resode twist he_resnet20 --tie free --where 'layer1.*.conv2' --out new.safetensors
+
+    \f
+    """
+    load_plugins(plugin)
+    from resode.cli.regrid import refuse_place
+    from resode.operators.twist import check_twist
+
+    check_twist(tie, degree, coordinates, form)
+    chosen: list[str | int] = [part.strip() for part in (stages or "").split(",") if part.strip()]
+    if any(not str(part).isdigit() for part in chosen):
+        raise InputError(f"--stages {stages}: numbers with commas between, like 1,2")
+    chosen += where or []
+    refuse_place(out, force)
+    from resode import weights
+    from resode.cli.console import note, say
+    from resode.models import created_as
+    from resode.models import twist as twisted_copy
+    from resode.models.twisting import explain
+    from resode.training import optimisers
+
+    model, card, state = _read(path, out)
+    options = {"tie": tie, "degree": degree, "coordinates": coordinates, "form": form}
+    made = twisted_copy(model, chosen or None, **options)
+    described = created_as(made)
+    if described is None:
+        raise InputError(f"{path}: holds a module that is no registered model; twist it by resode.twist")
+    weights.save(made, out, _card(card, described, path, options))
+    beside = optimisers.state_file(out)
+    beside.unlink(missing_ok=True)
+    if state:
+        optimisers.write_state(out, _with_new(state, made))
+    for line in explain(model, made, (card.preprocessing.channels, *card.preprocessing.size)):
+        say(line)
+    note(f"{out}: written" + (f", with {beside.name}" if state else ", without an optimiser's state"))
+
+
+def _read(path: str, out: Path) -> "tuple[nn.Module, Card, dict[str, Tensor]]":
+    """The network, its card, and the state of its optimiser where there is one."""
+    from resode import weights
+    from resode.models import create, created_as, models
+    from resode.training.runs import source_of
+
+    if not Path(path).exists() and _is_model(path):
+        module = create(path)
+        channels, height, width = models.entry(path).shape or (3, 32, 32)
+        names = tuple(map(str, range(10)))
+        preprocessing = weights.Preprocessing(
+            (0.5,) * channels, (0.25,) * channels, (height, width), channels, names
+        )
+        made = created_as(module)
+        assert made is not None
+        return module, weights.Card(weights.Specification(*made), preprocessing), {}
+    source = source_of(path)
+    if out.exists() and Path(path).exists() and out.samefile(source.weights):
+        raise InputError(f"--out {out}: is the file that is read; choose another name")
+    loaded = weights.load(source.weights)
+    return loaded, loaded.card, dict(source.optimiser)
+
+
+def _is_model(name: str) -> bool:
+    from resode.models import models
+
+    try:
+        return not models.entry(name).required
+    except InputError:
+        return False
+
+
+def _card(
+    card: "Card", described: "tuple[str, dict[str, object]]", path: str, options: dict[str, object]
+) -> "Card":
+    """The old card with the new network; what was measured of the old is told as that."""
+    from dataclasses import replace
+
+    from resode.weights import Specification
+
+    told = dict(card.training)
+    error = told.pop("test_error", None)
+    told.pop("test_samples", None)
+    before = "" if error is None else f"; before, its test error was {error:.2f} %"
+    told["twisted"] = f"from {path}, tie {options['tie']}, degree {options['degree']}{before}"
+    return replace(card, specification=Specification(*described), training=told)
+
+
+def _with_new(state: "dict[str, Tensor]", module: "nn.Module") -> "dict[str, Tensor]":
+    """The state of an optimiser, that of the new parameters zero."""
+    state = dict(state)
+    for key in {name.partition("/")[0] for name in state}:
+        for name, parameter in module.named_parameters():
+            path = f"{key}/{name}"
+            if path not in state and parameter.requires_grad:
+                state[path] = (
+                    parameter.new_zeros(())
+                    if key == "step"
+                    else parameter.detach().new_zeros(parameter.shape)
+                )
+    return state

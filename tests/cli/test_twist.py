@@ -1,0 +1,114 @@
+"""`resode twist`: a trained network twisted, and trained on."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import resode as library
+from resode.models.twisting import twisted_convolutions
+
+SETTINGS = {"epochs": 2, "batch_size": 256, "precision": "fp32"}
+TINY = [word for key, value in SETTINGS.items() for word in ("--set", f"{key}={value}")]
+
+
+@pytest.fixture(scope="module")
+def trained_once(tmp_path_factory) -> Path:
+    """A finished run of a small ResNet on digits."""
+    path = tmp_path_factory.mktemp("trained") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RESODE_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+        library.train(None, library.Experiment.from_recipe("quickstart", SETTINGS), out=path)
+    return path
+
+
+@pytest.fixture
+def run(trained_once, tmp_path) -> Path:
+    """A copy of it."""
+    return Path(shutil.copytree(trained_once, tmp_path / "run"))
+
+
+def test_a_run_is_twisted_evaluates_the_same_and_is_trained_on(resode, run, tmp_path):
+    before = json.loads(resode("evaluate", run, "--json").out)
+    answer = resode("twist", run, "--stages", "1", "--out", "t.safetensors")
+    assert answer.code == 0, answer.err
+    assert "stage 1  layer1.0.conv1  conformal" in answer.out
+    assert "parameters     " in answer.out
+    assert "multiply-adds  " in answer.out
+    assert "with t.optimiser.safetensors" in answer.err
+    after = json.loads(resode("evaluate", "t.safetensors", "--json").out)
+    assert after["top1_error"] == before["top1_error"]
+    assert abs(after["loss"] - before["loss"]) < 1e-5
+    state = load_file(tmp_path / "t.optimiser.safetensors")
+    assert state["momentum_buffer/layer1.0.conv1.twist"].abs().max() == 0
+    assert state["momentum_buffer/layer1.0.conv1.weight"].abs().max() > 0
+
+    init = ("--init", "t.safetensors", "--set", "init.optimiser=true")
+    answer = resode("train", "quickstart", "--out", "on", *TINY, *init)
+    assert answer.code == 0, answer.err
+    assert "the recipe's, twisted" in answer.err
+    layers = twisted_convolutions(library.load(tmp_path / "on"))
+    assert layers
+    assert all(item.layer.twist.abs().max() > 0 for item in layers)
+    assert "twisted" in resode("show", "t.safetensors").out
+    again = resode("twist", "on", "--stages", "2", "--tie", "free", "--out", "twice.safetensors")
+    assert again.code == 0, again.err
+    answer = resode("train", "quickstart", "--out", "more", *TINY, "--init", "twice.safetensors")
+    assert answer.code == 0, answer.err
+
+
+def test_separately_computed_it_is_the_same_bit_for_bit(resode, run, tmp_path):
+    assert resode("twist", run, "--form", "separate", "--out", "t.safetensors").code == 0
+    old, new = library.load(run).eval(), library.load(tmp_path / "t.safetensors").eval()
+    x = torch.randn(4, 1, 8, 8)
+    assert torch.equal(old(x), new(x))
+
+
+def test_a_new_model_is_twisted_and_trained(resode, tmp_path):
+    answer = resode(
+        "twist", "he_resnet8", "--where", "layer1.*.conv2", "--tie", "odd", "--out", "n.safetensors"
+    )
+    assert answer.code == 0, answer.err
+    assert "layer1.0.conv2  odd" in answer.out
+    assert "without an optimiser's state" in answer.err
+
+
+def test_a_recipe_may_name_a_twisted_model(resode):
+    words = ("--set", "model.name=twisted", "--set", "model.of=he_resnet8", "--set", "model.where=[1]")
+    answer = resode("show", "he2016/resnet20", *words)
+    assert answer.code == 0, answer.err
+    assert "twisted, " in answer.out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--stages", "9"), "no 3x3 convolution in stage 9"),
+        (("--stages", "one"), "numbers with commas between"),
+        (("--where", "layer1.0.conv7"), "no convolution is named 'layer1.0.conv7'; did you mean"),
+        (("--tie", "konformal"), "unknown tie 'konformal'; did you mean 'conformal'"),
+        (("--degree", "0"), "degree 0; a positive integer"),
+        (("--out", "t.pt"), "must end in .safetensors"),
+    ],
+)
+def test_what_cannot_be_twisted(resode, run, words, message):
+    answer = resode("twist", run, "--out", "t.safetensors", *words)
+    assert answer.code == 2
+    assert message in answer.err
+    assert len(answer.lines) == 1
+
+
+def test_nothing_is_overwritten_without_force(resode, run, tmp_path):
+    words = ("twist", run, "--out", "t.safetensors")
+    assert resode(*words).code == 0
+    before = (tmp_path / "t.safetensors").read_bytes()
+    assert resode(*words, "--tie", "free").code == 2
+    assert (tmp_path / "t.safetensors").read_bytes() == before
+    assert resode(*words, "--tie", "free", "--force").code == 0
+    own = tmp_path / "run" / "model.safetensors"
+    assert resode("twist", own, "--out", own, "--force").code == 2
+    assert resode("evaluate", run).code == 0
+    assert resode("twist", "nowhere", "--out", "u.safetensors").code == 2
