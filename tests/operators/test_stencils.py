@@ -1,0 +1,108 @@
+"""Theorem 10: kernels are differential operators, exactly, and back."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+
+from resode.errors import InputError
+from resode.operators.stencils import NAMES, PARTS, coefficients, kernels, part, rescaled, stencils
+
+spacings = st.floats(0.1, 10)
+seeds = st.integers(0, 1000)
+
+
+def random_kernels(seed, dtype=torch.float64):
+    return torch.randn(5, 4, 3, 3, generator=torch.manual_seed(seed), dtype=dtype)
+
+
+@given(seeds, spacings)
+def test_kernels_to_coefficients_to_kernels(seed, h):
+    k = random_kernels(seed)
+    torch.testing.assert_close(kernels(coefficients(k, h), h), k, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("order", NAMES)
+@pytest.mark.parametrize("h", [1.0, 0.5, 3.0])
+def test_basis_stencils_are_exact_on_their_monomials(order, h):
+    """(s_i s_j) y^k x^l at a pixel = the derivative of that order, for all k, l <= 2."""
+    i, j = order
+    s = stencils(h)
+    kernel = s[i][:, None] * s[j][None, :]
+    expected_coefficients = torch.zeros(3, 3, dtype=torch.float64)
+    expected_coefficients[i, j] = 1
+    torch.testing.assert_close(coefficients(kernel, h), expected_coefficients, rtol=0, atol=1e-13)
+    y = (torch.arange(7, dtype=torch.float64) * h - 1.3)[:, None]
+    x = (torch.arange(6, dtype=torch.float64) * h + 0.4)[None, :]
+    for k in range(3):
+        for m in range(3):
+            derivative = math.perm(k, i) * math.perm(m, j) * y ** max(k - i, 0) * x ** max(m - j, 0)
+            found = F.conv2d((y**k * x**m)[None, None], kernel[None, None])[0, 0]
+            torch.testing.assert_close(found, derivative.expand(7, 6)[1:-1, 1:-1], rtol=1e-10, atol=1e-10)
+
+
+def test_the_parts_add_up_and_are_nine_operators():
+    k = random_kernels(0)
+    total = sum(part(k, name) for name in PARTS)
+    torch.testing.assert_close(total, k)
+    assert sorted(order for orders in PARTS.values() for order in orders) == sorted(NAMES)
+    laplacian = torch.tensor([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]], dtype=torch.float64)
+    torch.testing.assert_close(part(laplacian, "diffusion"), laplacian)
+    mean = torch.full((3, 3), 1 / 9, dtype=torch.float64)  # 1 + (dxx + dyy) / 3 + dxxyy / 9
+    found = coefficients(mean)
+    expected = torch.tensor([[1, 0, 1 / 3], [0, 0, 0], [1 / 3, 0, 1 / 9]], dtype=torch.float64)
+    torch.testing.assert_close(found, expected)
+
+
+@given(seeds)
+def test_a_rescaled_operator_keeps_its_action_on_quadratic_images_exactly(seed):
+    k = random_kernels(seed)[0, 0]
+    a = torch.randn(3, 3, generator=torch.manual_seed(seed + 1), dtype=torch.float64)
+
+    def acted(kernel, h):
+        """The image sum a_kl y^k x^l, acted on at y = x = 0."""
+        t = torch.tensor([-h, 0, h], dtype=torch.float64)
+        powers = torch.stack([t**k for k in range(3)])
+        return (kernel * (powers.T @ a @ powers)).sum()
+
+    torch.testing.assert_close(acted(rescaled(k, 1.0, 0.25), 0.25), acted(k, 1.0))
+
+
+@pytest.mark.parametrize("order", NAMES)
+def test_a_rescaled_operator_keeps_its_action_on_a_smooth_image(order):
+    """The difference falls with the square of the distance of the pixels."""
+    coefficient = torch.zeros(3, 3, dtype=torch.float64)
+    coefficient[order] = 1
+
+    def acted(kernel, h):
+        t = torch.arange(-1, 2, dtype=torch.float64) * h
+        y, x = (t + 0.3)[:, None], (t - 0.2)[None, :]
+        return (kernel * torch.sin(2 * y) * torch.exp(x)).sum().item()
+
+    i = order[0]
+    derivative = 2**i * math.sin(2 * 0.3 + i * math.pi / 2) * math.exp(-0.2)
+    coarse = kernels(coefficient, 0.1)
+    errors = [abs(acted(rescaled(coarse, 0.1, h), h) - derivative) for h in (0.1, 0.05, 0.025)]
+    if order == (0, 0):
+        assert max(errors) < 1e-14
+    else:
+        assert 3.5 < errors[0] / errors[1] < 4.5
+        assert 3.5 < errors[1] / errors[2] < 4.5
+
+
+def test_dtype_and_gradients_stay():
+    assert coefficients(random_kernels(0, torch.float32)).dtype == torch.float32
+    k = random_kernels(0)[:1, :1].requires_grad_()
+    assert torch.autograd.gradcheck(lambda k: rescaled(k, 1.0, 0.5), (k,))
+
+
+def test_what_is_no_3x3_kernel_is_refused():
+    with pytest.raises(InputError, match="a kernel of size 5x5"):
+        coefficients(torch.ones(2, 2, 5, 5))
+    with pytest.raises(InputError, match="a positive distance is needed"):
+        coefficients(torch.ones(3, 3), 0.0)
+    with pytest.raises(InputError, match="unknown part 'advect'"):
+        part(torch.ones(3, 3), "advect")
