@@ -16,7 +16,7 @@ from resode.cli import app
 from resode.models import models
 from tests.cli.conftest import TINY
 
-COMMANDS = ("list", "show", "train", "evaluate", "predict", "import", "regrid", "report", "doctor")
+COMMANDS = ("list", "show", "train", "evaluate", "predict", "import", "regrid", "twist", "report", "doctor")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

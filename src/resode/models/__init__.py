@@ -16,7 +16,7 @@ from resode.models import published
 from resode.models.dynamic import DynamicNet, dynamic
 from resode.models.he import he_preact_resnet, he_resnet, units_per_stage
 from resode.models.regridding import Regridding, regrid
-from resode.models.resnet import DEPTHS, cifar_resnet
+from resode.models.resnet import DEPTHS, PREACTIVATED, cifar_preact_resnet, cifar_resnet
 from resode.models.twisting import Where, chosen_convolutions
 from resode.models.twisting import twist as twisted_copy
 from resode.registry import Entry, Registry
@@ -119,6 +119,12 @@ for _depth in DEPTHS:
     models.register(
         f"cifar_resnet{_depth}", summary=f"ResNet-{_depth} with a stem for small images", shape=CIFAR
     )(partial(cifar_resnet, _depth))
+for _depth in PREACTIVATED:
+    models.register(
+        f"cifar_preact_resnet{_depth}",
+        summary=f"ResNet-{_depth}, pre-activated, for small images",
+        shape=CIFAR,
+    )(partial(cifar_preact_resnet, _depth))
 models.register("dynamic", summary="any network of dynamic blocks, its stages written out", shape=CIFAR)(
     dynamic
 )

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from resode.errors import InputError
 from resode.models.plans import Plan, Planner, bottlenecks, refuse_sizes, stride_first
 from resode.models.units import (
+    ActivatedUnit,
     BasicUnit,
     BottleneckUnit,
     Convolution,
@@ -21,6 +22,7 @@ from resode.models.units import (
     zero_branches,
 )
 
+PREACTIVATED = (18, 34)
 DEPTHS: dict[int, tuple[type[Unit], Planner, tuple[int, int, int, int]]] = {
     18: (BasicUnit, stride_first, (2, 2, 2, 2)),
     34: (BasicUnit, stride_first, (3, 4, 6, 3)),
@@ -58,6 +60,59 @@ class ResNet(nn.Module):
         y = self.layer4(y)  # (N, 512 or 2048, H / 8, W / 8)
         logits: Tensor = self.fc(y.mean((2, 3)))
         return logits
+
+
+class PreactivatedResNet(nn.Module):
+    """`ResNet` with activated pre-activation units, and norm and ReLU once more before the average.
+
+    The units' shortcuts take the activated state, `ActivatedUnit`: the form of the published ResNets with a
+    twist (liuyao12 2021). Arguments and shapes as in `ResNet`.
+    """
+
+    def __init__(self, plan: Plan, *, classes: int = 10, in_channels: int = 3) -> None:
+        super().__init__()
+        width = plan[-1][-1].outputs
+        self.conv1 = Convolution(in_channels, plan[0][0].inputs)
+        self.layer1, self.layer2, self.layer3, self.layer4 = (
+            stage(ActivatedUnit, shapes, shortcut_b) for shapes in plan
+        )
+        self.bn = nn.BatchNorm2d(width)
+        self.fc = nn.Linear(width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.layer1(self.conv1(x))  # (N, 64, H, W)
+        y = self.layer2(y)
+        y = self.layer3(y)
+        y = F.relu(self.bn(self.layer4(y)))  # (N, 512, H / 8, W / 8)
+        logits: Tensor = self.fc(y.mean((2, 3)))
+        return logits
+
+
+def cifar_preact_resnet(
+    depth: int,
+    *,
+    classes: int = 10,
+    in_channels: int = 3,
+    widths: Sequence[int] = (64, 128, 256, 512),
+) -> PreactivatedResNet:
+    """ResNet-18 or 34 for small images, with activated pre-activation units.
+
+    Args:
+        depth: 18 or 34.
+        classes: the number of logits.
+        in_channels: the number of channels of an image.
+        widths: the channels of the four stages.
+
+    Raises:
+        InputError: another depth, or widths and numbers that are not positive.
+    """
+    if depth not in PREACTIVATED:
+        raise InputError(f"a pre-activated ResNet of depth {depth}; the known are 18 and 34")
+    mistakes = refuse_sizes(widths, 4, classes=classes, in_channels=in_channels)
+    if mistakes:
+        raise InputError(*mistakes)
+    _, planner, counts = DEPTHS[depth]
+    return PreactivatedResNet(planner(widths, counts), classes=classes, in_channels=in_channels)
 
 
 def cifar_resnet(
