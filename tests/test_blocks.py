@@ -19,7 +19,7 @@ from resode.errors import InputError
 from resode.fields import Field, Parabolic, fields
 from resode.gradients import Checkpointed, gradients
 from resode.grids import TimeGrid
-from resode.integrators import RK4, FixedStep, Leapfrog, Momentum, integrators
+from resode.integrators import RK4, Evaluation, FixedStep, Leapfrog, Momentum, integrators
 from resode.training.averaging import estimate_statistics
 from tests.integrators.problems import fixed, with_defaults
 
@@ -134,6 +134,21 @@ def evaluated(name):
 def test_the_evaluations_that_are_known_are_those_that_are_made(name):
     block, calls = evaluated(name)
     assert len(block.evaluations) == calls
+
+
+def test_a_scheme_that_does_not_state_its_growth_is_never_warned_of():
+    @dataclass(frozen=True)
+    class Plain(FixedStep):
+        order = 1
+
+        def evaluations(self, grid):
+            return tuple(Evaluation(t) for t in grid.nodes[:-1])
+
+        def step(self, k, grid, f, carry, numbers):
+            return (carry[0] + grid.intervals[k] * f(k, carry[0]),)
+
+    block = DynamicBlock(Stage(4, Parabolic(norm=None), Plain(), TimeGrid((0, 100))))
+    assert block.warnings(8, 8) == []
 
 
 @pytest.mark.parametrize(

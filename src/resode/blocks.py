@@ -374,7 +374,7 @@ class DynamicBlock(nn.Module):
         integrator, longest = self.stage.integrator, max(self.stage.states.intervals)
         spectra = [self._spectrum(j, height, width) for j in range(len(self.controls))]
         known = [spectrum for spectrum in spectra if spectrum is not None]
-        if not isinstance(integrator, FixedStep) or not known:
+        if not isinstance(integrator, FixedStep) or not integrator.states_growth or not known:
             return None
         limit = min(stable_step(integrator, *spectrum) for spectrum in known)
         if longest <= limit:

@@ -12,9 +12,9 @@ scheme's error (Gholami, Keutzer & Biros 2019, arXiv:1902.10298).
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -221,7 +221,7 @@ class Reversible(Gradient):
     what the scheme states. Parameters interpolated between control nodes are kept, one set a time.
     """
 
-    LIMITS = {torch.float64: 1e-10, torch.float32: 1e-3}  # noqa: RUF012
+    LIMITS: ClassVar[Mapping[torch.dtype, float]] = {torch.float64: 1e-10, torch.float32: 1e-3}
 
     def check(self, integrator: Integrator, grid: TimeGrid) -> None:
         """Refuse a scheme that has no inverse, or whose inverse drowns in rounding."""

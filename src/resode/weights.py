@@ -124,6 +124,20 @@ class Card:
     def __post_init__(self) -> None:
         object.__setattr__(self, "training", _as_json(self.training, "the card's training record"))
 
+    def of_changed(self, specification: Specification, change: str, text: str) -> "Card":
+        """The card of a network made from this one; what was measured of this one is told as that.
+
+        Args:
+            specification: rebuilds the new network.
+            change: what was done, a key of the training record.
+            text: how.
+        """
+        told = dict(self.training)
+        error = told.pop("test_error", None)
+        told.pop("test_samples", None)
+        before = "" if error is None else f"; before, its test error was {error:.2f} %"
+        return replace(self, specification=specification, training={**told, change: text + before})
+
     def to_json(self) -> str:
         """The card as JSON."""
         values = asdict(self)

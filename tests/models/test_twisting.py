@@ -169,6 +169,13 @@ def test_what_cannot_be_twisted_is_told(make, where, told):
     assert "\n" not in str(caught.value)
 
 
+def test_of_dynamic_blocks_the_joints_are_twisted_where_they_are_named():
+    net = resode.create("dynamicblocks", widths=[4, 4, 4, 4])
+    with pytest.raises(InputError, match="fields of dynamic blocks cannot be twisted; name the joints"):
+        twist(net)
+    assert chosen(net, "stem.*") == ["stem.conv"]
+
+
 def test_impossible_options_are_refused_before_anything_is_copied():
     with pytest.raises(InputError, match="unknown tie 'konformal'"):
         twist(network(), tie="konformal")

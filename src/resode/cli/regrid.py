@@ -160,22 +160,16 @@ def _estimate_statistics(
 def _card(
     old: "Card", module: "DynamicNet", path: str, source: "Source", states: str, controls: str
 ) -> "Card":
-    """The old card with the new network; what was measured of the old is told as that."""
-    from dataclasses import replace
-
+    """The old card with the new network."""
     from resode import durable
     from resode.models import created_as
     from resode.weights import Specification
 
     made = created_as(module)
     assert made is not None  # it was read from a file
-    told = dict(old.training)
-    error = told.pop("test_error", None)
-    told.pop("test_samples", None)
-    before = "" if error is None else f"; before, its test error was {error:.2f} %"
     digest = durable.sha256(source.weights)[:12]
-    told["regridded"] = f"from {path} ({digest}), states {states}, controls {controls}{before}"
-    return replace(old, specification=Specification(*made), training=told)
+    how = f"from {path} ({digest}), states {states}, controls {controls}"
+    return old.of_changed(Specification(*made), "regridded", how)
 
 
 def _changes(old: "DynamicNet", new: "DynamicNet") -> list[str]:

@@ -79,7 +79,8 @@ def twist(
     described = created_as(made)
     if described is None:
         raise InputError(f"{path}: holds a module that is no registered model; twist it by resode.twist")
-    weights.save(made, out, _card(card, described, path, options))
+    how = f"from {path}, tie {tie}, degree {degree}"
+    weights.save(made, out, card.of_changed(weights.Specification(*described), "twisted", how))
     beside = optimisers.state_file(out)
     beside.unlink(missing_ok=True)
     if state:
@@ -119,22 +120,6 @@ def _is_model(name: str) -> bool:
         return not models.entry(name).required
     except InputError:
         return False
-
-
-def _card(
-    card: "Card", described: "tuple[str, dict[str, object]]", path: str, options: dict[str, object]
-) -> "Card":
-    """The old card with the new network; what was measured of the old is told as that."""
-    from dataclasses import replace
-
-    from resode.weights import Specification
-
-    told = dict(card.training)
-    error = told.pop("test_error", None)
-    told.pop("test_samples", None)
-    before = "" if error is None else f"; before, its test error was {error:.2f} %"
-    told["twisted"] = f"from {path}, tie {options['tie']}, degree {options['degree']}{before}"
-    return replace(card, specification=Specification(*described), training=told)
 
 
 def _with_new(state: "dict[str, Tensor]", module: "nn.Module") -> "dict[str, Tensor]":

@@ -96,9 +96,15 @@ class FixedStep(Integrator):
     def growth(self, z: complex) -> float:
         """The largest modulus by which a step multiplies a solution of y' = lambda y, z = h lambda.
 
-        For y'' = lambda y, z = h^2 lambda. At most 1: linearly stable.
+        For y'' = lambda y, z = h^2 lambda. At most 1: linearly stable. A scheme that leaves this out
+        (`states_growth` is False) is never warned of.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{self.name} does not state its growth")
+
+    @property
+    def states_growth(self) -> bool:
+        """Whether the scheme defines `growth`."""
+        return type(self).growth is not FixedStep.growth
 
 
 def carries(

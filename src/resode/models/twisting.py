@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from resode import cost
+from resode.blocks import dynamic_blocks
 from resode.errors import InputError, nearest
 from resode.operators.twist import TwistConv2d, check_twist
 
@@ -76,6 +77,7 @@ def chosen_convolutions(model: nn.Module, where: Where = None) -> list[str]:
     if isinstance(where, str | int):
         where = [part.strip() for part in where.split(",")] if isinstance(where, str) else [where]
     if where is None:
+        _refuse_blocks(model)
         found = [name for name, convolution in known.items() if convolution.kernel_size == (3, 3)]
     elif callable(where):
         found = [name for name, convolution in known.items() if where(name, convolution)]
@@ -89,6 +91,15 @@ def chosen_convolutions(model: nn.Module, where: Where = None) -> list[str]:
             f"(the first are {', '.join(list(known)[:3])})"
         )
     return found
+
+
+def _refuse_blocks(model: nn.Module) -> None:
+    """The fields of dynamic blocks have a convolution of their own; their joints alone are no default."""
+    if dynamic_blocks(model):
+        raise InputError(
+            "nothing to twist: the fields of dynamic blocks cannot be twisted; name the joints that shall be "
+            "(where=['stem.*', 'connectors.*'])"
+        )
 
 
 def _listed(known: Mapping[str, nn.Conv2d], where: Iterable[str | int]) -> list[str]:
