@@ -9,6 +9,7 @@ from resode.data.loading import Batch, Loader
 from resode.data.picture import decode, fit
 from resode.data.sources import load, sources
 from resode.data.splits import channel_statistics, validation_split
+from resode.data.warped import warped
 
 __all__ = [
     "Augmentation",
@@ -22,4 +23,5 @@ __all__ = [
     "load",
     "sources",
     "validation_split",
+    "warped",
 ]

@@ -21,6 +21,7 @@ from resode.data.catalogue import KNOWN, Known
 from resode.data.container import Container, Content, Encoded, OnBadImage
 from resode.data.decoding import decode_container
 from resode.data.images import Dataset, Images
+from resode.data.warped import warped
 from resode.errors import InputError, IntegrityError, nearest
 from resode.registry import Registry
 
@@ -207,3 +208,12 @@ def _digits(image_size: int | None = None, on_bad_image: OnBadImage = "error") -
         return dataset
     train, test, _ = decode_container(_again(dataset), image_size=image_size, on_bad_image=on_bad_image)
     return Dataset.of(dataset.name, dataset.classes, train, test)
+
+
+@sources.register(
+    "cifar10-warped",
+    summary="cifar10, its test images rotated by up to 30 degrees and scaled by 0.7 to 1.3",
+    shape=(3, 32, 32),
+)
+def _cifar10_warped(image_size: int | None = None, on_bad_image: OnBadImage = "error") -> Dataset:
+    return warped(load("cifar10", image_size=image_size, on_bad_image=on_bad_image), "cifar10-warped")
