@@ -96,7 +96,7 @@ def _read(path: str, out: Path) -> "tuple[nn.Module, Card, dict[str, Tensor]]":
     from resode.models import create, created_as, models
     from resode.training.runs import source_of
 
-    if not Path(path).exists() and _is_model(path):
+    if not Path(path).exists() and is_model(path):
         module = create(path)
         channels, height, width = models.entry(path).shape or (3, 32, 32)
         names = tuple(map(str, range(10)))
@@ -113,7 +113,8 @@ def _read(path: str, out: Path) -> "tuple[nn.Module, Card, dict[str, Tensor]]":
     return loaded, loaded.card, dict(source.optimiser)
 
 
-def _is_model(name: str) -> bool:
+def is_model(name: str) -> bool:
+    """Whether it is the name of a model that needs no options."""
     from resode.models import models
 
     try:

@@ -1,0 +1,231 @@
+"""Terms: the table "network term, PDE term" of one network, with counts and strengths.
+
+    du/dt = F(theta(t), u)    a residual network is its discretisation in time (E 2017; Haber & Ruthotto 2017,
+                              arXiv:1705.03341), a convolution one of a differential operator in space
+                              (Ruthotto & Haber 2018, arXiv:1804.04272)
+
+Only what the network has is a row.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from resode.analysis.operations import ACTIVATIONS, GLOBAL, MAXIMUM, MEAN, SUM, operations
+from resode.analysis.parts import KernelStrength, pde
+from resode.analysis.velocities import vector_fields
+from resode.blocks import DynamicBlock, dynamic_blocks
+from resode.cost import Shape
+from resode.fields.convolutions import Convolution
+from resode.fields.hamiltonian import HamiltonianLayer
+from resode.fields.norms import TvNorm2d
+from resode.fields.parabolic import ParabolicLayer
+from resode.integrators import IMEX, FixedStep, Integrator
+from resode.models.units import Subsample
+from resode.operators.twist import TwistConv2d
+
+AnyConvolution = nn.Conv2d | nn.ConvTranspose2d | Convolution
+BOUNDARIES = {
+    "none": "the image loses its edge pixels",
+    "zeros": "boundary condition: u = 0 outside of the image",
+    "circular": "boundary condition: periodic",
+    "reflect": "boundary condition: u mirrored at its edge pixels",
+    "replicate": "boundary condition: u constant beyond the edge",
+}
+
+
+@dataclass(frozen=True)
+class Term:
+    """A row of the table.
+
+    Args:
+        network: the term of the network.
+        pde: what it is in the differential equation.
+        count: how many modules, or operations of a forward pass, are such a term.
+        here: what is known of it in this network: shares, names; empty where nothing is.
+    """
+
+    network: str
+    pde: str
+    count: int
+    here: str = ""
+
+
+def terms(model: nn.Module, shape: Shape) -> tuple[Term, ...]:
+    """The table of a network; sums, activations and poolings are counted in a forward pass of one image.
+
+    Args:
+        model: any network of convolutions.
+        shape: (C, H, W) of an image.
+
+    Raises:
+        InputError: a kernel that is not finite.
+    """
+    seen = operations(model, shape)
+    rows = [
+        *_time(model, seen),
+        *_kernels(pde(model)),
+        *_twists(model),
+        *_other_convolutions(model),
+        *_sources_and_norms(model),
+        *_pointwise(seen),
+        *_grids(model, seen),
+        Term(
+            "linear layer", "read-out of the last state, no part of the evolution", _count(model, nn.Linear)
+        ),
+    ]
+    return tuple(row for row in rows if row.count)
+
+
+def _time(model: nn.Module, seen: Counter[str]) -> Iterator[Term]:
+    sums = seen[SUM]
+    yield Term("residual units, one after another", "time t = 0, 1, 2, ..., each with its theta(t)", sums)
+    yield Term(
+        "skip connection u + F(u)",
+        "explicit Euler step of du/dt = F(theta(t), u), h = 1, where the shortcut is the identity",
+        sums,
+    )
+    yield Term("shortcut that pads channels", "more unknowns, which begin at 0", _count(model, Subsample))
+    for block, number in _alike(dynamic_blocks(model)):
+        stage = block.stage
+        nodes = f"t = {stage.states}, theta at {len(block.controls)} nodes"
+        yield Term(
+            f"dynamic block, {stage.integrator.name}: {stage.integrator.equation}",
+            _evolution(stage.integrator),
+            number,
+            f"f = {stage.field.equation}; {nodes}",
+        )
+
+
+def _alike(blocks: Sequence[DynamicBlock]) -> Iterator[tuple[DynamicBlock, int]]:
+    """One of each kind of block, and how many there are: widths and numbers may differ."""
+    kinds: dict[tuple[object, ...], list[DynamicBlock]] = {}
+    for block in blocks:
+        stage = block.stage
+        key = (stage.integrator, stage.field.equation, stage.states, len(block.controls))
+        kinds.setdefault(key, []).append(block)
+    for same in kinds.values():
+        yield same[0], len(same)
+
+
+def _evolution(integrator: Integrator) -> str:
+    """The equation in time that a scheme discretises, as far as it states one."""
+    if len(integrator.parts) > 1:
+        return "two halves of the channels, each driven by f(theta(t), u) of the other"
+    if integrator.second_order:
+        return "d2u/dt2 = f(theta(t), u)"
+    if isinstance(integrator, IMEX) and integrator.variant == "damped":
+        return "du/dt = f(theta(t), u) - B^T B u, the last term implicit"
+    if isinstance(integrator, FixedStep) and integrator.order is None:
+        return "a recurrence driven by f(theta(t), u)"
+    return "du/dt = f(theta(t), u)"
+
+
+def _kernels(read: Sequence[KernelStrength]) -> Iterator[Term]:
+    plain = [row for row in read if row.term == "W"]
+    yield Term(
+        "3x3 kernel W * u",
+        "c u + b . grad u + a1 u_xx + a2 u_yy + mixed (u_xy and orders 3, 4)",
+        len(plain),
+        mean_shares([row.shares for row in plain]),
+    )
+
+
+def mean_shares(shares: Sequence[dict[str, float]]) -> str:
+    """The mean of shares as a text: "12 % reaction, ..."; those that are all 0 do not count."""
+    known = [row for row in shares if sum(row.values())]
+    if not known:
+        return "all 0" if shares else ""
+    means = {part: sum(row[part] for row in known) / len(known) for part in known[0]}
+    return ", ".join(f"{100 * value:.0f} % {part}" for part, value in means.items())
+
+
+def _twists(model: nn.Module) -> Iterator[Term]:
+    fields = vector_fields(model)
+    here = mean_shares([field.shares for field in fields])
+    yield Term(
+        "twist X (Wx * u) + Y (Wy * u)",
+        "v . grad u, v linear in X and Y: dilation, rotation, strain; and higher orders",
+        _count(model, TwistConv2d),
+        here,
+    )
+    adjoint = _count(model, ParabolicLayer) + _count(model, HamiltonianLayer)
+    yield Term(
+        "transposed convolution K^T of the same kernel",
+        "the adjoint operator: even orders as those of K, odd ones with the opposite sign",
+        adjoint,
+    )
+
+
+def _other_convolutions(model: nn.Module) -> Iterator[Term]:
+    found: dict[str, list[str]] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, AnyConvolution):
+            size = "x".join(map(str, module.weight.shape[-2:]))
+            transposed = isinstance(module, nn.ConvTranspose2d)
+            if transposed or size != "3x3":
+                found.setdefault(f"{size} {'transposed ' * transposed}convolution", []).append(name)
+    for kind, names in found.items():
+        if kind == "1x1 convolution":
+            yield Term(kind, "linear reaction: couples the channels of a pixel", len(names), _few(names))
+        else:
+            yield Term(kind, "differential operator of a higher order (not read)", len(names), _few(names))
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+
+
+def _sources_and_norms(model: nn.Module) -> Iterator[Term]:
+    convolutions = [module for module in model.modules() if isinstance(module, AnyConvolution)]
+    biased = sum(module.bias is not None for module in convolutions)
+    yield Term("bias of a convolution", "source term, constant in space", biased)
+    yield Term(
+        "BatchNorm",
+        "evaluated: a factor and a source for each channel, constant in space (the factor scales W)",
+        _count(model, _BatchNorm),
+    )
+    yield Term(
+        "GroupNorm", "a factor that depends on the whole image: a nonlocal term", _count(model, nn.GroupNorm)
+    )
+    yield Term(
+        "TvNorm",
+        "nonlinear reaction: divides a pixel by the length of its vector of channels",
+        _count(model, TvNorm2d),
+    )
+
+
+def _pointwise(seen: Counter[str]) -> Iterator[Term]:
+    for name in ACTIVATIONS.values():
+        yield Term(name, "nonlinear reaction: acts on each pixel by itself, no derivative", seen[name])
+
+
+def _grids(model: nn.Module, seen: Counter[str]) -> Iterator[Term]:
+    convolutions = [module for module in model.modules() if isinstance(module, AnyConvolution)]
+    boundaries = Counter(_boundary(module) for module in convolutions if max(module.weight.shape[-2:]) > 1)
+    for name, number in boundaries.items():
+        yield Term(f"padding: {name}", BOUNDARIES[name], number)
+    strides = Counter(
+        max(module.stride)
+        for module in convolutions
+        if isinstance(module, nn.Conv2d) and max(module.stride) > 1
+    )
+    for stride, number in sorted(strides.items()):
+        yield Term(f"stride {stride}", f"coarser grid, h -> {stride} h", number)
+    yield Term("average pooling", "local mean, then a coarser grid", seen[MEAN])
+    yield Term("max pooling", "local maximum (nonlinear), then a coarser grid", seen[MAXIMUM])
+    yield Term("global average", "mean over the domain", seen[GLOBAL])
+
+
+def _boundary(module: AnyConvolution) -> str:
+    if isinstance(module, Convolution):
+        return "circular" if module.boundary == "periodic" else "zeros"
+    padded = module.padding != "valid" and any(module.padding)
+    return module.padding_mode if padded else "none"
+
+
+def _count(model: nn.Module, kind: type[nn.Module]) -> int:
+    return sum(isinstance(module, kind) for module in model.modules())
