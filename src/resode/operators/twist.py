@@ -280,10 +280,9 @@ class TwistConv2d(nn.Conv2d):
         if bias is not None:
             bias = torch.cat((bias[None], bias.new_zeros(count - 1, outputs)))
             bias = bias.unflatten(1, (self.groups, -1)).transpose(0, 1).flatten()
-        z = self._convolve(u, by_group.flatten(0, 2), bias, padding)
-        z = z.unflatten(1, (self.groups, count, -1))
-        y, *terms = (part.flatten(1, 2) for part in z.unbind(2))
-        return self._combined(y, terms)
+        x_of, y_of = coordinates(*self._output_size(u, padding), self.coordinates, like=u)
+        factors = [x_of**p * y_of**q for p, q in self.terms]
+        return _weighted_convolution(u, by_group.flatten(0, 2), bias, (), factors, self._geometry(padding))
 
     def _combined(self, y: Tensor, terms: list[Tensor]) -> Tensor:
         x_of, y_of = coordinates(y.shape[2], y.shape[3], self.coordinates, like=y)
@@ -306,12 +305,10 @@ class TwistConv2d(nn.Conv2d):
         factors = [xi[None, :] ** p * eta[:, None] ** q for p, q in self.terms]
         weights = [self._shifted(kernels, power, across, down) for power in kernels]
         weight = torch.cat(weights, 1)
-        stride, dilation = (_pair(self.stride), _pair(self.dilation))
-        convolution = (stride, padding, dilation, self.groups)
-        if torch.compiler.is_compiling():  # a compiler knows what is cheap to make again
-            return _convolve_products(u, weight, self.bias, factors, convolution)
-        result: Tensor = _Products.apply(u, weight, self.bias, factors, convolution)  # type: ignore[no-untyped-call]
-        return result
+        return _weighted_convolution(u, weight, self.bias, factors, (), self._geometry(padding))
+
+    def _geometry(self, padding: tuple[int, int]) -> "Geometry":
+        return _pair(self.stride), padding, _pair(self.dilation), self.groups
 
     def _output_size(self, u: Tensor, padding: tuple[int, int]) -> tuple[int, int]:
         sizes = zip(u.shape[2:], padding, self.dilation, self.kernel_size, self.stride, strict=True)
@@ -352,70 +349,101 @@ Pair = tuple[int, int]
 Geometry = tuple[Pair, Pair, Pair, int]  # stride, padding, dilation, groups
 
 
-def _products(u: Tensor, factors: Sequence[Tensor], groups: int) -> Tensor:
-    """The channels u, f_1 u, f_2 u, ... of each group, side by side."""
+def _spread(u: Tensor, factors: Sequence[Tensor], groups: int) -> Tensor:
+    """The channels u, f_1 u, f_2 u, ... of each group, side by side; the adjoint of `_gather`."""
+    if not factors:
+        return u
     by_group = u.unflatten(1, (groups, -1))
-    parts = [by_group, *((by_group * factor).to(u.dtype) for factor in factors)]
-    return torch.cat(parts, 2).flatten(1, 2)
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        parts = [by_group, *((by_group * factor).to(u.dtype) for factor in factors)]
+        return torch.cat(parts, 2).flatten(1, 2)
+    same = factors[0].new_ones(u.shape[2:])
+    every = torch.stack([same, *(factor.expand_as(same) for factor in factors)])
+    channels_last = u.is_contiguous(memory_format=torch.channels_last)
+    result = torch.empty(
+        (u.shape[0], u.shape[1] * len(every), *u.shape[2:]), dtype=u.dtype, device=u.device,
+        memory_format=torch.channels_last if channels_last else torch.contiguous_format,
+    )  # fmt: skip
+    torch.mul(by_group[:, :, None], every[:, None], out=result.unflatten(1, (groups, len(every), -1)))
+    return result
 
 
-def _convolve_products(
-    u: Tensor, weight: Tensor, bias: Tensor | None, factors: Sequence[Tensor], geometry: Geometry
+def _gather(z: Tensor, factors: Sequence[Tensor], groups: int) -> Tensor:
+    """z_0 + f_1 z_1 + f_2 z_2 + ... of the channels z_0, z_1, ... of each group."""
+    if not factors:
+        return z
+    total, *others = z.unflatten(1, (groups, len(factors) + 1, -1)).unbind(2)
+    for factor, part in zip(factors, others, strict=True):
+        total = torch.addcmul(total, factor, part)
+    y: Tensor = total.flatten(1, 2).to(z.dtype)
+    return y
+
+
+def _weighted(
+    u: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    before: Sequence[Tensor],
+    after: Sequence[Tensor],
+    geometry: Geometry,
 ) -> Tensor:
-    return F.conv2d(_products(u, factors, geometry[-1]), weight, bias, *geometry)
+    """A convolution of u times the factors `before`; its outputs times the factors `after`, added up."""
+    groups = geometry[-1]
+    return _gather(F.conv2d(_spread(u, before, groups), weight, bias, *geometry), after, groups)
 
 
-class _Products(torch.autograd.Function):
-    """`_convolve_products` that keeps u alone; the backward pass makes the products again."""
+def _weighted_convolution(
+    u: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    before: Sequence[Tensor],
+    after: Sequence[Tensor],
+    geometry: Geometry,
+) -> Tensor:
+    """`_weighted`, of which u alone is kept for the backward pass."""
+    if torch.compiler.is_compiling():  # a compiler knows what is cheap to make again
+        return _weighted(u, weight, bias, before, after, geometry)
+    result: Tensor = _Weighted.apply(u, weight, bias, before, after, geometry)  # type: ignore[no-untyped-call]
+    return result
 
+
+class _Weighted(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
         u: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        factors: Sequence[Tensor],
+        before: Sequence[Tensor],
+        after: Sequence[Tensor],
         geometry: Geometry,
     ) -> Tensor:
         ctx.save_for_backward(u, weight, bias)
-        ctx.factors, ctx.geometry = factors, geometry
-        return _convolve_products(u, weight, bias, factors, geometry)
+        ctx.options = before, after, geometry
+        return _weighted(u, weight, bias, before, after, geometry)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
-        u, weight, bias = ctx.saved_tensors
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        saved: tuple[Tensor | None, ...] = ctx.saved_tensors
         if torch.is_grad_enabled():  # a second derivative is asked for: autograd finds it in the plain form
-            leaves = [t for t in (u, weight, bias) if t is not None and t.requires_grad]
-            y = _convolve_products(u, weight, bias, ctx.factors, ctx.geometry)
-            found = iter(torch.autograd.grad(y, leaves, g, create_graph=True))
-            du, dw, db = (
-                next(found) if t is not None and t.requires_grad else None for t in (u, weight, bias)
-            )
-            return du, dw, db, None, None
-        stride, padding, dilation, groups = ctx.geometry
-        products = _products(u.to(g.dtype), ctx.factors, groups)
+            leaves = [t for t in saved if t is not None and t.requires_grad]
+            leaf = iter(torch.autograd.grad(_weighted(*saved, *ctx.options), leaves, g, create_graph=True))  # type: ignore[arg-type]
+            wanted = [t is not None and t.requires_grad for t in saved]
+            return *(next(leaf) if w else None for w in wanted), None, None, None
+        u, weight, bias = saved
+        assert u is not None
+        assert weight is not None
+        before, after, (stride, padding, dilation, groups) = ctx.options
         shape = None if bias is None else [bias.shape[0]]
-        mask = [
-            ctx.needs_input_grad[0],
-            ctx.needs_input_grad[1],
-            bias is not None and ctx.needs_input_grad[2],
-        ]
-        dp, dw, db = torch.ops.aten.convolution_backward(
-            g, products, weight.to(g.dtype), shape, stride, padding, dilation, False, (0, 0), groups, mask
-        )
-        du = None
-        if mask[0]:
-            first, *others = dp.unflatten(1, (groups, len(ctx.factors) + 1, -1)).unbind(2)
-            for factor, part in zip(ctx.factors, others, strict=True):
-                first = first + factor * part
-            du = first.flatten(1, 2).to(u.dtype)
-        return (
-            du,
-            None if dw is None else dw.to(weight.dtype),
-            None if db is None else db.to(bias.dtype),
-            None,
-            None,
-        )
+        mask = [*ctx.needs_input_grad[:2], bias is not None and ctx.needs_input_grad[2]]
+        inputs = _spread(u.to(g.dtype), before, groups)
+        gradients = torch.ops.aten.convolution_backward(
+            _spread(g, after, groups), inputs, weight.to(g.dtype), shape, stride, padding, dilation, False,
+            (0, 0), groups, mask,
+        )  # fmt: skip
+        du = _gather(gradients[0], before, groups) if mask[0] else None
+        found = zip((du, *gradients[1:]), saved, mask, strict=True)
+        return *(d.to(t.dtype) if t is not None and m else None for d, t, m in found), None, None, None
 
 
 def _pair(values: tuple[int, ...]) -> Pair:
