@@ -80,9 +80,14 @@ def parameters(module: nn.Module) -> int:
 def multiply_adds(module: nn.Module, shape: Shape) -> int:
     """Multiply-adds of one image (C, H, W) in evaluation mode: convolutions and matrix products.
 
-    Half of PyTorch's floating point operations, which count a multiply-add as two.
+    Half of PyTorch's floating point operations, which count a multiply-add as two. What a batch costs
+    whatever its size, such as kernels that are computed from other numbers, is not an image's.
     """
-    x = torch.empty(1, *shape, dtype=_dtype(module), device="meta")
+    return _multiply_adds(module, shape, 2) - _multiply_adds(module, shape, 1)
+
+
+def _multiply_adds(module: nn.Module, shape: Shape, batch: int) -> int:
+    x = torch.empty(batch, *shape, dtype=_dtype(module), device="meta")
     abstract = _Abstract()
     with mode(module, training=False), torch.inference_mode(False), torch.no_grad(), abstract:
         functional_call(module, _stand_ins(module, x.device), (x,))
