@@ -122,6 +122,30 @@ def test_each_method_gives_the_gradient_of_stored_in_single_precision(field, int
             assert error < 1e-4, (method, name)
 
 
+@pytest.mark.parametrize("boundary", ["zero", "periodic"])
+@pytest.mark.parametrize("field", fields.names())
+def test_each_method_gives_the_gradient_of_a_twisted_field(field, boundary):
+    options = {"twist": {"tie": "conformal", "degree": 2}, "boundary": boundary, "norm": None}
+    made, x = (
+        block(field, "leapfrog", **options, states=TimeGrid.uniform(2, 0.5)),
+        image(size=(1, WIDTH, 2, 3)),
+    )
+    names, parameters = zip(*made.named_parameters(), strict=True)
+
+    def state(x, *values):
+        return functional_call(made, dict(zip(names, values, strict=True)), (x,))
+
+    assert torch.autograd.gradcheck(state, (x.requires_grad_(), *parameters), fast_mode=True)
+    expected = value_and_gradients(block(field, "leapfrog", **options), image())
+    twists = [gradient for name, gradient in expected.items() if name.endswith("twist")]
+    assert twists
+    assert all(gradient.abs().max() > 1e-9 for gradient in twists)
+    for method in methods("leapfrog"):
+        found = value_and_gradients(block(field, "leapfrog", method, **options), image())
+        for name, value in expected.items():
+            torch.testing.assert_close(found[name], value, rtol=1e-10, atol=1e-10)
+
+
 @pytest.mark.parametrize("integrator", fixed())
 def test_statistics_are_updated_exactly_once_by_every_method(integrator):
     """Recomputing and running backwards leave no trace, bit for bit."""

@@ -17,8 +17,9 @@ NORMS = ["batch", {"name": "group", "groups": 1}, "tv", {"name": "tv", "eps": 1e
 TV = {"norm": "tv", "activation": "tanh"}
 
 
-def specify(name, norm, boundary, groups, bias):
+def specify(name, norm, boundary, groups, bias, twist=None):
     options = {"norm": norm, "activation": "tanh", "boundary": boundary, "groups": groups, "bias": bias}
+    options |= {"twist": twist} if twist else {}
     known = fields.entry(name).options()
     return {"name": name, **{option: value for option, value in options.items() if option in known}}
 
@@ -27,7 +28,13 @@ EVERY = [
     specify(*choice)
     for choice in itertools.product(fields.names(), NORMS, ["zero", "periodic"], [1, 2], [False, True])
 ]
-DEFAULTS = [*fields.names(), *({"name": name, "boundary": "periodic", **TV} for name in fields.names())]
+TWISTS = [(None, "zero", 1, False, "conformal"), ("batch", "periodic", 2, True, {"tie": "free", "degree": 2})]
+EVERY += [specify(name, *choice) for name, choice in itertools.product(fields.names(), TWISTS)]
+DEFAULTS = [
+    {"name": "parabolic", "twist": "conformal", "groups": 2},
+    *fields.names(),
+    *({"name": name, "boundary": "periodic", **TV} for name in fields.names()),
+]
 every_field = pytest.mark.parametrize("data", EVERY, ids=lambda data: "-".join(str(v) for v in data.values()))
 default_fields = pytest.mark.parametrize("data", DEFAULTS, ids=str)
 
@@ -38,6 +45,8 @@ def layer(field, width=8):
     for parameter in module.parameters():
         if parameter.ndim == 1:
             nn.init.uniform_(parameter, 0.5, 1.5)
+        if parameter.ndim == 3:  # a twist
+            nn.init.normal_(parameter, std=0.1)
     return module
 
 

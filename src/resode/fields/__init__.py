@@ -2,11 +2,12 @@
 
 from resode.fields.antisymmetric import Antisymmetric
 from resode.fields.base import Field
-from resode.fields.convolutions import Convolution, ConvolutionalField
+from resode.fields.convolutions import Convolution, ConvolutionalField, TwistedConvolution
 from resode.fields.hamiltonian import Hamiltonian
 from resode.fields.norms import BatchNorm, GroupNorm, Norm, TvNorm, norms
 from resode.fields.parabolic import Parabolic
 from resode.fields.residual import Bottleneck, Double, Preactivation
+from resode.fields.twists import Twist
 from resode.registry import Registry
 
 fields: Registry[Field] = Registry("field", "fields")
@@ -31,6 +32,8 @@ __all__ = [
     "Parabolic",
     "Preactivation",
     "TvNorm",
+    "Twist",
+    "TwistedConvolution",
     "fields",
     "norms",
 ]

@@ -2,20 +2,19 @@
 
 The eigenvalues of K - K^T are imaginary, those of the whole have the real part -gamma: without damping a
 linear solution neither grows nor decays. K - K^T is again a 3x3 convolution, computed from the free kernel K
-at each evaluation; it is antisymmetric whatever an optimiser does to K.
+at each evaluation; it is antisymmetric whatever an optimiser does to K. Of a twisted K it is computed as it
+is written, K y - K^T y.
 """
 
 import math
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from resode.errors import InputError
 from resode.fields.activations import Activation, activation
-from resode.fields.convolutions import ConvolutionalField, convolve, transposed
+from resode.fields.convolutions import ConvolutionalField, TwistedConvolution
 from resode.fields.norms import NormOption, is_number
-from resode.operators.spectra import norm_bound
 
 
 @dataclass(frozen=True)
@@ -23,7 +22,7 @@ class Antisymmetric(ConvolutionalField):
     """f(y) = s(N((K - K^T - gamma I) y + b)) (Haber & Ruthotto 2017, arXiv:1705.03341).
 
     Args:
-        norm: N, as in `ConvolutionalField`.
+        norm: N, and `twist`, as in `ConvolutionalField`.
         activation: s.
         groups: of K, and so of K^T.
         boundary: "zero" or "periodic".
@@ -61,28 +60,23 @@ class AntisymmetricLayer(nn.Module):
         self.norm = field.normalisation(width)
 
     def kernel(self) -> Tensor:
-        """The kernel (C, C / groups, 3, 3) of K - K^T - gamma I."""
-        kernel = self.conv.weight - transposed(self.conv.weight, self.conv.groups)
-        if self.gamma == 0:
-            return kernel
-        eye = torch.eye(kernel.shape[1], dtype=kernel.dtype, device=kernel.device).repeat(self.conv.groups, 1)
-        return kernel - self.gamma * nn.functional.pad(eye[:, :, None, None], (1, 1, 1, 1))
+        """The kernel (C, C / groups, 3, 3) of K - K^T - gamma I (`InputError` where K is twisted)."""
+        if isinstance(self.conv, TwistedConvolution):
+            raise InputError("K - K^T of a twisted K has no kernel: its coefficients depend on the place")
+        return self.conv.antisymmetric_kernel(self.gamma)
 
     def spectrum(self, height: int, width: int) -> tuple[float, float] | None:
-        """(gamma, w), w = ||K - K^T||: eigenvalues of the Jacobian are d (-gamma + i v), |v| <= w, d <= 1.
+        """(gamma, w), w >= ||K - K^T||: eigenvalues of the Jacobian are d (-gamma + i v), |v| <= w, d <= 1.
 
         For they are those of D (K - K^T - gamma I) D with D^2 = diag(s') <= 1, in whose numerical range they
         lie. None with a norm, or an activation that falls or is steeper than 1.
         """
         if not isinstance(self.norm, nn.Identity) or not self.activation.gentle:
             return None
-        kernel = self.conv.weight - transposed(self.conv.weight, self.conv.groups)
-        bound = norm_bound(kernel.detach(), (height, width), self.conv.boundary, self.conv.groups)
-        return self.gamma, bound
+        return self.gamma, self.conv.antisymmetric_bound(height, width)
 
     def forward(self, y: Tensor) -> Tensor:
-        f = convolve(y, self.kernel(), self.conv.bias, self.conv.boundary, self.conv.groups)
-        z: Tensor = self.norm(f)
+        z: Tensor = self.norm(self.conv.antisymmetric(y, self.gamma))
         return self.activation(z)
 
     def extra_repr(self) -> str:

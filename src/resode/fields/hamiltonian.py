@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from resode.fields.activations import Activation, activation
 from resode.fields.convolutions import ConvolutionalField
 from resode.fields.norms import NormOption
-from resode.operators.spectra import norm_bound
 
 
 @dataclass(frozen=True)
@@ -21,7 +20,7 @@ class Hamiltonian(ConvolutionalField):
     With TvNorm and without b: Ruthotto & Haber 2018, arXiv:1804.04272.
 
     Args:
-        norm: N, as in `ConvolutionalField`.
+        norm: N, and `twist`, as in `ConvolutionalField`.
         activation: s.
         groups: of K, and so of K^T.
         boundary: "zero" or "periodic".
@@ -58,4 +57,4 @@ class HamiltonianLayer(nn.Module):
         """
         if not isinstance(self.norm, nn.Identity) or not self.activation.gentle:
             return None
-        return norm_bound(self.conv.weight, (height, width), self.conv.boundary, self.conv.groups) ** 2, 0.0
+        return self.conv.bound(height, width) ** 2, 0.0

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from resode.fields.activations import Activation, activation
-from resode.fields.convolutions import ConvolutionalField, convolve, transposed
+from resode.fields.convolutions import ConvolutionalField
 from resode.fields.norms import NormOption
-from resode.operators.spectra import norm_bound
 
 
 @dataclass(frozen=True)
@@ -22,7 +21,7 @@ class Parabolic(ConvolutionalField):
     """f(y) = -(K^T s(N(K y + b1)) + b2) (Ruthotto & Haber 2018, arXiv:1804.04272).
 
     Args:
-        norm: N, as in `ConvolutionalField`.
+        norm: N, and `twist`, as in `ConvolutionalField`.
         activation: s.
         groups: of K, and so of K^T.
         boundary: "zero" or "periodic".
@@ -55,10 +54,7 @@ class ParabolicLayer(nn.Module):
         self.register_parameter("bias", bias)
 
     def forward(self, y: Tensor) -> Tensor:
-        z = self.activation.over(self.norm(self.conv(y)))
-        bias = None if self.bias is None else -self.bias
-        kernel = -transposed(self.conv.weight, self.conv.groups)
-        return convolve(z, kernel, bias, self.conv.boundary, self.conv.groups)
+        return self.conv.minus_adjoint(self.activation.over(self.norm(self.conv(y))), self.bias)
 
     def spectral_bound(self, height: int, width: int) -> float | None:
         """A bound b on ||K||^2: the eigenvalues of the Jacobian lie in [-b, 0] on images of this size.
@@ -67,7 +63,7 @@ class ParabolicLayer(nn.Module):
         """
         if not isinstance(self.norm, nn.Identity) or not self.activation.gentle:
             return None
-        return norm_bound(self.conv.weight, (height, width), self.conv.boundary, self.conv.groups) ** 2
+        return self.conv.bound(height, width) ** 2
 
     def spectrum(self, height: int, width: int) -> tuple[float, float] | None:
         """The eigenvalues of the Jacobian lie in [-b, 0]: (b, 0), where b is known."""

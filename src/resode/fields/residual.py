@@ -22,7 +22,7 @@ class Preactivation(ConvolutionalField):
     """f(y) = K2 s(N2(K1 s(N1(y)) + b1)) + b2 (He et al. 2016b, arXiv:1603.05027).
 
     Args:
-        norm: N, as in `ConvolutionalField`.
+        norm: N, and `twist`, as in `ConvolutionalField`.
         activation: s.
         groups: of both convolutions.
         boundary: "zero" or "periodic".
@@ -44,7 +44,7 @@ class Preactivation(ConvolutionalField):
     @property
     def equation(self) -> str:
         inner = f"K1 {self.written('y', 'N1', '')}" if self.first_norm else "K1 y"
-        return self.told(f"K2 {self.written(inner, 'N2', 'b1')}{' + b2' * self.bias}")
+        return self.told(f"K2 {self.written(inner, 'N2', 'b1')}{' + b2' * self.bias}", "K1, K2")
 
 
 class PreactivationLayer(nn.Module):
@@ -70,7 +70,7 @@ class Double(ConvolutionalField):
     """f(y) = s(N2(K2 s(N1(K1 y + b1)) + b2)), the basic residual block without its sum (arXiv:1512.03385).
 
     Args:
-        norm: N, as in `ConvolutionalField`.
+        norm: N, and `twist`, as in `ConvolutionalField`.
         activation: s.
         groups: of both convolutions.
         boundary: "zero" or "periodic".
@@ -91,7 +91,7 @@ class Double(ConvolutionalField):
     @property
     def equation(self) -> str:
         outer = self.written if self.final_activation else self.normed
-        return self.told(outer(f"K2 {self.written('K1 y', 'N1', 'b1')}", "N2", "b2"))
+        return self.told(outer(f"K2 {self.written('K1 y', 'N1', 'b1')}", "N2", "b2"), "K1, K2")
 
     def remark(self) -> str | None:
         if not self.final_activation or not activation(self.activation).positive:
@@ -124,7 +124,7 @@ class Bottleneck(ConvolutionalField):
     """f(y) = K3 s(N3(K2 s(N2(K1 s(N1(y)) + b1)) + b2)) + b3, K1 and K3 of size 1x1 (arXiv:1603.05027).
 
     Args:
-        norm: N, as in `ConvolutionalField`.
+        norm: N, and `twist`, as in `ConvolutionalField`.
         activation: s.
         groups: of the 3x3 convolution K2; the 1x1 ones mix all channels (ResNeXt, arXiv:1611.05431).
         boundary: "zero" or "periodic".
@@ -150,7 +150,7 @@ class Bottleneck(ConvolutionalField):
     @property
     def equation(self) -> str:
         inner = self.written(f"K1 {self.written('y', 'N1', '')}", "N2", "b1")
-        return self.told(f"K3 {self.written(f'K2 {inner}', 'N3', 'b2')}{' + b3' * self.bias}")
+        return self.told(f"K3 {self.written(f'K2 {inner}', 'N3', 'b2')}{' + b3' * self.bias}", "K2")
 
 
 class BottleneckLayer(nn.Module):

@@ -285,7 +285,7 @@ class TwistConv2d(nn.Conv2d):
         return _weighted_convolution(u, by_group.flatten(0, 2), bias, (), factors, self._geometry(padding))
 
     def _combined(self, y: Tensor, terms: list[Tensor]) -> Tensor:
-        x_of, y_of = coordinates(y.shape[2], y.shape[3], self.coordinates, like=y)
+        x_of, y_of = coordinates(y.shape[-2], y.shape[-1], self.coordinates, like=y)
         total = y
         for (p, q), term in zip(self.terms, terms, strict=True):
             total = total + x_of**p * y_of**q * term
