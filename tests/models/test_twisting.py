@@ -1,6 +1,7 @@
 """Twisting any network: nothing changes at first, the weights are kept, what was chosen is twisted."""
 
 import copy
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -8,8 +9,11 @@ import torch.nn.functional as F
 from torch import nn
 
 import resode
+from resode.blocks import Stage
 from resode.errors import InputError
-from resode.models import created_as
+from resode.fields import Field, Parabolic
+from resode.models import DynamicNet, created_as
+from resode.models.joints import Stem
 from resode.models.twisting import explain, stages_of, twist, twisted_convolutions
 from resode.operators.twist import TIES, TwistConv2d
 
@@ -169,16 +173,187 @@ def test_what_cannot_be_twisted_is_told(make, where, told):
     assert "\n" not in str(caught.value)
 
 
-def test_of_dynamic_blocks_the_joints_are_twisted_where_they_are_named():
-    net = resode.create("dynamicblocks", widths=[4, 4, 4, 4])
-    with pytest.raises(InputError, match="fields of dynamic blocks cannot be twisted; name the joints"):
+def test_impossible_options_are_refused_before_anything_is_copied():
+    with pytest.raises(InputError, match="unknown tie 'konformal'"):
+        twist(network(), tie="konformal")
+
+
+# ---------------------------------------------------------------- dynamic blocks
+
+DYNAMIC = {
+    "parabolic": {"name": "ruthotto_haber", "widths": [4, 6], "kind": "parabolic"},
+    "hamiltonian": {"name": "ruthotto_haber", "widths": [4, 8], "kind": "hamiltonian"},
+    "midpoint": {"name": "chang", "kind": "midpoint", "widths": [4, 4, 6]},
+    "units": {"name": "lm_resnet14", "widths": [4, 4, 8]},
+    "toolbox": {"name": "dynamicblocks", "widths": [4, 4, 6]},
+}
+every_dynamic = pytest.mark.parametrize("options", DYNAMIC.values(), ids=list(DYNAMIC))
+
+
+def generic(options, dtype=torch.float64):
+    """A network of dynamic blocks with statistics and parameters of no special value."""
+    net = network(**options).to(dtype)
+    with torch.no_grad():
+        for tensor in (*net.parameters(), *(b for n, b in net.named_buffers() if "running" in n)):
+            tensor.add_(0.1 * torch.rand_like(tensor))
+    return net
+
+
+def twist_at_random(net):
+    with torch.no_grad():
+        for item in twisted_convolutions(net):
+            item.layer.twist.normal_(std=0.1)
+    return net
+
+
+@every_dynamic
+@pytest.mark.parametrize("tie", ["conformal", "free"])
+def test_blocks_are_twisted_and_nothing_changes_at_first(options, tie):
+    net, x = generic(options), images((3, 8, 12)).double()
+    expected = net(x)
+    made = resode.twist(net, tie=tie, degree=2)
+    torch.testing.assert_close(made(x), expected, rtol=1e-10, atol=1e-12)
+    items = twisted_convolutions(made)
+    assert {item.stage for item in items} == {None, *range(1, len(net.stages) + 1)}
+    assert all(block.stage.field.twist.degree == 2 for block in made.blocks())
+    plain = [m for m in made.modules() if getattr(m, "kernel_size", None) == (3, 3)]
+    assert all(isinstance(m, TwistConv2d) for m in plain)
+    state = net.state_dict()
+    assert all(torch.equal(t, state[n]) for n, t in made.state_dict().items() if not n.endswith("twist"))
+    assert set(made.state_dict()) - set(state) == {f"{item.name}.twist" for item in items}
+    twist_at_random(made)
+    assert not torch.allclose(made(x), expected, rtol=1e-3)
+    assert torch.equal(net(x), expected)
+
+
+@every_dynamic
+def test_a_twisted_network_of_blocks_is_what_its_specifications_say(options):
+    made = twist_at_random(resode.twist(generic(options), tie="saddle"))
+    x = images((3, 8, 8)).double()
+    name, described = created_as(made)
+    assert name == "twisted"
+    assert described["of"]["name"] == options["name"]
+    for again in (resode.create(name, **described), resode.create("dynamic", **made.options())):
+        again.double().eval().load_state_dict(made.state_dict())
+        assert torch.equal(again(x), made(x))
+    twin = copy.deepcopy(made)
+    assert torch.equal(twin(x), made(x))
+    assert created_as(twin) == created_as(made)
+    assert made(images((3, 5, 9)).double()).shape == (2, 10)
+    assert "K = W + X Wx + Y Wy (saddle)" in made.explain() or "K1, K2 = W + X Wx" in made.explain()
+
+
+@every_dynamic
+@pytest.mark.parametrize("where", ["2", None])
+def test_a_twisted_network_goes_to_other_time_grids(options, where):
+    made = twist_at_random(resode.twist(generic(options), where))
+    net = resode.regrid(made, controls="keep").module
+    x = images((3, 8, 8)).double()
+    torch.testing.assert_close(net(x), made(x), rtol=1e-12, atol=1e-12)
+    fine = resode.regrid(made, states="double", controls="states").module
+    assert {i.stage for i in twisted_convolutions(fine)} == {i.stage for i in twisted_convolutions(made)}
+    again = resode.create(*created_as(fine)[:1], **created_as(fine)[1])
+    assert set(again.state_dict()) == set(fine.state_dict())
+
+
+def test_stages_and_names_choose_blocks_and_joints():
+    net = network(**DYNAMIC["units"])
+    everything = {i.name for i in twisted_convolutions(twist(net))}
+    second = chosen(net, 2)
+    assert second == [f"stages.1.controls.{j}.conv{k}" for j in range(1) for k in (1, 2)]
+    assert chosen(net, "stages.1") == chosen(net, ["2"]) == second
+    assert set(chosen(net, "1,2")) == set(chosen(net, "stages.0")) | set(second)
+    assert chosen(net, "stem.*") == ["stem.conv"]
+    assert chosen(net, "connectors.0.*") == ["connectors.0.conv1", "connectors.0.conv2"]
+    assert everything == {*chosen(net, ["stages.*", "stem.*", "connectors.*"])}
+    assert chosen(net, lambda name, conv: conv.in_channels == 3) == ["stem.conv"]
+    assert chosen(twist(net, 1), 2) == [*chosen(net, 1), *second]
+    assert [i.stage for i in twisted_convolutions(twist(net, 3))] == [3, 3]
+
+
+@pytest.mark.parametrize(
+    ("where", "told"),
+    [
+        (4, r"no 3x3 convolution in stage 4 \(there are 1, 2, 3\)"),
+        ("stage.0", "no convolution is named 'stage.0'; did you mean 'stages.0'"),
+        ("stages.0.controls.0.conv1", "no convolution is named 'stages.0.controls.0.conv1'"),
+        ("connectors.0.conv2", r"connectors.0: is twisted as a whole or not at all; name 'connectors.0.\*'"),
+    ],
+)
+def test_what_cannot_be_chosen_of_dynamic_blocks(where, told):
+    with pytest.raises(InputError, match=told):
+        twist(network(**DYNAMIC["units"]), where)
+
+
+def test_a_second_twist_of_blocks_leaves_the_first():
+    net = twist(twist(network(**DYNAMIC["units"]), [1, "stem.conv"], tie="free"), [2], tie="odd")
+    assert {i.stage: i.layer.tie for i in twisted_convolutions(net)} == {None: "free", 1: "free", 2: "odd"}
+    with pytest.raises(InputError, match=r"no 3x3 convolution in stage 1 \(there are 3\)"):
+        twist(net, 1)
+    with pytest.raises(InputError, match="none of the 2 convolutions is chosen"):  # they are 1x1
+        twist(twist(network(**DYNAMIC["parabolic"])))
+
+
+def test_modes_what_is_frozen_and_the_stream_of_random_numbers_are_kept():
+    net = generic(DYNAMIC["units"], torch.float32).train()
+    net.stages[0].requires_grad_(False)
+    net.connectors[0].eval()
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    made = twist(net)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not any(p.requires_grad for p in made.stages[0].parameters())
+    assert all(p.requires_grad for p in made.stages[1].parameters())
+    assert made.training
+    assert not any(m.training for m in made.connectors[0].modules())
+
+
+def test_blocks_within_any_network_are_twisted():
+    net = generic(DYNAMIC["parabolic"])
+    other = nn.Sequential(net.stem, net.stages[0]).eval()
+    made, x = twist(other), images((3, 8, 8)).double()
+    torch.testing.assert_close(made(x), other(x), rtol=1e-10, atol=1e-12)
+    assert isinstance(made[0].conv, TwistConv2d)
+    assert made[1].stage.field.twist is not None
+    assert other[1].stage.field.twist is None
+
+
+def test_an_edited_network_and_a_field_without_the_option_are_told():
+    net = network(**DYNAMIC["parabolic"])
+    net.head.extra = nn.Linear(1, 1)
+    with pytest.raises(InputError, match="the DynamicNet is not what its specification makes"):
+        twist(net)
+
+    @dataclass(frozen=True)
+    class Own(Field):
+        def build(self, width):
+            return nn.Conv2d(width, width, 3, padding=1)
+
+    net = DynamicNet([Stage(4, Own(), "euler", 1)])
+    with pytest.raises(InputError, match="the field Own cannot be; name what shall be"):
         twist(net)
     assert chosen(net, "stem.*") == ["stem.conv"]
 
 
-def test_impossible_options_are_refused_before_anything_is_copied():
-    with pytest.raises(InputError, match="unknown tie 'konformal'"):
-        twist(network(), tie="konformal")
+def test_a_twisted_network_of_blocks_is_trained_in_half_precision_and_as_one_graph():
+    field = Parabolic(norm=None, groups=2, twist="conformal")
+    made = twist_at_random(DynamicNet([Stage(4, field, "euler", 1)], stem=Stem(twist="free")))
+    x = images((3, 8, 8))
+    with torch.autocast("cpu", torch.bfloat16):
+        made(x).float().square().sum().backward()
+    assert all(p.grad.isfinite().all() for p in made.parameters())
+    torch._dynamo.reset()
+    traced = torch.compile(copy.deepcopy(made.eval()), fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(traced(x), made(x))
+
+
+def test_the_report_names_the_blocks():
+    net = network(**DYNAMIC["parabolic"])
+    lines = explain(net, twist(net), (3, 32, 32))
+    assert lines[0] == "stem.conv  conformal, 48 parameters added"
+    assert lines[1] == f"stage 1  stages.0  conformal, {3 * 4 * 4 * 4:,} parameters added"
+    assert lines[2] == f"stage 2  stages.1  conformal, {3 * 6 * 6 * 4:,} parameters added"
+    assert len(lines) == 5
 
 
 # ---------------------------------------------------------------- files, reports

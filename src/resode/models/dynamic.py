@@ -122,12 +122,24 @@ class DynamicNet(nn.Module):
                 y = self.connectors[number](y)
         return tuple(times), tuple(states)
 
-    def with_stages(self, stages: Sequence[Stage]) -> "DynamicNet":
-        """A new network with initial parameters, with other stages and everything else the same."""
+    def with_stages(
+        self,
+        stages: Sequence[Stage],
+        *,
+        stem: Stem | None = None,
+        connector: Sequence[AnyConnector] | None = None,
+    ) -> "DynamicNet":
+        """A new network with initial parameters, with other stages and everything else the same.
+
+        Args:
+            stages: what each block integrates.
+            stem: another one, where it is given.
+            connector: others, where they are given.
+        """
         return DynamicNet(
             stages,
-            stem=self.stem_specification,
-            connector=self.connector_specifications,
+            stem=self.stem_specification if stem is None else stem,
+            connector=self.connector_specifications if connector is None else connector,
             last=self.last,
             head=self.head_specification,
             classes=self.classes,

@@ -5,7 +5,8 @@
     unit         y <- S y + K2 s(N2 K1 s(N1 y)) with stride 2: an ordinary residual unit (He et al. 2016b)
     head         y -> W mean(s(N y)) + b: the last state to logits
 
-Each is specified by a frozen value and built for its widths.
+Each is specified by a frozen value and built for its widths. The convolutions K of stem, connector and unit
+can be twisted.
 """
 
 from dataclasses import asdict, dataclass
@@ -17,8 +18,10 @@ from torch import Tensor, nn
 from resode.errors import InputError, nearest
 from resode.fields.activations import ACTIVATIONS, activation
 from resode.fields.norms import Norm, NormOption, norm_of
+from resode.fields.twists import TwistOption, twist_of
 from resode.models.plans import Shape
 from resode.models.units import Convolution, PreactivationUnit, shortcut_a, shortcut_b
+from resode.operators.twist import TwistConv2d
 from resode.registry import Registry
 
 Joint = nn.Module
@@ -37,9 +40,10 @@ class Layer(nn.Module):
         activation: str | None,
         bias: bool,
         stride: int = 1,
+        twist: TwistOption = None,
     ) -> None:
         super().__init__()
-        self.conv = Convolution(inputs, outputs, kernel, stride)
+        self.conv = _twisted(Convolution(inputs, outputs, kernel, stride), twist)
         if bias:
             self.conv.bias = nn.Parameter(self.conv.weight.new_zeros(outputs))
         self.norm = nn.Identity() if norm is None else norm.build(outputs)
@@ -57,9 +61,18 @@ class Pooled(Layer):
         return F.avg_pool2d(y, (min(2, y.shape[2]), min(2, y.shape[3])))
 
 
+def _twisted(convolution: nn.Module, twist: TwistOption) -> nn.Conv2d:
+    """A convolution, twisted where a twist is asked for."""
+    assert isinstance(convolution, nn.Conv2d)
+    twist = twist_of(twist)
+    return convolution if twist is None else TwistConv2d.of(convolution, **asdict(twist))
+
+
 def _settle(value: Any, kernels: tuple[int, ...] = ()) -> None:
-    """Replace the name of a norm by its specification; refuse what cannot be."""
+    """Replace the names of a norm and a twist by their specifications; refuse what cannot be."""
     object.__setattr__(value, "norm", norm_of(value.norm))
+    if kernels:
+        object.__setattr__(value, "twist", twist_of(value.twist))
     if value.activation is not None:
         activation(value.activation)
     bias = getattr(value, "bias", False)
@@ -73,13 +86,14 @@ def _settle(value: Any, kernels: tuple[int, ...] = ()) -> None:
 
 @dataclass(frozen=True)
 class Stem:
-    """x -> s(N(K x)), K of size `kernel`; norm and activation are left out where they are None."""
+    """x -> s(N(K x)), K of size `kernel`; norm, activation and twist are left out where they are None."""
 
     in_channels: int = 3
     kernel: int = 3
     norm: NormOption = "batch"
     activation: str | None = "relu"
     bias: bool = False
+    twist: TwistOption = None
     what = "stem"
 
     def __post_init__(self) -> None:
@@ -88,7 +102,8 @@ class Stem:
     def build(self, width: int) -> nn.Module:
         """The module (N, in_channels, H, W) -> (N, width, H, W)."""
         assert self.norm is None or isinstance(self.norm, Norm)
-        return Layer(self.in_channels, width, self.kernel, self.norm, self.activation, self.bias)
+        of = (self.in_channels, width, self.kernel, self.norm, self.activation, self.bias)
+        return Layer(*of, twist=self.twist)
 
 
 @connectors.register("layer", summary="convolution, norm, activation, then average pooling or a stride")
@@ -102,6 +117,7 @@ class Connector:
         activation: after the norm.
         bias: of the convolution.
         pool: average (2x2, after the activation), stride (of the convolution), or none.
+        twist: of the convolution, as of a field.
     """
 
     kernel: int = 1
@@ -109,6 +125,7 @@ class Connector:
     activation: str | None = "relu"
     bias: bool = False
     pool: Literal["average", "stride", "none"] = "average"
+    twist: TwistOption = None
     what = "connector"
 
     def __post_init__(self) -> None:
@@ -122,7 +139,8 @@ class Connector:
         assert self.norm is None or isinstance(self.norm, Norm)
         kind = Pooled if self.pool == "average" and not last else Layer
         stride = 2 if self.pool == "stride" and not last else 1
-        return kind(inputs, outputs, self.kernel, self.norm, self.activation, self.bias, stride)
+        of = (inputs, outputs, self.kernel, self.norm, self.activation, self.bias)
+        return kind(*of, stride, self.twist)
 
     def size(self, side: int) -> int:
         """The side of the image behind it."""
@@ -136,12 +154,15 @@ class UnitConnector:
 
     Args:
         shortcut: A subsamples and pads with zeros; B is a 1x1 convolution with its norm.
+        twist: of K1 and K2, as of a field.
     """
 
     shortcut: Literal["A", "B"] = "A"
+    twist: TwistOption = None
     what = "connector"
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "twist", twist_of(self.twist))
         if self.shortcut not in ("A", "B"):
             raise InputError(f"unknown shortcut '{self.shortcut}'; it is A or B")
 
@@ -150,7 +171,10 @@ class UnitConnector:
         if self.shortcut == "A" and inputs > outputs:
             raise InputError(f"shortcut A cannot drop channels ({inputs} to {outputs}); take shortcut B")
         shape = Shape(inputs, outputs, outputs, (1 if last else 2, 1))
-        return PreactivationUnit(shape, {"A": shortcut_a, "B": shortcut_b}[self.shortcut])
+        unit = PreactivationUnit(shape, {"A": shortcut_a, "B": shortcut_b}[self.shortcut])
+        for name in ("conv1", "conv2"):
+            setattr(unit, name, _twisted(unit.get_submodule(name), self.twist))
+        return unit
 
     def size(self, side: int) -> int:
         """The side of the image behind it."""
