@@ -12,6 +12,7 @@ import resode as library
 from resode import weights
 from resode.integrators import integrators
 from resode.models import created_as
+from resode.models.twisting import twisted_convolutions
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "dynamicblocks-rk4.safetensors"
 RECIPE = "quickstart-parabolic"
@@ -39,6 +40,48 @@ def trained_once(tmp_path_factory) -> Path:
 def run(trained_once, tmp_path) -> Path:
     """A copy of it."""
     return Path(shutil.copytree(trained_once, tmp_path / "run"))
+
+
+# ---------------------------------------------------------------- twist
+
+
+def test_a_run_is_twisted_evaluates_the_same_and_is_trained_on(resode, run, tmp_path):
+    before = json.loads(resode("evaluate", run, "--json").out)
+    answer = resode("twist", run, "--stages", "1", "--where", "stem.conv", "--out", "t.safetensors")
+    assert answer.code == 0, answer.err
+    assert "stem.conv  conformal, 16 parameters added" in answer.out
+    assert "stage 1  stages.0  conformal, 192 parameters added" in answer.out  # at three control nodes
+    assert "with t.optimiser.safetensors" in answer.err
+    after = json.loads(resode("evaluate", "t.safetensors", "--json").out)
+    assert after["top1_error"] == before["top1_error"]
+    assert abs(after["loss"] - before["loss"]) < 1e-5
+    state, old = load_file(tmp_path / "t.optimiser.safetensors"), "momentum_buffer/stages.0.controls.0.conv."
+    assert state[f"{old}twist"].abs().max() == 0
+    assert state[f"{old}weight"].abs().max() > 0
+    assert "K = W + X Wx + Y Wy (conformal)" in resode("show", "t.safetensors").out
+
+    init = ("--init", "t.safetensors", "--set", "init.optimiser=true")
+    answer = resode("train", RECIPE, "--out", "on", *TINY, *init)
+    assert answer.code == 0, answer.err
+    assert "the recipe's, twisted" in answer.err
+    layers = twisted_convolutions(library.load(tmp_path / "on"))
+    assert [item.name for item in layers] == ["stem.conv", *(f"stages.0.controls.{j}.conv" for j in range(3))]
+    assert all(item.layer.twist.abs().max() > 0 for item in layers)
+    answer = resode("regrid", "on", "--states", "double", "--out", "fine.safetensors")
+    assert answer.code == 0, answer.err
+    assert len(twisted_convolutions(library.load(tmp_path / "fine.safetensors"))) == 4
+
+
+def test_a_recipe_may_twist_a_field_and_refine_on_the_way(resode, tmp_path):
+    words = ("--set", "model.name=twisted", "--set", "model.of={name: chang, kind: leapfrog, widths: [4, 6]}",
+             "--set", "epochs=2", "--set", "batch_size=512", "--set", "refine=[{at: 0.5}]",
+             "--set", "precision=fp32")  # fmt: skip
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("model: {name: twisted, of: he_resnet8}\ndata: {source: digits}\n")
+    answer = resode("train", recipe, "--out", "run", *words)
+    assert answer.code == 0, answer.err
+    assert "finer time grids" in answer.err
+    assert {item.stage for item in twisted_convolutions(library.load(tmp_path / "run"))} == {None, 1, 2}
 
 
 # ---------------------------------------------------------------- regrid

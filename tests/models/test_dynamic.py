@@ -9,6 +9,7 @@ import shutil
 import typing
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -46,6 +47,7 @@ def networks_by_name():
 
 NAMED = {
     **dict(networks_by_name()),
+    "pde_resnet": {"widths": (4,), "blocks": (2,), "groups": 2},
     "dynamicblocks, one block": {"widths": (4, 6)},
     "ruthotto_haber, hamiltonian": {"kind": "hamiltonian", "widths": (4, 6, 8)},
     "ruthotto_haber, second order": {"kind": "second_order", "widths": (4, 6, 8), "last": 5},
@@ -128,7 +130,15 @@ def net(name):
 
 
 def test_the_published_networks_are_among_these():
-    published = {"dynamicblocks", "ruthotto_haber", "chang", "imex_net", "neural_ode", "lm_resnet20"}
+    published = {
+        "dynamicblocks",
+        "ruthotto_haber",
+        "chang",
+        "imex_net",
+        "pde_resnet",
+        "neural_ode",
+        "lm_resnet20",
+    }
     assert published | {"momentum_resnet20", "revnet38", "revnet110"} <= set(NAMED)
 
 
@@ -493,3 +503,14 @@ def test_a_network_learns():
 
 def test_the_library_offers_these_names():
     assert resode.create is create
+
+
+def test_the_code_of_the_page_on_dynamic_blocks_runs():
+    page = (Path(__file__).parents[2] / "docs" / "dynamic-blocks.md").read_text(encoding="utf-8")
+    scope = {}
+    for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(compile(code, "dynamic-blocks.md", "exec"), scope)
+    x = torch.randn(2, 3, 8, 8)
+    torch.testing.assert_close(scope["twisted"].eval()(x), scope["heat"].eval()(x), rtol=1e-3, atol=1e-4)
+    assert [b.stage.field.twist is not None for b in scope["twisted"].blocks()] == [True, True, False]
+    assert all(b.stage.field.twist is not None for b in scope["turning"].blocks())

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from resode.errors import InputError
 from resode.models import create
@@ -155,6 +156,64 @@ def test_the_first_unit_of_a_revnet_has_no_norm_of_its_own():
     assert [len(list(block.evaluations)) for block in net.blocks()] == [2, 4, 4, 4]
 
 
+# ------------------------------------------------------------ blocks of several steps with the same weights
+
+
+def by_hand(net, blocks, steps, x):
+    """The loop written out: each block's weights, `steps` times with h = 1 / steps."""
+    y = net.stem(x)
+    for number, count in enumerate(blocks):
+        for j in range(count):
+            for step in range(steps):
+                p = net.stages[number].controls[j]
+                statistics = net.stages[number].statistics[j * steps + step]
+                f = y
+                for norm, conv in (("norm1", p.conv1), ("norm2", p.conv2)):
+                    own, scale = statistics.get_submodule(norm), p.get_submodule(norm)
+                    f = F.batch_norm(f, own.running_mean, own.running_var, scale.weight, scale.bias)
+                    f = F.relu(f)
+                    side = f.shape[2]
+                    X = (torch.arange(side, dtype=f.dtype) + 0.5) / side - 0.5
+                    Wx = torch.einsum("oin,nhw->oihw", conv.twist, conv.basis[:, 0])
+                    Wy = Wx.transpose(2, 3).flip(3)
+                    f = (
+                        F.conv2d(f, conv.weight, padding=1, groups=conv.groups)
+                        + X * F.conv2d(f, Wx, padding=1, groups=conv.groups)
+                        + X[:, None] * F.conv2d(f, Wy, padding=1, groups=conv.groups)
+                    )
+                y = y + f / steps
+        if number < len(blocks) - 1:
+            y = net.connectors[number](y)
+    return net.head(y)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_a_pde_resnet_is_the_loop_of_its_sub_steps(steps):
+    torch.manual_seed(0)
+    blocks = (2, 1)
+    net = create("pde_resnet", widths=(4, 8), blocks=blocks, groups=2, steps=steps).double().eval()
+    with torch.no_grad():
+        for name, tensor in (*net.named_parameters(), *net.named_buffers()):
+            if "num_batches" not in name and "basis" not in name:
+                tensor.add_(0.3 * torch.rand_like(tensor))
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    torch.testing.assert_close(net(x), by_hand(net, blocks, steps, x), rtol=1e-12, atol=1e-12)
+
+
+def test_the_weights_of_a_pde_block_count_once():
+    def counted(**options):
+        with torch.device("meta"):
+            net = create("pde_resnet", widths=(8, 16), blocks=(2, 3), groups=2, **options)
+        return sum(p.numel() for p in net.stages.parameters())
+
+    def once(width, per_weight):
+        return 2 * (9 + per_weight) * width * width // 2 + 4 * width
+
+    for steps in (1, 2, 3):
+        assert counted(steps=steps) == 2 * once(8, 4) + 3 * once(16, 4)
+        assert counted(steps=steps, tie="none") == 2 * once(8, 0) + 3 * once(16, 0)
+
+
 # ------------------------------------------------------------ what is refused
 
 
@@ -189,6 +248,10 @@ def test_the_first_unit_of_a_revnet_has_no_norm_of_its_own():
         ("neural_ode", {"method": "dopri55"}, "did you mean 'dopri5'"),
         ("neural_ode", {"norm": "batch"}, "no running statistics"),
         ("neural_ode", {"widths": (32,)}, "a list of 2 positive integers"),
+        ("pde_resnet", {"blocks": (1, 2)}, r"blocks \(1, 2\): a list of 4 positive integers"),
+        ("pde_resnet", {"steps": 0}, "steps 0: a positive integer"),
+        ("pde_resnet", {"groups": 3}, "3 groups do not divide 32 channels"),
+        ("pde_resnet", {"tie": "konformal"}, "unknown tie 'konformal'; did you mean 'conformal'"),
         ("lm_resnet8", {}, "the smallest depth is 14"),
         ("lm_resnet21", {}, "the nearest are 20 and 26"),
         ("lm_resnet20", {"gradient": "reversible"}, "has no inverse"),

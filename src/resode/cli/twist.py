@@ -24,7 +24,9 @@ def twist(
     ] = None,
     where: Annotated[
         list[str] | None,
-        typer.Option("--where", metavar="NAME", help="A convolution, or a pattern of names; repeatable."),
+        typer.Option(
+            "--where", metavar="NAME", help="A convolution or a dynamic block, or a pattern; repeatable."
+        ),
     ] = None,
     tie: Annotated[
         str, typer.Option("--tie", help="How the kernels are tied: conformal, free, odd, saddle, mixed.")

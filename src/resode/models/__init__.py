@@ -138,6 +138,9 @@ models.register("chang", summary="Chang et al. 2018: Hamiltonian, midpoint, leap
     published.chang
 )
 models.register("imex_net", summary="Haber et al. 2019: semi-implicit", shape=CIFAR)(published.imex_net)
+models.register(
+    "pde_resnet", summary="liuyao12 2021: twisted groups, Euler sub-steps with shared weights", shape=CIFAR
+)(published.pde_resnet)
 models.register("neural_ode", summary="Chen et al. 2018: an adaptive solver", shape=CIFAR)(
     published.neural_ode
 )

@@ -61,11 +61,18 @@ def bottlenecks(widths: Sequence[int], counts: Sequence[int]) -> Plan:
     )
 
 
-def refuse_sizes(widths: Any, stages: int, **numbers: Any) -> list[str]:
-    """A line for each size that cannot be: `stages` widths and all `numbers` are positive integers."""
+def refuse_sizes(widths: Any, stages: int, what: str = "widths", /, **numbers: Any) -> list[str]:
+    """A line for each size that cannot be: `stages` widths and all `numbers` are positive integers.
+
+    Args:
+        widths: the list.
+        stages: its length.
+        what: its name.
+        numbers: single ones, by name.
+    """
     mistakes = []
     if not isinstance(widths, Sequence) or len(widths) != stages or not all(map(_positive, widths)):
-        mistakes.append(f"widths {widths!r}: a list of {stages} positive integers is needed")
+        mistakes.append(f"{what} {widths!r}: a list of {stages} positive integers is needed")
     for name, value in numbers.items():
         if not _positive(value):
             mistakes.append(f"{name} {value!r}: a positive integer is needed")

@@ -9,9 +9,9 @@ from typing import Any
 
 from resode.blocks import Stage
 from resode.errors import InputError, nearest
-from resode.fields import TvNorm
+from resode.fields import Preactivation, TvNorm, Twist
 from resode.grids import TimeGrid
-from resode.integrators import Leapfrog
+from resode.integrators import EULER, Leapfrog
 from resode.models.dynamic import DynamicNet
 from resode.models.he import units_per_stage
 from resode.models.joints import Connector, Head, Identity, Stem, UnitConnector
@@ -293,6 +293,68 @@ def imex_net(
     states = _equal_steps(steps, h)
     return DynamicNet(
         [Stage(w, field, "imex", states, gradient=gradient) for w in widths],  # type: ignore[arg-type]
+        stem=Stem(in_channels),
+        connector=Connector(),
+        head=Head(norm="batch", activation="relu"),
+        classes=classes,
+    )
+
+
+def pde_resnet(
+    *,
+    widths: Sequence[int] = (32, 64, 128, 128),
+    blocks: Sequence[int] = (3, 4, 6, 3),
+    groups: int = 4,
+    steps: int = 2,
+    tie: str | None = "conformal",
+    degree: int = 1,
+    norm: Any = "batch",
+    gradient: Any = "stored",
+    classes: int = 10,
+    in_channels: int = 3,
+) -> DynamicNet:
+    """Blocks of several Euler steps with the same weights: an equation of its own on every unit of time.
+
+    Of the experiments on ResNets with a twist (liuyao12 2021): grouped convolutions as a system of few
+    equations, twisted, and two sub-steps in place of one. With h = 1 / steps, block j is
+
+        y <- y + h f_j(y), `steps` times,        f_j(y) = T2 s(N2 T1 s(N1 y)),
+
+    that is Euler on controls which are constant on each [j, j + 1). Ours are: running statistics for each
+    sub-step, and connectors (1x1, norm, ReLU, mean over 2x2) that no residual is part of.
+
+    Args:
+        widths: of the stages.
+        blocks: how many in each stage.
+        groups: of the 3x3 convolutions; they have to divide the widths.
+        steps: of each block.
+        tie: of the twist: conformal, free, odd, saddle or mixed; none for plain convolutions.
+        degree: of the twist.
+        norm: of the layers.
+        gradient: stored, checkpointed or adjoint.
+        classes: the number of logits.
+        in_channels: the number of channels of an image.
+    """
+    _refuse_widths(widths)
+    mistakes = refuse_sizes(blocks, len(widths), "blocks", steps=steps)
+    if mistakes:
+        raise InputError(*mistakes)
+    twist = None if tie in (None, "none") else Twist(tie, degree)
+    field = Preactivation(norm=norm, groups=groups, twist=twist)
+    stages = [
+        Stage(
+            width,
+            field,
+            EULER,
+            TimeGrid.uniform(steps * count, count),
+            TimeGrid(tuple(range(count))),
+            interpolation="constant",
+            gradient=gradient,
+        )
+        for width, count in zip(widths, blocks, strict=True)
+    ]
+    return DynamicNet(
+        stages,
         stem=Stem(in_channels),
         connector=Connector(),
         head=Head(norm="batch", activation="relu"),
