@@ -128,7 +128,7 @@ def test_refining_carries_theta_momentum_and_average_and_estimates_statistics(tm
         },
         "average": {n: t.clone() for n, t in trainer.average.parameters.items()},
     }
-    trainer.refine_where_due()
+    trainer.change_where_due()
     after = trainer.module
     assert trainer.position.level == 1
     found = {

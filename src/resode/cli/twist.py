@@ -74,6 +74,7 @@ def twist(
     from resode.models import twist as twisted_copy
     from resode.models.twisting import explain
     from resode.training import optimisers
+    from resode.training.changes import with_zeros
 
     model, card, state = _read(path, out)
     options = {"tie": tie, "degree": degree, "coordinates": coordinates, "form": form}
@@ -86,7 +87,7 @@ def twist(
     beside = optimisers.state_file(out)
     beside.unlink(missing_ok=True)
     if state:
-        optimisers.write_state(out, _with_new(state, made))
+        optimisers.write_state(out, optimisers.carry_state(state, with_zeros(made)))
     for line in explain(model, made, (card.preprocessing.channels, *card.preprocessing.size)):
         say(line)
     note(f"{out}: written" + (f", with {beside.name}" if state else ", without an optimiser's state"))
@@ -123,18 +124,3 @@ def is_model(name: str) -> bool:
         return not models.entry(name).required
     except InputError:
         return False
-
-
-def _with_new(state: "dict[str, Tensor]", module: "nn.Module") -> "dict[str, Tensor]":
-    """The state of an optimiser, that of the new parameters zero."""
-    state = dict(state)
-    for key in {name.partition("/")[0] for name in state}:
-        for name, parameter in module.named_parameters():
-            path = f"{key}/{name}"
-            if path not in state and parameter.requires_grad:
-                state[path] = (
-                    parameter.new_zeros(())
-                    if key == "step"
-                    else parameter.detach().new_zeros(parameter.shape)
-                )
-    return state

@@ -24,7 +24,7 @@ from resode.fields.base import Field
 from resode.fields.norms import NormOption, norm_of
 from resode.fields.twists import Twist, TwistOption, twist_of
 from resode.operators.spectra import check_boundary, norm_bound
-from resode.operators.twist import PaddingMode, TwistConv2d, coordinates
+from resode.operators.twist import PaddingMode, TwistConv2d, coordinates, weighted_convolution
 
 
 class Convolution(nn.Module):
@@ -158,12 +158,11 @@ class TwistedConvolution(TwistConv2d):
 
     def adjoint(self, z: Tensor) -> Tensor:
         """K^T z, with the same weights: (N, outputs, H, W) -> (N, inputs, H, W)."""
-        return convolve(self._products(z), self._adjoints(), None, self.boundary, self.groups)
+        return self._convolve_products(z, self._adjoints(), None)
 
     def minus_adjoint(self, z: Tensor, bias: Tensor | None) -> Tensor:
         """-(K^T z + bias): (N, outputs, H, W) -> (N, inputs, H, W)."""
-        bias = None if bias is None else -bias
-        return convolve(self._products(z), -self._adjoints(), bias, self.boundary, self.groups)
+        return self._convolve_products(z, -self._adjoints(), None if bias is None else -bias)
 
     def antisymmetric(self, y: Tensor, gamma: float) -> Tensor:
         """(K - K^T - gamma I) y + b, of as many inputs as outputs."""
@@ -185,12 +184,14 @@ class TwistedConvolution(TwistConv2d):
         """The kernels (C_in, (1 + monomials) C_out / groups, 3, 3) of W^T and W_pq^T, side by side."""
         return torch.cat([transposed(w, self.groups) for w in (self.weight, *self.kernels())], 1)
 
-    def _products(self, z: Tensor) -> Tensor:
-        """The channels z, X z, Y z, ... of each group, side by side."""
-        factors = self._monomials(z.shape[2], z.shape[3], like=z)
-        by_pixel = z.permute(0, 2, 3, 1).unflatten(3, (self.groups, 1, -1))  # (N, H, W, groups, 1, ...)
-        products: Tensor = (by_pixel * factors[:, :, None, :, None]).to(z.dtype)
-        return products.flatten(3).permute(0, 3, 1, 2)  # in channels-last memory
+    def _convolve_products(self, z: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """One convolution of z, X z, Y z, ...; z alone is kept for the backward pass."""
+        factors = self._monomials(z.shape[2], z.shape[3], like=z).permute(2, 0, 1)[1:]
+        padding = (1, 1)
+        if self.boundary == "periodic":
+            z, factors, padding = _wrap(z, 1), F.pad(factors, (1, 1, 1, 1), mode="circular"), (0, 0)
+        geometry = ((1, 1), padding, (1, 1), self.groups)
+        return weighted_convolution(z, weight, bias, factors.unbind(), (), geometry)
 
     def _monomials(self, height: int, width: int, like: Tensor) -> Tensor:
         """1 and the X^p Y^q of the pixels: (H, W, 1 + monomials)."""

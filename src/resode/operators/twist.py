@@ -282,7 +282,7 @@ class TwistConv2d(nn.Conv2d):
             bias = bias.unflatten(1, (self.groups, -1)).transpose(0, 1).flatten()
         x_of, y_of = coordinates(*self._output_size(u, padding), self.coordinates, like=u)
         factors = [x_of**p * y_of**q for p, q in self.terms]
-        return _weighted_convolution(u, by_group.flatten(0, 2), bias, (), factors, self._geometry(padding))
+        return weighted_convolution(u, by_group.flatten(0, 2), bias, (), factors, self._geometry(padding))
 
     def _combined(self, y: Tensor, terms: list[Tensor]) -> Tensor:
         x_of, y_of = coordinates(y.shape[-2], y.shape[-1], self.coordinates, like=y)
@@ -305,7 +305,7 @@ class TwistConv2d(nn.Conv2d):
         factors = [xi[None, :] ** p * eta[:, None] ** q for p, q in self.terms]
         weights = [self._shifted(kernels, power, across, down) for power in kernels]
         weight = torch.cat(weights, 1)
-        return _weighted_convolution(u, weight, self.bias, factors, (), self._geometry(padding))
+        return weighted_convolution(u, weight, self.bias, factors, (), self._geometry(padding))
 
     def _geometry(self, padding: tuple[int, int]) -> "Geometry":
         return _pair(self.stride), padding, _pair(self.dilation), self.groups
@@ -372,11 +372,13 @@ def _gather(z: Tensor, factors: Sequence[Tensor], groups: int) -> Tensor:
     """z_0 + f_1 z_1 + f_2 z_2 + ... of the channels z_0, z_1, ... of each group."""
     if not factors:
         return z
-    total, *others = z.unflatten(1, (groups, len(factors) + 1, -1)).unbind(2)
+    count = len(factors) + 1
+    by_group = z.unflatten(1, (groups, count, -1)) if groups > 1 else z.unflatten(1, (count, -1))
+    total, *others = by_group.unbind(-4)
     for factor, part in zip(factors, others, strict=True):
         total = torch.addcmul(total, factor, part)
-    y: Tensor = total.flatten(1, 2).to(z.dtype)
-    return y
+    y: Tensor = total.to(z.dtype)
+    return y.flatten(1, 2) if groups > 1 else y
 
 
 def _weighted(
@@ -392,7 +394,7 @@ def _weighted(
     return _gather(F.conv2d(_spread(u, before, groups), weight, bias, *geometry), after, groups)
 
 
-def _weighted_convolution(
+def weighted_convolution(
     u: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -400,7 +402,21 @@ def _weighted_convolution(
     after: Sequence[Tensor],
     geometry: Geometry,
 ) -> Tensor:
-    """`_weighted`, of which u alone is kept for the backward pass."""
+    """A convolution of u times functions of the place, its outputs times functions of the place, added up.
+
+        y = sum_mn a_m W_mn * (b_n u),        a_0 = b_0 = 1
+
+    u alone is kept for the backward pass, which makes the products again.
+
+    Args:
+        u: (N, C, H, W).
+        weight: the kernels, group by group those of m = 0, 1, ... one below the other, and of n = 0, 1, ...
+            side by side.
+        bias: or None, of every output of the convolution.
+        before: b_1, b_2, ..., each of a shape that is broadcast to (H, W).
+        after: a_1, a_2, ..., each of a shape that is broadcast to that of the outputs.
+        geometry: stride, padding, dilation, groups.
+    """
     if torch.compiler.is_compiling():  # a compiler knows what is cheap to make again
         return _weighted(u, weight, bias, before, after, geometry)
     result: Tensor = _Weighted.apply(u, weight, bias, before, after, geometry)  # type: ignore[no-untyped-call]
@@ -420,7 +436,8 @@ class _Weighted(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(u, weight, bias)
         ctx.options = before, after, geometry
-        return _weighted(u, weight, bias, before, after, geometry)
+        y = _weighted(u, weight, bias, before, after, geometry)
+        return y.clone() if y._is_view() else y  # so that it may be modified in place
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:

@@ -7,7 +7,7 @@ it is evaluated or saved (as Izmailov et al. 2018, arXiv 1803.05407).
 """
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -26,9 +26,12 @@ class ParameterAverage:
         self.decay = decay
         self.parameters = {name: p.detach().clone() for name, p in module.named_parameters()}
 
-    def regrid(self, parameters: dict[str, Tensor]) -> None:
-        """Go on with the average on other time grids."""
-        self.parameters = parameters
+    def adopt(self, module: nn.Module, average: Mapping[str, Tensor]) -> None:
+        """Go on with another network, of whose parameters this is the average; of others, they themselves."""
+        self.parameters = {
+            name: average[name].to(p) if name in average else p.detach().clone()
+            for name, p in module.named_parameters()
+        }
 
     @torch.no_grad()
     def update(self, module: nn.Module, iteration: int) -> None:

@@ -21,11 +21,12 @@ from resode.blocks import dynamic_blocks
 from resode.controls import controls_of, roughness
 from resode.data import Batch, Loader
 from resode.errors import DivergenceError, Stopped
-from resode.models import DynamicNet, Regridding, created_as, regrid
+from resode.models import created_as
 from resode.training import checkpoints, divergence, optimisers
 from resode.training.averaging import RECALIBRATION, ParameterAverage, estimate_statistics
+from resode.training.changes import Carry, changed
 from resode.training.evaluation import Scores, evaluate
-from resode.training.experiment import Refinement
+from resode.training.experiment import Refinement, Twisting
 from resode.training.precision import place
 from resode.training.runs import Run, format_row
 from resode.training.schedules import learning_rate
@@ -81,7 +82,7 @@ class Position:
     epoch_seconds: float = 0.0  # training steps of this epoch
     wall_seconds: float = 0.0  # everything so far
     resumes: int = 0
-    level: int = 0  # refinements of the time grids so far
+    level: int = 0  # changes of the network so far
     function_evaluations: int = 0  # of the blocks' fields, in this epoch
 
 
@@ -97,7 +98,7 @@ class Trainer:
 
     def __post_init__(self) -> None:
         experiment = self.setup.experiment
-        self.coarse = self.setup  # with the grids that training begins with
+        self.first = self.setup  # with the network that training begins with
         self.adopt(self.setup)
         self.average = ParameterAverage(self.module, experiment.average.decay) if experiment.average else None
         self.steps = self.setup.training.steps
@@ -131,7 +132,7 @@ class Trainer:
         while position.epoch < experiment.epochs:
             clock = Stopwatch(position.epoch_seconds)
             while position.step < self.steps:
-                self.refine_where_due()
+                self.change_where_due()
                 try:
                     self.step()
                 except DivergenceError as error:  # of an adaptive solver
@@ -187,23 +188,24 @@ class Trainer:
         term = roughness(self.module, section.total_variation, section.dirichlet)
         return loss if term is None else loss + term
 
-    def refine_where_due(self) -> None:
-        """Go to finer time grids at the iterations that the experiment names."""
+    def change_where_due(self) -> None:
+        """Refine the time grids, or twist, at the iterations that the experiment names."""
         position = self.position
-        for refinement in self.setup.experiment.refine[position.level :]:
-            if position.iteration < min(round(refinement.at * self.iterations), self.iterations - 1):
+        for change in self.setup.experiment.changes[position.level :]:
+            if position.iteration < min(round(change.at * self.iterations), self.iterations - 1):
                 return
             state = dict(optimisers.state_tensors(self.optimiser, self.module))
-            regridding, finer = refined(self.setup, refinement)
-            self.adopt(finer)
-            estimate_statistics(self.module, self.setup.statistics_inputs(RECALIBRATION))
-            carried = optimisers.carry_state(state, regridding.carry)
-            optimisers.load_state_tensors(self.optimiser, self.module, carried)
+            setup, carry = changed_setup(self.setup, change)
+            self.adopt(setup)
+            if isinstance(change, Refinement):
+                estimate_statistics(self.module, self.setup.statistics_inputs(RECALIBRATION))
+            optimisers.load_state_tensors(self.optimiser, self.module, optimisers.carry_state(state, carry))
             if self.average is not None:
-                self.average.regrid(regridding.carry(self.average.parameters))
+                self.average.adopt(self.module, carry(self.average.parameters))
             position.level += 1
+            what = "finer time grids" if isinstance(change, Refinement) else f"twisted ({change.tie})"
             self.observer.message(
-                f"iteration {position.iteration}: finer time grids, {self.setup.parameters:,} parameters"
+                f"iteration {position.iteration}: {what}, {self.setup.parameters:,} parameters"
             )
 
     def learning_rate(self, iteration: int) -> float:
@@ -321,9 +323,9 @@ class Trainer:
     @torch.no_grad()
     def restore(self, checkpoint: checkpoints.Checkpoint) -> None:
         """Go back to the state of a checkpoint."""
-        setup = self.coarse
-        for refinement in setup.experiment.refine[: checkpoint.state.get("level", 0)]:
-            _, setup = refined(setup, refinement)
+        setup = self.first
+        for change in setup.experiment.changes[: checkpoint.state.get("level", 0)]:
+            setup, _ = changed_setup(setup, change)
         self.adopt(setup)
         weights.load_into(self.module, checkpoint.model)
         groups: dict[str, dict[str, Tensor]] = {}
@@ -333,9 +335,7 @@ class Trainer:
         self.optimiser.state.clear()
         optimisers.load_state_tensors(self.optimiser, self.module, groups.get("optimiser", {}))
         if self.average is not None:
-            self.average.regrid(
-                {name: groups["average"][name].to(p) for name, p in self.module.named_parameters()}
-            )
+            self.average.adopt(self.module, groups["average"])
         self.sums.copy_(checkpoint.training["sums"])
         self.first_bad.fill_(-1)
         _restore_generators(groups["generator"], self.setup.device)
@@ -381,7 +381,7 @@ class Trainer:
     def _replay(self, checkpoint: checkpoints.Checkpoint, iteration: int) -> str:
         self.restore(checkpoint)
         while self.position.iteration <= min(iteration, self.iterations - 1):
-            self.refine_where_due()
+            self.change_where_due()
             self.forward = self.module
             before = Position(**vars(self.position))
             with divergence.watching(self.module) as finding:
@@ -400,14 +400,12 @@ class Trainer:
         return "the loss (the replay stayed finite)"
 
 
-def refined(setup: Setup, refinement: Refinement) -> tuple[Regridding, Setup]:
-    """The set-up on finer time grids, and how tensors come over."""
-    assert isinstance(setup.module, DynamicNet)
-    regridding = regrid(setup.module, states=refinement.states, controls=refinement.controls)
-    module = place(regridding.module, setup.device)
-    made = created_as(regridding.module)
+def changed_setup(setup: Setup, change: Refinement | Twisting) -> tuple[Setup, Carry]:
+    """The set-up with another network, and how tensors come over."""
+    network, carry = changed(setup.module, change)
+    made = created_as(network)
     card = dataclasses.replace(setup.card, specification=weights.Specification(*made) if made else None)
-    return regridding, dataclasses.replace(setup, module=module, card=card)
+    return dataclasses.replace(setup, module=place(network, setup.device), card=card), carry
 
 
 def drain_evaluations(module: nn.Module) -> int:

@@ -248,6 +248,24 @@ class Refinement(Section):
     controls: Literal["double", "keep"] = "double"
 
 
+class Twisting(Section):
+    """Convolutions that depend on the place from a fraction `at` of the training on (`resode.twist`).
+
+    The output does not change at first, and the optimiser's state is carried over. `where` lists stages and
+    names; left out, every 3x3 convolution is twisted.
+    """
+
+    at: Annotated[float, Field(gt=0, lt=1)]
+    where: tuple[int | str, ...] = ()
+    tie: Literal["free", "odd", "conformal", "saddle", "mixed"] = "conformal"
+    degree: PositiveInt = 1
+    coordinates: Literal["centred", "per-axis", "published"] = "centred"
+
+    def options(self) -> dict[str, Any]:
+        """What `resode.twist` is asked."""
+        return {"tie": self.tie, "degree": self.degree, "coordinates": self.coordinates}
+
+
 class Initial(Section):
     """The weights that training starts from, by path and content.
 
@@ -273,7 +291,8 @@ class Experiment(Section):
     """All that decides a run. `Experiment.from_recipe("he2016/resnet20", {"epochs": 10})` builds one.
 
     Of networks of dynamic blocks: `smoothness` in time is added to the loss, `box` bounds every parameter of
-    the controls after each optimiser step, `refine` doubles the time grids on the way.
+    the controls after each optimiser step, `refine` doubles the time grids on the way. Any network can be
+    twisted on the way (`twist`).
     """
 
     name: str
@@ -291,6 +310,7 @@ class Experiment(Section):
     smoothness: Smoothness | None = None
     box: PositiveFloat | None = None
     refine: tuple[Refinement, ...] = ()
+    twist: tuple[Twisting, ...] = ()
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     compile: bool = False
@@ -301,11 +321,17 @@ class Experiment(Section):
     plugins: tuple[Plugin, ...] = ()
 
     @model_validator(mode="after")
-    def _refinements_in_order(self) -> typing.Self:
-        times = [refinement.at for refinement in self.refine]
-        if times != sorted(set(times)):
-            raise ValueError("the times `at` of refine must increase")
+    def _changes_in_order(self) -> typing.Self:
+        for key in ("refine", "twist"):
+            times = [change.at for change in getattr(self, key)]
+            if times != sorted(set(times)):
+                raise ValueError(f"the times `at` of {key} must increase")
         return self
+
+    @property
+    def changes(self) -> list[Refinement | Twisting]:
+        """What changes the network on the way, in order; at the same time grids first."""
+        return sorted((*self.refine, *self.twist), key=lambda change: change.at)
 
     @classmethod
     def from_recipe(

@@ -14,8 +14,8 @@ from torch import nn
 from resode import durable, weights
 from resode.data import hub
 from resode.errors import InputError, ResourceError
-from resode.models import DynamicNet, regrid
 from resode.training import checkpoints, divergence
+from resode.training.changes import changed
 from resode.training.engine import Observer, Trainer
 from resode.training.experiment import Experiment
 from resode.training.runs import Run, environment
@@ -53,8 +53,8 @@ def train(
     """Train a network as the experiment says, and leave a run directory.
 
     Args:
-        module: the network, (N, C, H, W) -> logits (N, classes), trained in place (but where `refine` goes
-            on with a network on finer grids, which the result holds); None builds `experiment.model`.
+        module: the network, (N, C, H, W) -> logits (N, classes), trained in place (but where `refine` or
+            `twist` goes on with another one, which the result holds); None builds `experiment.model`.
         experiment: `Experiment.from_recipe("he2016/resnet20")`.
         out: the run directory; by default `runs/<recipe>-seed<seed>`.
         resume: go on with the run that is there, from any step; without one, start.
@@ -294,8 +294,7 @@ def _finished(run: Run, module: nn.Module | None) -> Result:
     if module is None:
         module = weights.load(run.model)
     else:
-        for refinement in run.read_experiment().refine:
-            assert isinstance(module, DynamicNet)
-            module = regrid(module, states=refinement.states, controls=refinement.controls).module
+        for change in run.read_experiment().changes:
+            module, _ = changed(module, change)
         weights.load_into(module, run.model)
     return Result(module.eval(), run, run.read_summary())

@@ -32,8 +32,9 @@ from resode.data import (
 )
 from resode.errors import InputError, IntegrityError
 from resode.mode import mode
-from resode.models import DynamicNet, create, created_as, regrid
+from resode.models import DynamicNet, create, created_as
 from resode.training import optimisers
+from resode.training.changes import changed
 from resode.training.experiment import Data, Experiment, Model
 from resode.training.precision import choose_device, choose_precision, place
 
@@ -385,7 +386,7 @@ def _resolve_model(experiment: Experiment, data: Dataset) -> Model:
 
 
 def _check_model(experiment: Experiment, module: nn.Module | None) -> None:
-    """Can the network be built, and do smoothness, box and refinements fit it?"""
+    """Can the network be built, and do smoothness, box and changes on the way fit it?"""
     network = _without_numbers(experiment) if module is None else module
     if network is None:
         return
@@ -402,12 +403,9 @@ def _check_model(experiment: Experiment, module: nn.Module | None) -> None:
         ]
         if mistakes:
             raise InputError(*mistakes)
-    if experiment.refine and not isinstance(network, DynamicNet):
-        raise InputError("refine: only a DynamicNet can go to finer time grids; leave it out")
     _check_precision(network)
-    for refinement in experiment.refine:
-        assert isinstance(network, DynamicNet)
-        network = regrid(network, states=refinement.states, controls=refinement.controls).module
+    for change in experiment.changes:
+        network, _ = changed(network, change)
         _check_precision(network)
 
 
