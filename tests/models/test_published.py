@@ -247,7 +247,7 @@ def test_the_weights_of_a_pde_block_count_once():
         ("neural_ode", {"rtol": 0}, "rtol 0; a positive number"),
         ("neural_ode", {"method": "dopri55"}, "did you mean 'dopri5'"),
         ("neural_ode", {"norm": "batch"}, "no running statistics"),
-        ("neural_ode", {"widths": (32,)}, "a list of 2 positive integers"),
+        ("neural_ode", {"widths": (32, 64)}, "a list of 3 positive integers"),
         ("pde_resnet", {"blocks": (1, 2)}, r"blocks \(1, 2\): a list of 4 positive integers"),
         ("pde_resnet", {"steps": 0}, "steps 0: a positive integer"),
         ("pde_resnet", {"groups": 3}, "3 groups do not divide 32 channels"),

@@ -246,7 +246,7 @@ def test_without_dynamic_blocks_there_is_nothing_to_act_on(no_data, tmp_path, se
 
 def test_evaluations_of_an_adaptive_solver_are_counted_forwards_and_backwards(tmp_path):
     pytest.importorskip("torchdiffeq")
-    model = {"name": "neural_ode", "widths": [2, 2], "rtol": 0.5, "atol": 0.5}
+    model = {"name": "neural_ode", "widths": [2, 2, 2], "rtol": 0.5, "atol": 0.5}
     experiment = dynamic(model=model, batch_size=1024)
     torch.manual_seed(experiment.seed)
     trained = resode.create(**model, in_channels=1)

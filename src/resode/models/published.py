@@ -364,7 +364,7 @@ def pde_resnet(
 
 def neural_ode(
     *,
-    widths: Sequence[int] = (32, 64),
+    widths: Sequence[int] = (32, 64, 64),
     rtol: float = 1e-2,
     atol: float = 1e-2,
     method: str = "dopri5",
@@ -374,10 +374,10 @@ def neural_ode(
     classes: int = 10,
     in_channels: int = 3,
 ) -> DynamicNet:
-    """A neural ODE (Chen et al. 2018, arXiv:1806.07366): residual steps down to 1/2, then an adaptive solver.
+    """A neural ODE (Chen et al. 2018, arXiv:1806.07366): residual steps down to 1/4, then an adaptive solver.
 
     Args:
-        widths: of the first block (one Euler step at full resolution) and of the equation.
+        widths: of the two residual (Euler) steps, at full and half resolution, and of the equation, at 1/4.
         rtol: relative tolerance.
         atol: absolute tolerance.
         method: dopri5, ...
@@ -387,15 +387,15 @@ def neural_ode(
         classes: the number of logits.
         in_channels: the number of channels of an image.
     """
-    mistakes = refuse_sizes(widths, 2)
+    mistakes = refuse_sizes(widths, 3)
     if mistakes:
         raise InputError(*mistakes)
     field = {"name": "preactivation", "norm": norm}
     solver = {"name": "adaptive", "method": method, "rtol": rtol, "atol": atol}
     return DynamicNet(
         [
-            Stage(widths[0], field, "euler", TimeGrid.uniform(1)),  # type: ignore[arg-type]
-            Stage(widths[1], field, solver, TimeGrid((0.0, end)), interpolation="shared", gradient=gradient),  # type: ignore[arg-type]
+            *(Stage(width, field, "euler", TimeGrid.uniform(1)) for width in widths[:2]),  # type: ignore[arg-type]
+            Stage(widths[2], field, solver, TimeGrid((0.0, end)), interpolation="shared", gradient=gradient),  # type: ignore[arg-type]
         ],
         stem=Stem(in_channels, norm=norm),
         connector=Connector(norm=norm, pool="stride", kernel=3),
