@@ -21,7 +21,9 @@ demo: venv
 	$(BIN)/resode train quickstart --out $(DEMO)
 	rm -rf $(DEMO)-parabolic
 	$(BIN)/resode train quickstart-parabolic --out $(DEMO)-parabolic
-	@echo "Open $(DEMO)/report.html and $(DEMO)-parabolic/report.html in a browser."
+	rm -rf $(DEMO)-twist
+	$(BIN)/resode train quickstart-twist --out $(DEMO)-twist
+	@echo "Open report.html of $(DEMO), $(DEMO)-parabolic and $(DEMO)-twist in a browser."
 
 check: venv
 	$(BIN)/ruff format --check .

@@ -88,6 +88,7 @@ def test_the_documentation_runs_as_printed():
     [
         ("quickstart", "quickstart", "test"),
         ("quickstart-parabolic", "quickstart-parabolic", "test"),
+        ("quickstart-twist", "quickstart-twist", "test"),
         ("short/resnet20", "short-resnet20", "test"),
         ("short/resnet20", "short-resnet20-validation", "validation"),
     ],
