@@ -1,0 +1,127 @@
+"""Networks of other libraries, twisted and read; and a twist under DistributedDataParallel."""
+
+import copy
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as processes
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+import resode
+from resode import analysis
+from resode.models.twisting import twisted_convolutions
+
+
+@pytest.fixture(scope="module")
+def hugging_face() -> nn.Module:
+    """A small ResNet of transformers, from a config, with statistics of its own."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.ResNetConfig(
+        embedding_size=8, hidden_sizes=[8, 16], depths=[1, 2], layer_type="basic", num_labels=10
+    )
+    network = transformers.ResNetForImageClassification(config)
+    network(torch.randn(8, 3, 32, 32))
+    return network.eval()
+
+
+def images(count: int = 2, side: int = 32) -> torch.Tensor:
+    return torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(0))
+
+
+def test_a_hugging_face_resnet_is_twisted_and_changes_nothing(hugging_face):
+    twisted = resode.twist(hugging_face, form="separate")
+    assert len(twisted_convolutions(twisted)) == 6
+    assert torch.equal(twisted(images()).logits, hugging_face(images()).logits)
+    kept = twisted.state_dict()
+    for name, tensor in hugging_face.state_dict().items():
+        assert torch.equal(kept.pop(name), tensor)
+    assert all(name.endswith(".convolution.twist") for name in kept)
+
+
+def test_stages_of_a_hugging_face_resnet(hugging_face):
+    twisted = resode.twist(hugging_face, 2, tie="free")
+    names = [item.name for item in twisted_convolutions(twisted)]
+    assert len(names) == 4
+    assert all(name.startswith("resnet.encoder.stages.1.") for name in names)
+
+
+def test_a_twisted_hugging_face_resnet_learns(hugging_face):
+    twisted = resode.twist(hugging_face).train()
+    optimiser = torch.optim.SGD(twisted.parameters(), 0.1, momentum=0.9)
+    x, labels = images(8), torch.arange(8)
+    losses = []
+    for _ in range(8):
+        loss = nn.functional.cross_entropy(twisted(x).logits, labels)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0]
+    assert all(item.layer.twist.abs().max() > 0 for item in twisted_convolutions(twisted))
+
+
+def test_a_hugging_face_resnet_is_read_as_a_pde(hugging_face):
+    rows = analysis.pde(hugging_face)
+    assert len(rows) == 6
+    assert {row.stage for row in rows} == {1, 2}
+    assert all(sum(row.shares.values()) == pytest.approx(1) for row in rows)
+
+
+@pytest.mark.slow
+def test_the_resnet50_of_torchvision():
+    try:
+        from torchvision.models import resnet50
+    except (ImportError, RuntimeError) as error:
+        pytest.skip(f"torchvision does not import here: {error}")
+    network = resnet50(weights=None).eval()
+    twisted = resode.twist(network, [1, 2, 3], form="separate")
+    assert len(twisted_convolutions(twisted)) == 3 + 4 + 6
+    x = images(1, 64)
+    assert torch.equal(twisted(x), network(x))
+
+
+# ---------------------------------------------------------------- several processes
+
+
+def _step(network: nn.Module, x: torch.Tensor) -> None:
+    network(x).square().mean().backward()
+
+
+def _rank(rank: int, port: int, network: nn.Module, x: torch.Tensor, found) -> None:
+    torch.set_num_threads(1)
+    address = f"tcp://127.0.0.1:{port}"
+    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+    parallel = DistributedDataParallel(network)
+    _step(parallel, x[rank::2])
+    if rank == 0:
+        found.update({name: p.grad.clone() for name, p in network.named_parameters()})
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["separate", "stacked", "fused"])
+def test_gradients_under_ddp_are_those_of_one_process(form):
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Tanh(), nn.Conv2d(4, 2, 3, stride=2)).double()
+    network = resode.twist(plain, form=form)
+    for item in twisted_convolutions(network):
+        nn.init.normal_(item.layer.twist)
+    x = images(4, 8).double()
+    alone = copy.deepcopy(network)
+    _step(alone, x)
+    with processes.Manager() as manager:
+        found = manager.dict()
+        port = _free_port()
+        processes.spawn(_rank, (port, network, x, found), nprocs=2)
+        for name, p in alone.named_parameters():
+            torch.testing.assert_close(found[name], p.grad, rtol=1e-10, atol=1e-12)
+
+
+def _free_port() -> int:
+    import socket
+
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
