@@ -1,12 +1,13 @@
-"""Write the measured figures into README.md: every number there comes from a record in this folder.
+"""Write the measured figures into README.md and docs: every number there comes from a record in this folder.
 
-python results/tables.py            rewrite the marked parts of README.md
+python results/tables.py            rewrite the marked parts
 python results/tables.py --check    exit 1 where they are not what the records say
 """
 
 import io
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ from rich.console import Console
 from resode import report
 
 HERE = Path(__file__).parent
-README = HERE.parent / "README.md"
 
 
 def read(name: str) -> Any:
@@ -120,34 +120,86 @@ def dynamic_blocks() -> list[str]:
     ]
 
 
-PARTS = {
-    "demo": demo,
-    "runs": runs,
-    "first_iterations": first_iterations,
-    "dynamic_blocks": dynamic_blocks,
-    "imports": imports,
-    "data_path": data_path,
-    "dry_run": dry_run,
+def twist_cost() -> list[str]:
+    """A step of a twisted ResNet-20 beside the plain one."""
+    r = read("twist_cost.json")
+    plain = r["arms"]["plain"]
+    rows = [
+        f"A training step of ResNet-20 at batch {r['batch_size']}, all convolutions twisted (conformal), fp32, no "
+        f"compilation, {r['rounds']} rounds in one process (`python benchmarks/twist.py`, "
+        f"{hardware(r['environment'])}):",
+        "",
+        "| form | multiply-adds | step | of the plain speed (quartiles) | kept for the backward pass "
+        "| peak of the process |",
+        "|---|---|---|---|---|---|",
+    ]
+    for arm, found in r["arms"].items():
+        low, high = found["speed_quartiles"]
+        kept, peak = (found[k] / plain[k] for k in ("kept_bytes", "peak_bytes"))
+        speed = "1" if arm == "plain" else f"**{found['speed']:.2f}** ({low:.2f} to {high:.2f})"
+        rows.append(
+            f"| {arm} | {found['multiply_adds'] / 1e6:.1f} M | {found['milliseconds']:.0f} ms | {speed} "
+            f"| {kept:.2f} | {peak:.2f} |"
+        )
+    return rows
+
+
+def twist() -> list[str]:
+    """The paired experiment."""
+    if not (HERE / "twist.json").exists():
+        return ["Not run yet."]
+    r = read("twist.json")
+    rows = [
+        "| network | seed | parameters | multiply-adds | test error | rotated and scaled |",
+        "|---|---|---|---|---|---|",
+    ]
+    for run in r["runs"]:
+        errors = run["top1_error"]
+        rows.append(
+            f"| {run['arm']} | {run['seed']} | {run['parameters']:,} | {run['multiply_adds'] / 1e6:.1f} M "
+            f"| {errors['cifar10']:.2f} % | {errors['cifar10-warped']:.2f} % |"
+        )
+    rows += ["", "| less plain, points of error | as they are | rotated and scaled | interval over |", "|---|---|---|---|"]
+    by_arm: dict[str, dict[str, Any]] = {}
+    for effect in r["effects"]:
+        by_arm.setdefault(effect["arm"], {})[effect["data"]] = effect
+    for arm, found in by_arm.items():
+        cells = [f"{e['points']:+.2f} [{e['low']:+.2f}, {e['high']:+.2f}]" for e in found.values()]
+        rows.append(f"| {arm} | {' | '.join(cells)} | {next(iter(found.values()))['over']} |")
+    return rows
+
+
+PAGES: dict[str, dict[str, Callable[[], list[str]]]] = {
+    "README.md": {
+        "demo": demo,
+        "runs": runs,
+        "first_iterations": first_iterations,
+        "dynamic_blocks": dynamic_blocks,
+        "imports": imports,
+        "data_path": data_path,
+        "dry_run": dry_run,
+    },
+    "docs/twist.md": {"twist_cost": twist_cost, "twist": twist},
 }
 
 
-def rendered(text: str) -> str:
-    """The text with each part between its markers written anew."""
-    for name, part in PARTS.items():
+def rendered(page: str, text: str) -> str:
+    """The text of a page with each part between its markers written anew."""
+    for name, part in PAGES[page].items():
         begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
         head, _, rest = text.partition(begin)
         if not rest:
-            sys.exit(f"README.md has no part '{name}'")
+            sys.exit(f"{page} has no part '{name}'")
         text = head + begin + "\n".join(part()) + "\n" + end + rest.partition(end)[2]
     return text
 
 
 if __name__ == "__main__":
-    present = README.read_text(encoding="utf-8")
-    if "--check" in sys.argv:
-        sys.exit(
-            0
-            if rendered(present) == present
-            else "README.md is not what results/ says: run results/tables.py"
-        )
-    README.write_text(rendered(present), encoding="utf-8")
+    for page in PAGES:
+        path = HERE.parent / page
+        present = path.read_text(encoding="utf-8")
+        made = rendered(page, present)
+        if "--check" not in sys.argv:
+            path.write_text(made, encoding="utf-8")
+        elif made != present:
+            sys.exit(f"{page} is not what results/ says: run results/tables.py")

@@ -414,3 +414,19 @@ def test_the_report_counts_what_was_added():
     assert len(lines) == 6 + 2
     assert lines[-2] == "parameters     269,722 -> 275,866 (+2.3%)"
     assert lines[-1].startswith("multiply-adds  40.6 M -> 68.9 M")
+
+
+@pytest.mark.parametrize("tie", ["conformal", "saddle"])
+def test_a_network_of_conformal_twists_with_symmetric_kernels_does_not_see_a_quarter_turn(tie):
+    """Of odd sizes, where a stride of 2 keeps the centre: 33, 17, 9. The other tie is the control."""
+    network = resode.twist(resode.create("he_resnet20", widths=[4, 4, 8]).double().eval(), tie=tie)
+    with torch.no_grad():
+        for item in twisted_convolutions(network):
+            weight = item.layer.weight
+            weight.copy_(sum(torch.rot90(weight, k, (2, 3)) for k in range(4)) / 4)
+            nn.init.normal_(item.layer.twist, std=0.1)
+        x = torch.randn(2, 3, 33, 33, dtype=torch.float64)
+        difference = (network(torch.rot90(x, 1, (2, 3))) - network(x)).abs().max()
+        size = network(x).abs().max()
+    assert size > 0.01
+    assert difference < 1e-10 * size if tie == "conformal" else difference > 1e-3 * size
