@@ -159,7 +159,11 @@ def twist() -> list[str]:
             f"| {run['arm']} | {run['seed']} | {run['parameters']:,} | {run['multiply_adds'] / 1e6:.1f} M "
             f"| {errors['cifar10']:.2f} % | {errors['cifar10-warped']:.2f} % |"
         )
-    rows += ["", "| less plain, points of error | as they are | rotated and scaled | interval over |", "|---|---|---|---|"]
+    rows += [
+        "",
+        "| less plain, points of error | as they are | rotated and scaled | interval over |",
+        "|---|---|---|---|",
+    ]
     by_arm: dict[str, dict[str, Any]] = {}
     for effect in r["effects"]:
         by_arm.setdefault(effect["arm"], {})[effect["data"]] = effect

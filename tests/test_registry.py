@@ -2,7 +2,7 @@ from abc import ABC, abstractmethod
 
 import pytest
 
-from resode.errors import InputError
+from resode.errors import InputError, nearest
 from resode.registry import Entry, Registry
 
 
@@ -50,3 +50,10 @@ def test_unknown_options_are_all_reported(shapes):
     assert len(error.value.messages) == 2
     assert "did you mean 'width'" in error.value.messages[0]
     assert "did you mean 'depth'" in error.value.messages[1]
+
+
+def test_of_equally_near_names_the_one_that_begins_alike_is_meant():
+    names = ("he2016/resnet32", "he2016/resnet20", "he2016/resnet110")
+    assert nearest("he2016/resnet2O", names) == "; did you mean 'he2016/resnet20'?"
+    assert nearest("he2016/resnet2O", iter(names)) == "; did you mean 'he2016/resnet20'?"
+    assert nearest("zzz", names) == nearest("x", ()) == ""

@@ -5,6 +5,7 @@
 
 import difflib
 from collections.abc import Iterable
+from os.path import commonprefix
 
 
 class ResodeError(Exception):
@@ -50,6 +51,16 @@ class Stopped(ResodeError):
 
 
 def nearest(word: str, words: Iterable[str]) -> str:
-    """`"; did you mean 'x'?"` for the nearest of `words`, or an empty string where none is near."""
-    matches = difflib.get_close_matches(word, list(words), n=1, cutoff=0.5)
-    return f"; did you mean '{matches[0]}'?" if matches else ""
+    """`"; did you mean 'x'?"` for the nearest of `words`, or an empty string where none is near.
+
+    Of equally near ones it is the one with the longest beginning in common.
+    """
+    known = list(words)
+    near = difflib.get_close_matches(word, known, n=len(known) or 1, cutoff=0.5)
+    if not near:
+        return ""
+
+    def likeness(other: str) -> tuple[float, int]:
+        return difflib.SequenceMatcher(None, other, word).ratio(), len(commonprefix([word, other]))
+
+    return f"; did you mean '{max(near, key=likeness)}'?"
