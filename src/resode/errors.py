@@ -5,7 +5,7 @@
 
 import difflib
 from collections.abc import Iterable
-from os.path import commonprefix
+from itertools import takewhile
 
 
 class ResodeError(Exception):
@@ -61,6 +61,7 @@ def nearest(word: str, words: Iterable[str]) -> str:
         return ""
 
     def likeness(other: str) -> tuple[float, int]:
-        return difflib.SequenceMatcher(None, other, word).ratio(), len(commonprefix([word, other]))
+        alike = takewhile(lambda pair: pair[0] == pair[1], zip(word, other, strict=False))
+        return difflib.SequenceMatcher(None, other, word).ratio(), len(list(alike))
 
     return f"; did you mean '{max(near, key=likeness)}'?"
