@@ -125,8 +125,8 @@ def twist_cost() -> list[str]:
     r = read("twist_cost.json")
     plain = r["arms"]["plain"]
     rows = [
-        f"A training step of ResNet-20 at batch {r['batch_size']}, all convolutions twisted (conformal), fp32, "
-        f"no compilation, {r['rounds']} rounds in one process (`python benchmarks/twist.py`, "
+        f"A training step of ResNet-20 at batch {r['batch_size']}, all convolutions twisted (conformal), "
+        f"fp32, no compilation, {r['rounds']} rounds in one process (`python benchmarks/twist.py`, "
         f"{hardware(r['environment'])}):",
         "",
         "| form | multiply-adds | step | of the plain speed (quartiles) | kept for the backward pass "
