@@ -31,8 +31,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy import stats
 
-from resode import cost, weights
+from resode import cost, durable, weights
 from resode.data import Loader, load
 from resode.mode import mode
 
@@ -45,9 +46,7 @@ ARMS: dict[str, list[str]] = {
     "free": ["model={name: twisted, of: he_resnet20, tie: free}"],
 }
 DATA = ("cifar10", "cifar10-warped")
-# Student's t at 97.5 % by degrees of freedom; the normal quantile beyond.
-STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
-NORMAL = 1.960
+QUANTILE = 0.975
 
 
 def train(arm: str, seed: int, out: Path, more: list[str]) -> None:
@@ -63,9 +62,15 @@ def scores(out: Path) -> dict[str, np.ndarray]:
     kept = out / "correct.npz"
     if not kept.exists():
         module = weights.load(out / "model.safetensors")
-        np.savez(kept, **{name: _correct(module, name) for name in DATA})
+        found = {name: _correct(module, name) for name in DATA}
+        durable.write(kept, lambda path: _save(path, found))
     with np.load(kept) as found:
         return {name: found[name] for name in DATA}
+
+
+def _save(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    with path.open("wb") as file:
+        np.savez(file, **arrays)
 
 
 def _correct(module: Any, name: str) -> np.ndarray:
@@ -86,13 +91,13 @@ def effect(plain: list[np.ndarray], other: list[np.ndarray]) -> dict[str, Any]:
     differences = [100 * float(p.mean() - o.mean()) for p, o in zip(plain, other, strict=True)]
     mean, count = statistics.mean(differences), len(differences)
     if count > 1:
-        t = STUDENT[count - 2] if count - 2 < len(STUDENT) else NORMAL
+        t = float(stats.t.ppf(QUANTILE, count - 1))
         half, over = t * statistics.stdev(differences) / math.sqrt(count), f"{count} seeds"
     else:
         n = len(plain[0])
         lost, won = int((plain[0] & ~other[0]).sum()), int((~plain[0] & other[0]).sum())
         variance = (lost + won - (lost - won) ** 2 / n) / n**2
-        half, over = 100 * NORMAL * math.sqrt(variance), f"{n:,} images, one seed"
+        half, over = 100 * float(stats.norm.ppf(QUANTILE)) * math.sqrt(variance), f"{n:,} images, one seed"
     return {
         "points": round(mean, 3),
         "low": round(mean - half, 3),

@@ -7,10 +7,11 @@ import torch
 from torch import nn
 
 import resode
+from resode import analysis
 from resode.analysis import pde
 from resode.analysis.parts import INDEPENDENT, INDEPENDENT_SMOOTHING
 from resode.errors import InputError
-from resode.fields import Antisymmetric
+from resode.fields import Antisymmetric, fields
 from resode.fields.convolutions import Convolution
 from resode.operators.stencils import PARTS, kernels
 from resode.operators.twist import TwistConv2d
@@ -166,3 +167,16 @@ def test_other_sizes_are_left_out_and_a_shared_layer_is_one():
 def test_a_kernel_that_is_not_finite_is_refused():
     with pytest.raises(InputError, match="0: its kernel is not finite"):
         pde(nn.Sequential(convolution(torch.full((1, 1, 3, 3), torch.nan))))
+
+
+@pytest.mark.parametrize("name", fields.names())
+@pytest.mark.parametrize("twist", [None, "conformal"])
+def test_every_field_is_read(name, twist):
+    options = {} if name == "bottleneck" else {"norm": None}
+    net = resode.DynamicNet(
+        [resode.Stage(4, fields.build(name, twist=twist, **options), "euler", resode.TimeGrid.uniform(2))]
+    )
+    rows = analysis.pde(net)
+    assert {row.term for row in rows} >= ({"W"} if twist is None else {"W", "X", "Y"})
+    assert len(analysis.vector_fields(net)) == (0 if twist is None else sum(r.term == "X" for r in rows))
+    assert analysis.terms(net, (3, 8, 8))

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 import resode as library
 from resode.models.twisting import twisted_convolutions
+from resode.training import Run
 
 SETTINGS = {"epochs": 2, "batch_size": 256, "precision": "fp32"}
 TINY = [word for key, value in SETTINGS.items() for word in ("--set", f"{key}={value}")]
@@ -88,6 +89,8 @@ def test_a_recipe_may_name_a_twisted_model(resode):
     [
         (("--stages", "9"), "no 3x3 convolution in stage 9"),
         (("--stages", "one"), "numbers with commas between"),
+        (("--stages", ","), "numbers with commas between"),
+        (("--stages", "²"), "numbers with commas between"),
         (("--where", "layer1.0.conv7"), "no convolution is named 'layer1.0.conv7'; did you mean"),
         (("--tie", "konformal"), "unknown tie 'konformal'; did you mean 'conformal'"),
         (("--degree", "0"), "degree 0; a positive integer"),
@@ -99,6 +102,27 @@ def test_what_cannot_be_twisted(resode, run, words, message):
     assert answer.code == 2
     assert message in answer.err
     assert len(answer.lines) == 1
+
+
+def test_a_new_model_has_no_normalisation_of_its_own_and_is_the_same_each_time(resode, tmp_path):
+    for name in ("a", "b"):
+        assert resode("twist", "digits_resnet8", "--out", f"{name}.safetensors").code == 0
+    first, second = (load_file(tmp_path / f"{name}.safetensors") for name in ("a", "b"))
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+    assert resode("train", "quickstart", "--out", "plain", *TINY).code == 0
+    assert resode("train", "quickstart", "--out", "on", *TINY, "--init", "a.safetensors").code == 0
+    plain, on = (Run(tmp_path / name).read_experiment().data for name in ("plain", "on"))
+    assert (plain.mean, plain.std) == (on.mean, on.std)
+
+
+def test_a_twisted_recipe_goes_on_from_a_network_that_was_twisted_further(resode, tmp_path):
+    stage = ("--set", "model.where=[1]")
+    assert resode("train", "quickstart-twist", "--out", "one", *TINY, *stage).code == 0
+    assert resode("twist", "one", "--stages", "2", "--out", "two.safetensors").code == 0
+    answer = resode("train", "quickstart-twist", "--out", "on", *TINY, *stage, "--init", "two.safetensors")
+    assert answer.code == 0, answer.err
+    stages = {item.stage for item in twisted_convolutions(library.load(tmp_path / "on"))}
+    assert stages == {1, 2}
 
 
 def test_nothing_is_overwritten_without_force(resode, run, tmp_path):

@@ -155,3 +155,11 @@ def test_states_of_steps_begin_at_zero():
     carried = with_zeros(module)(known)
     assert {name: t.shape for name, t in carried.items()} == dict.fromkeys(carried, torch.Size([]))
     assert carried["0.twist"] == 0
+
+
+def test_one_twist_and_one_stage_need_no_list():
+    experiment = digits(twist={"at": 0.5, "where": 1})
+    assert [(t.at, t.where) for t in experiment.twist] == [(0.5, (1,))]
+    assert experiment.changes == list(experiment.twist)
+    with pytest.raises(InputError, match="twist"):
+        digits(twist="conformal")

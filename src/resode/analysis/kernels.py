@@ -2,7 +2,8 @@
 
 A convolution holds one, a twisted one also those of X, Y, ...; a dynamic block one at each of its control
 nodes, and a semi-implicit scheme one for each step. What acts is read: of the antisymmetric field the kernel
-of K - K^T - gamma I. A dilation of d puts the entries d pixels apart.
+of K - K^T - gamma I (twisted, it has none, and those of K are read). A dilation of d puts the entries d
+pixels apart.
 """
 
 from collections.abc import Iterator
@@ -75,9 +76,10 @@ Found = tuple[str, str, Tensor, tuple[int, int], float | None]  # name, term, ke
 
 
 def _weights(model: nn.Module) -> Iterator[Found]:
-    antisymmetric = {id(m.conv) for m in model.modules() if isinstance(m, AntisymmetricLayer)}
+    layers = [m for m in model.modules() if isinstance(m, AntisymmetricLayer)]
+    antisymmetric = {id(layer.conv) for layer in layers if isinstance(layer.conv, Convolution)}
     for name, module in model.named_modules():
-        if isinstance(module, AntisymmetricLayer):
+        if isinstance(module, AntisymmetricLayer) and id(module.conv) in antisymmetric:
             yield f"{name}.conv".lstrip("."), "W", module.kernel(), (1, 1), None
         elif isinstance(module, Convolution) and module.weight.shape[-2:] == (3, 3):
             if id(module) not in antisymmetric:

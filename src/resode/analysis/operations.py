@@ -31,6 +31,9 @@ ACTIVATIONS: Mapping[str, str] = {
     "silu": "SiLU",
     "gelu": "GELU",
     "mish": "Mish",
+    "_prelu_kernel": "PReLU",
+    "hardswish": "hardswish",
+    "hardsigmoid": "hardsigmoid",
 }
 SUM, MEAN, MAXIMUM, GLOBAL = "sum", "local mean", "local maximum", "global mean"
 POOLINGS: Mapping[str, str] = {

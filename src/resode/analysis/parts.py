@@ -41,7 +41,7 @@ class KernelStrength:
         term: "W", or "X", "Y", ... for the kernels Wx, Wy, ... of a twist, taken where X = 1 (one side of
             the image).
         reaction, advection, diffusion, mixed: shares, which sum to 1; all 0 of a kernel that is 0.
-        strength: S, the amplitude of an output channel for independent inputs of amplitude 1.
+        strength: S, the root of the sum of the squared amplitudes of all nine terms.
         smoothing: a in pixels^2, the best a (least squares over channel pairs) in K u = c (u + a Laplace u),
             a = sum c_00 (c_20 + c_02) / 2 sum c_00^2. Positive: it smooths, to first order as the heat
             equation does in the time a; negative: it sharpens. Independent entries give 1/3, as does the

@@ -155,7 +155,8 @@ def _twists(model: nn.Module) -> Iterator[Term]:
     adjoint = _count(model, ParabolicLayer) + _count(model, HamiltonianLayer)
     yield Term(
         "transposed convolution K^T of the same kernel",
-        "the adjoint operator: even orders as those of K, odd ones with the opposite sign",
+        "the adjoint operator, its channels exchanged; where K has constant coefficients, even orders "
+        "as those of K, odd ones with the opposite sign",
         adjoint,
     )
 
@@ -205,7 +206,11 @@ def _pointwise(seen: Counter[str]) -> Iterator[Term]:
 
 def _grids(model: nn.Module, seen: Counter[str]) -> Iterator[Term]:
     convolutions = [module for module in model.modules() if isinstance(module, AnyConvolution)]
-    boundaries = Counter(_boundary(module) for module in convolutions if max(module.weight.shape[-2:]) > 1)
+    boundaries = Counter(
+        _boundary(module)
+        for module in convolutions
+        if max(module.weight.shape[-2:]) > 1 and not isinstance(module, nn.ConvTranspose2d)
+    )
     for name, number in boundaries.items():
         yield Term(f"padding: {name}", BOUNDARIES[name], number)
     strides = Counter(

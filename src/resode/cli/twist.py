@@ -64,7 +64,7 @@ def twist(
 
     check_twist(tie, degree, coordinates, form)
     chosen: list[str | int] = [part.strip() for part in (stages or "").split(",") if part.strip()]
-    if any(not str(part).isdigit() for part in chosen):
+    if any(not str(part).isdecimal() for part in chosen) or (stages is not None and not chosen):
         raise InputError(f"--stages {stages}: numbers with commas between, like 1,2")
     chosen += where or []
     refuse_place(out, force)
@@ -95,12 +95,16 @@ def twist(
 
 def _read(path: str, out: Path) -> "tuple[nn.Module, Card, dict[str, Tensor]]":
     """The network, its card, and the state of its optimiser where there is one."""
+    import torch
+
     from resode import weights
     from resode.models import create, created_as, models
     from resode.training.runs import source_of
 
     if not Path(path).exists() and is_model(path):
-        module = create(path)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            module = create(path)
         channels, height, width = models.entry(path).shape or (3, 32, 32)
         names = tuple(map(str, range(10)))
         preprocessing = weights.Preprocessing(
@@ -108,7 +112,7 @@ def _read(path: str, out: Path) -> "tuple[nn.Module, Card, dict[str, Tensor]]":
         )
         made = created_as(module)
         assert made is not None
-        return module, weights.Card(weights.Specification(*made), preprocessing), {}
+        return module, weights.Card(weights.Specification(*made), preprocessing, {"new": True}), {}
     source = source_of(path)
     if out.exists() and Path(path).exists() and out.samefile(source.weights):
         raise InputError(f"--out {out}: is the file that is read; choose another name")

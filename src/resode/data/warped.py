@@ -2,7 +2,7 @@
 
     v(x) = u(R(-a) x / s),        x = 0 at the centre,        a ~ U(-A, A),  log s ~ U(log s_min, log s_max)
 
-read bilinearly, and mirrored at the border pixel where the image ends. The angle and the scale of an image
+read bilinearly (which blurs a little), and mirrored where the image ends. The angle and the scale of an image
 are a function of the seed and of its rank by content, so that every network is asked about the same images,
 whatever their order.
 """

@@ -64,6 +64,7 @@ def twist(
     check_twist(tie, degree, coordinates, form)
     specification = Twist(tie, degree, coordinates, form)
     chosen = chosen_convolutions(model, where)
+    _refuse_hooks(model, chosen)
     if isinstance(model, DynamicNet):
         return _rebuilt(model, chosen, specification)
     twisted = copy.deepcopy(model)
@@ -72,9 +73,19 @@ def twist(
         plain = twisted.get_submodule(name)
         if id(plain) not in made:
             made[id(plain)] = _twisted(plain, specification)
+        if not name:
+            return made[id(plain)]
         parent, _, child = name.rpartition(".")
         setattr(twisted.get_submodule(parent), child, made[id(plain)])
     return twisted
+
+
+def _refuse_hooks(model: nn.Module, chosen: Iterable[str]) -> None:
+    """What a hook does to a convolution (spectral_norm, pruning) would be lost."""
+    for name in chosen:
+        module = model.get_submodule(name)
+        if module._forward_hooks or module._forward_pre_hooks:
+            raise InputError(f"{name}: has hooks, which a twist would lose; remove them first")
 
 
 def _twisted(plain: nn.Module, twist: Twist) -> nn.Module:
@@ -196,7 +207,7 @@ def _listed(
     """The convolutions of size 3x3 in some stages, and those whose names match."""
     chosen: set[str] = set()
     for item in where:
-        if isinstance(item, int) or item.isdigit():
+        if isinstance(item, int) or item.isdecimal():
             matching = {n for n, m in known.items() if stages.get(n) == int(item) and _is_3x3(m)}
             have = ", ".join(map(str, sorted({stages[n] for n in known if n in stages}))) or "no stages"
             problem = f"no 3x3 convolution in stage {item} (there are {have})"

@@ -142,7 +142,7 @@ def affine_coordinates(height: int, width: int, kind: str) -> tuple[tuple[float,
 def coordinates(height: int, width: int, kind: str = "centred", *, like: Tensor) -> tuple[Tensor, Tensor]:
     """X (1, width) and Y (height, 1) of the pixels, on the device and in the precision of `like`.
 
-    Below single precision they are in it.
+    In float32 at least.
     """
     (a, b), (c, d) = affine_coordinates(height, width, kind)
     precision = torch.promote_types(like.dtype, torch.float32)
@@ -170,7 +170,8 @@ class TwistConv2d(nn.Conv2d):
         form: how it is computed; the results differ by rounding. "separate": one convolution for each
             kernel, so that with `twist` zero the result is that of the plain convolution, bit for bit.
             "stacked": one convolution with the kernels stacked. "fused": one convolution of u times the
-            monomials, made again in the backward pass, so that u alone is kept. "auto": stacked.
+            monomials, made again in the backward pass, so that u alone is kept. "auto": stacked. The
+            transforms of torch.func (vmap, jvp) take "separate" only.
 
     Raises:
         InputError: an unknown tie, degree, coordinates or form; a tie that needs square kernels.
@@ -249,6 +250,8 @@ class TwistConv2d(nn.Conv2d):
             return torch.einsum("oin,nthw->toihw", self.twist, self.basis)
 
     def forward(self, u: Tensor) -> Tensor:
+        if u.ndim == 3:
+            return self.forward(u[None])[0]
         u, padding = self._padded(u)
         form = "stacked" if self.form == "auto" else self.form
         result: Tensor = getattr(self, f"_{form}")(u, padding)
@@ -304,7 +307,7 @@ class TwistConv2d(nn.Conv2d):
         kernels = dict(zip(((0, 0), *self.terms), (self.weight, *self.kernels()), strict=True))
         factors = [xi[None, :] ** p * eta[:, None] ** q for p, q in self.terms]
         weights = [self._shifted(kernels, power, across, down) for power in kernels]
-        weight = torch.cat(weights, 1)
+        weight = torch.cat(weights, 1).to(self.weight.dtype)
         return weighted_convolution(u, weight, self.bias, factors, (), self._geometry(padding))
 
     def _geometry(self, padding: tuple[int, int]) -> "Geometry":
@@ -319,7 +322,7 @@ class TwistConv2d(nn.Conv2d):
         self, size: int, a: float, b: float, axis: int, padding: tuple[int, int], like: Tensor
     ) -> tuple[Tensor, Tensor]:
         """The coordinate on the input pixels, and by how much it grows to each entry of a kernel."""
-        precision = torch.promote_types(like.dtype, self.weight.dtype)
+        precision = torch.promote_types(torch.promote_types(like.dtype, self.weight.dtype), torch.float32)
         step = 2 / (self.stride[axis] * b)
         pixels = torch.arange(size, dtype=precision, device=like.device)
         entries = torch.arange(self.kernel_size[axis], dtype=precision, device=like.device)
@@ -444,7 +447,8 @@ class _Weighted(torch.autograd.Function):
         saved: tuple[Tensor | None, ...] = ctx.saved_tensors
         if torch.is_grad_enabled():  # a second derivative is asked for: autograd finds it in the plain form
             leaves = [t for t in saved if t is not None and t.requires_grad]
-            leaf = iter(torch.autograd.grad(_weighted(*saved, *ctx.options), leaves, g, create_graph=True))  # type: ignore[arg-type]
+            alike = [t if t is None else t.to(g.dtype) for t in saved]  # as under autocast
+            leaf = iter(torch.autograd.grad(_weighted(*alike, *ctx.options), leaves, g, create_graph=True))  # type: ignore[arg-type]
             wanted = [t is not None and t.requires_grad for t in saved]
             return *(next(leaf) if w else None for w in wanted), None, None, None
         u, weight, bias = saved

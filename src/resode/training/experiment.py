@@ -14,6 +14,7 @@ import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     NonNegativeFloat,
@@ -237,6 +238,11 @@ class Smoothness(Section):
     dirichlet: NonNegativeFloat = 0.0
 
 
+def _listed(value: Any) -> Any:
+    """A list of one where one is given."""
+    return [value] if isinstance(value, int | str | Mapping) else value
+
+
 class Refinement(Section):
     """Finer time grids from a fraction `at` of the training on: multilevel training.
 
@@ -256,7 +262,7 @@ class Twisting(Section):
     """
 
     at: Annotated[float, Field(gt=0, lt=1)]
-    where: tuple[int | str, ...] = ()
+    where: Annotated[tuple[int | str, ...], BeforeValidator(_listed)] = ()
     tie: Literal["free", "odd", "conformal", "saddle", "mixed"] = "conformal"
     degree: PositiveInt = 1
     coordinates: Literal["centred", "per-axis", "published"] = "centred"
@@ -309,8 +315,8 @@ class Experiment(Section):
     average: Average | None = None
     smoothness: Smoothness | None = None
     box: PositiveFloat | None = None
-    refine: tuple[Refinement, ...] = ()
-    twist: tuple[Twisting, ...] = ()
+    refine: Annotated[tuple[Refinement, ...], BeforeValidator(_listed)] = ()
+    twist: Annotated[tuple[Twisting, ...], BeforeValidator(_listed)] = ()
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     compile: bool = False

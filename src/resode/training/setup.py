@@ -307,7 +307,7 @@ def _resolve_init(
         of_data = ("classes", "in_channels")
         options = {key: value for key, value in specification.options.items() if key not in of_data}
         changes["model"] = Model(name=specification.name, **{**options, **own})
-    if experiment.data.mean is None:
+    if experiment.data.mean is None and not card.training.get("new"):
         normalisation = {"mean": preprocessing.mean, "std": preprocessing.std}
         changes["data"] = experiment.data.model_copy(update=normalisation)
     return experiment.replace(**changes), notes
@@ -331,12 +331,14 @@ def _is_regridded(specification: weights.Specification, model: Model) -> bool:
 
 def _is_twisted(specification: weights.Specification, model: Model) -> bool:
     """Whether a network of a file is a recipe's network, twisted, once or more."""
+    own = {key: value for key, value in model.options.items() if key not in ("classes", "in_channels")}
     name, options = specification.name, specification.options
-    while name == "twisted" != model.name:
+    while name == "twisted":
         options = dict(options["of"]) if isinstance(options["of"], Mapping) else {"name": options["of"]}
         name = options.pop("name")
-    own = {key: value for key, value in model.options.items() if key not in ("classes", "in_channels")}
-    return specification.name == "twisted" and name == model.name and options == own
+        if (name, options) == (model.name, own):
+            return True
+    return False
 
 
 def _without_grids(specification: weights.Specification) -> dict[str, Any]:
