@@ -11,6 +11,7 @@ from PIL import Image
 import resode as library
 from resode import weights
 from resode.analysis import pde, vector_fields
+from resode.models import models
 from resode.models.twisting import twisted_convolutions
 from tests.cli.conftest import TINY
 
@@ -129,11 +130,12 @@ def test_what_cannot_be_analysed(resode, tmp_path, words, message):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["weights.pth"]
 
 
-def test_a_network_without_3x3_convolutions_has_nothing_to_read(resode, tmp_path):
+def test_a_network_without_3x3_convolutions_has_nothing_to_read(resode, tmp_path, monkeypatch):
     plugin = "from torch import nn\nfrom resode.models import models\n"
     plugin += "@models.register('flat', shape=(3, 8, 8))\ndef flat(*, classes=10, in_channels=3):\n"
     plugin += "    return nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten(), nn.LazyLinear(classes))\n"
     (tmp_path / "flat.py").write_text(plugin)
+    monkeypatch.setattr(models, "_entries", dict(models._entries))
     answer = resode("analyze", "flat", "--plugin", "flat.py")
     assert answer.code == 2
     assert "flat: has no 3x3 convolution" in answer.err

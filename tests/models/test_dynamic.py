@@ -23,7 +23,7 @@ from resode.errors import InputError
 from resode.fields import Antisymmetric, Double, Hamiltonian, Parabolic
 from resode.gradients import Stored
 from resode.grids import TimeGrid
-from resode.integrators import IMEX, RK4, FixedStep, Leapfrog, Momentum, StormerVerlet
+from resode.integrators import IMEX, RK4, Adaptive, FixedStep, Leapfrog, Momentum, StormerVerlet
 from resode.models import create, created_as, models
 from resode.models.dynamic import DynamicNet, dynamic
 from resode.models.joints import Connector, Head, Identity, Stem, UnitConnector
@@ -157,11 +157,15 @@ def test_survives_deepcopy_and_state_dict(net):
 
 @every_network
 def test_survives_another_image_size_and_batch(net):
+    """An adaptive solver chooses its steps for the whole batch, within its tolerance."""
+    adaptive = any(isinstance(block.stage.integrator, Adaptive) for block in net.blocks())
+    tolerance = 1e-2 if adaptive else 1e-3
     for size in ((8, 8), (5, 7), (9, 4)):
         logits = net(image(net, size, 3))
         assert logits.shape == (3, net.classes)
         assert logits.isfinite().all()
-        torch.testing.assert_close(logits[:1], net(image(net, size, 3)[:1]), rtol=1e-3, atol=1e-3)
+        alone = net(image(net, size, 3)[:1])
+        torch.testing.assert_close(logits[:1], alone, rtol=tolerance, atol=tolerance)
 
 
 @every_network

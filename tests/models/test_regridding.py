@@ -248,8 +248,8 @@ def test_the_rest_of_the_network_and_the_old_one_stay():
 @pytest.mark.parametrize("name", ["dynamicblocks", "neural_ode", "imex_net", "lm_resnet20", "revnet38"])
 def test_published_networks_take_finer_grids(name):
     torch.manual_seed(0)
-    options = {"imex_net": {"widths": (4, 6)}, "lm_resnet20": {"widths": (4, 6, 8)}}
-    old = create(name, **options.get(name, {} if name == "revnet38" else {"widths": (4, 6)}))
+    widths = {"lm_resnet20": (4, 6, 8), "neural_ode": (4, 6, 8)}
+    old = create(name, **({} if name == "revnet38" else {"widths": widths.get(name, (4, 6))}))
     new = regrid(old, states="double").module
     x = torch.randn(4, 3, 8, 8)
     new(x).square().sum().backward()
