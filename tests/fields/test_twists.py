@@ -13,7 +13,8 @@ from resode.errors import InputError
 from resode.fields import Twist, TwistedConvolution, fields
 from resode.fields.convolutions import Convolution, convolve
 from resode.fields.twists import twist_of
-from resode.operators.twist import COORDINATES, TIES
+from resode.operators.ties import TIES
+from resode.operators.twist import COORDINATES
 
 BOUNDARIES = ["zero", "periodic"]
 TIED = [(tie, degree) for tie in TIES for degree in (1, 2) if (tie, degree) != ("mixed", 2)]

@@ -15,7 +15,8 @@ from resode.fields import Field, Parabolic
 from resode.models import DynamicNet, created_as
 from resode.models.joints import Stem
 from resode.models.twisting import explain, stages_of, twist, twisted_convolutions
-from resode.operators.twist import TIES, TwistConv2d
+from resode.operators.ties import TIES
+from resode.operators.twist import TwistConv2d
 
 NETWORKS = {
     "he_resnet20": (3, 16, 16),

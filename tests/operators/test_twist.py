@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from resode.errors import InputError
-from resode.operators.twist import COORDINATES, TIES, TwistConv2d, coordinates, monomials, tie_basis
+from resode.operators.ties import TIES, monomials, tie_basis
+from resode.operators.twist import COORDINATES, TwistConv2d, coordinates
 
 FORMS = ("separate", "stacked", "fused")
 DEGREES = {tie: (1,) if tie == "mixed" else (1, 2, 3) for tie in TIES}

@@ -24,7 +24,8 @@ from resode.fields.base import Field
 from resode.fields.norms import NormOption, norm_of
 from resode.fields.twists import Twist, TwistOption, twist_of
 from resode.operators.spectra import check_boundary, norm_bound
-from resode.operators.twist import PaddingMode, TwistConv2d, coordinates, weighted_convolution
+from resode.operators.twist import PaddingMode, TwistConv2d, coordinates
+from resode.operators.weighted import weighted_convolution
 
 
 class Convolution(nn.Module):

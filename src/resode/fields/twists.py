@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from resode.errors import InputError
-from resode.operators.twist import TIES, check_twist
+from resode.operators.ties import TIES
+from resode.operators.twist import check_twist
 from resode.registry import Entry
 
 

@@ -7,119 +7,25 @@ with X d/dx + Y d/dy it scales, with X d/dy - Y d/dx it rotates (liuyao12, ResNe
 the coordinate of the columns, Y that of the rows, both of the *output* pixel, centred: X_{w-1-j} = -X_j
 exactly.
 
-How the kernels W_pq are tied, with R = rot90 on axes (2, 3) and the parity P W = W.flip(2, 3) = R^2 W:
-
-    free       all are learned
-    odd        P W_pq = (-1)^(p+q) W_pq: what commutes with a rotation by 180 degrees
-    conformal  W_qp = (-1)^p R W_pq: what commutes with a rotation by 90 degrees where R W = W. In degree 1
-               Wx ~ a d/dx + b d/dy gives a (X d/dx + Y d/dy) + b (X d/dy - Y d/dx): scaling and rotation
-    saddle     W_qp = -(-1)^p R W_pq: in degree 1 the trace-free strain [[a, b], [b, -a]] alone
-    mixed      antisymmetric along each axis, Wy = R^-1 Wx (degree 1): the corner kernel d2/dxdy alone
-
-A tie equates entries of the kernels up to sign, or makes them zero; one number is learned and stored for each
-class of equal entries.
+How the kernels W_pq are tied is in `resode.operators.ties`.
 """
 
 import contextlib
 import math
-from collections.abc import Callable, Sequence
-from functools import lru_cache
 from typing import Any, Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from resode.errors import InputError, nearest
+from resode.operators.ties import TIES, Monomial, monomials, tie_basis
+from resode.operators.weighted import Geometry, Pair, weighted_convolution
 
-TIES = ("free", "odd", "conformal", "saddle", "mixed")
 COORDINATES = ("centred", "per-axis", "published")
 FORMS = ("auto", "separate", "stacked", "fused")
 
 PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
-Monomial = tuple[int, int]  # the powers of X and Y
-Entries = dict[Monomial, NDArray[np.int64]]  # of the kernels (rows, columns), counted from 1, with signs
-
-
-def monomials(degree: int) -> tuple[Monomial, ...]:
-    """(p, q) with 1 <= p + q <= degree: (1, 0), (0, 1), (2, 0), (1, 1), (0, 2), ..."""
-    return tuple((total - q, q) for total in range(1, degree + 1) for q in range(total + 1))
-
-
-# ---------------------------------------------------------------- ties
-
-
-def _rot90(kernel: NDArray[np.int64], times: int = 1) -> NDArray[np.int64]:
-    return np.rot90(kernel, times)
-
-
-def _odd(kernels: Entries) -> Entries:
-    return {(p, q): (-1) ** (p + q) * _rot90(w, 2) for (p, q), w in kernels.items()}
-
-
-def _conformal(kernels: Entries) -> Entries:
-    return {(q, p): (-1) ** p * _rot90(w) for (p, q), w in kernels.items()}
-
-
-def _saddle(kernels: Entries) -> Entries:
-    return {pq: -w for pq, w in _conformal(kernels).items()}
-
-
-def _mixed(kernels: Entries) -> Entries:
-    return {(1, 0): _rot90(kernels[0, 1]), (0, 1): _rot90(kernels[1, 0], -1)}
-
-
-def _antisymmetric(axis: int) -> Callable[[Entries], Entries]:
-    return lambda kernels: {pq: -np.flip(w, axis) for pq, w in kernels.items()}
-
-
-_INVARIANT_UNDER: dict[str, tuple[Callable[[Entries], Entries], ...]] = {
-    "free": (),
-    "odd": (_odd,),
-    "conformal": (_conformal,),
-    "saddle": (_saddle,),
-    "mixed": (_antisymmetric(0), _antisymmetric(1), _mixed),
-}
-
-
-@lru_cache
-def tie_basis(tie: str, degree: int, kernel: tuple[int, int]) -> NDArray[np.float32]:
-    """What each learned number is in the kernels: (numbers, monomials, rows, columns), of -1, 0 and 1.
-
-    A tie is a set of maps G, signed permutations of all entries, under which the kernels are invariant. Each
-    class of entries that the maps lead to one another is one number; a class that they lead to its own
-    negative is zero.
-    """
-    terms = monomials(degree)
-    entries = np.arange(1, len(terms) * math.prod(kernel) + 1).reshape(len(terms), *kernel)
-    joined: list[list[tuple[int, int]]] = [[] for _ in range(entries.size + 1)]
-    for image_of in _INVARIANT_UNDER[tie]:
-        image = image_of(dict(zip(terms, entries, strict=True)))
-        for number, term in enumerate(terms):
-            for a, b in zip(entries[number].flatten().tolist(), image[term].flatten().tolist(), strict=True):
-                sign = 1 if b > 0 else -1
-                joined[a].append((abs(b), sign))
-                joined[abs(b)].append((a, sign))
-    rows, seen = [], set[int]()
-    for first in range(1, entries.size + 1):
-        if first in seen:
-            continue
-        signs, waiting, zero = {first: 1}, [first], False
-        while waiting:
-            a = waiting.pop()
-            for b, sign in joined[a]:
-                if b not in signs:
-                    signs[b] = sign * signs[a]
-                    waiting.append(b)
-                zero |= signs[b] != sign * signs[a]
-        seen |= signs.keys()
-        if not zero:
-            row = np.zeros(entries.size, dtype=np.float32)
-            row[[entry - 1 for entry in signs]] = list(signs.values())
-            rows.append(row)
-    return np.array(rows, dtype=np.float32).reshape(-1, *entries.shape)
 
 
 # ---------------------------------------------------------------- coordinates
@@ -310,7 +216,7 @@ class TwistConv2d(nn.Conv2d):
         weight = torch.cat(weights, 1).to(self.weight.dtype)
         return weighted_convolution(u, weight, self.bias, factors, (), self._geometry(padding))
 
-    def _geometry(self, padding: tuple[int, int]) -> "Geometry":
+    def _geometry(self, padding: tuple[int, int]) -> Geometry:
         return _pair(self.stride), padding, _pair(self.dilation), self.groups
 
     def _output_size(self, u: Tensor, padding: tuple[int, int]) -> tuple[int, int]:
@@ -346,125 +252,6 @@ class TwistConv2d(nn.Conv2d):
         degree = f", degree={self.degree}" if self.degree > 1 else ""
         plain = super().extra_repr()  # type: ignore[no-untyped-call]
         return f"{plain}, tie={self.tie}{degree}"
-
-
-Pair = tuple[int, int]
-Geometry = tuple[Pair, Pair, Pair, int]  # stride, padding, dilation, groups
-
-
-def _spread(u: Tensor, factors: Sequence[Tensor], groups: int) -> Tensor:
-    """The channels u, f_1 u, f_2 u, ... of each group, side by side; the adjoint of `_gather`."""
-    if not factors:
-        return u
-    by_group = u.unflatten(1, (groups, -1))
-    if torch.is_grad_enabled() or torch.compiler.is_compiling():
-        parts = [by_group, *((by_group * factor).to(u.dtype) for factor in factors)]
-        return torch.cat(parts, 2).flatten(1, 2)
-    same = factors[0].new_ones(u.shape[2:])
-    every = torch.stack([same, *(factor.expand_as(same) for factor in factors)])
-    channels_last = u.is_contiguous(memory_format=torch.channels_last)
-    result = torch.empty(
-        (u.shape[0], u.shape[1] * len(every), *u.shape[2:]), dtype=u.dtype, device=u.device,
-        memory_format=torch.channels_last if channels_last else torch.contiguous_format,
-    )  # fmt: skip
-    torch.mul(by_group[:, :, None], every[:, None], out=result.unflatten(1, (groups, len(every), -1)))
-    return result
-
-
-def _gather(z: Tensor, factors: Sequence[Tensor], groups: int) -> Tensor:
-    """z_0 + f_1 z_1 + f_2 z_2 + ... of the channels z_0, z_1, ... of each group."""
-    if not factors:
-        return z
-    count = len(factors) + 1
-    by_group = z.unflatten(1, (groups, count, -1)) if groups > 1 else z.unflatten(1, (count, -1))
-    total, *others = by_group.unbind(-4)
-    for factor, part in zip(factors, others, strict=True):
-        total = torch.addcmul(total, factor, part)
-    y: Tensor = total.to(z.dtype)
-    return y.flatten(1, 2) if groups > 1 else y
-
-
-def _weighted(
-    u: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    before: Sequence[Tensor],
-    after: Sequence[Tensor],
-    geometry: Geometry,
-) -> Tensor:
-    """A convolution of u times the factors `before`; its outputs times the factors `after`, added up."""
-    groups = geometry[-1]
-    return _gather(F.conv2d(_spread(u, before, groups), weight, bias, *geometry), after, groups)
-
-
-def weighted_convolution(
-    u: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    before: Sequence[Tensor],
-    after: Sequence[Tensor],
-    geometry: Geometry,
-) -> Tensor:
-    """A convolution of u times functions of the place, its outputs times functions of the place, added up.
-
-        y = sum_mn a_m W_mn * (b_n u),        a_0 = b_0 = 1
-
-    u alone is kept for the backward pass, which makes the products again.
-
-    Args:
-        u: (N, C, H, W).
-        weight: the kernels, group by group those of m = 0, 1, ... one below the other, and of n = 0, 1, ...
-            side by side.
-        bias: or None, of every output of the convolution.
-        before: b_1, b_2, ..., each of a shape that is broadcast to (H, W).
-        after: a_1, a_2, ..., each of a shape that is broadcast to that of the outputs.
-        geometry: stride, padding, dilation, groups.
-    """
-    if torch.compiler.is_compiling():  # a compiler knows what is cheap to make again
-        return _weighted(u, weight, bias, before, after, geometry)
-    result: Tensor = _Weighted.apply(u, weight, bias, before, after, geometry)  # type: ignore[no-untyped-call]
-    return result
-
-
-class _Weighted(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        u: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        before: Sequence[Tensor],
-        after: Sequence[Tensor],
-        geometry: Geometry,
-    ) -> Tensor:
-        ctx.save_for_backward(u, weight, bias)
-        ctx.options = before, after, geometry
-        y = _weighted(u, weight, bias, before, after, geometry)
-        return y.clone() if y._is_view() else y  # so that it may be modified in place
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        saved: tuple[Tensor | None, ...] = ctx.saved_tensors
-        if torch.is_grad_enabled():  # a second derivative is asked for: autograd finds it in the plain form
-            leaves = [t for t in saved if t is not None and t.requires_grad]
-            alike = [t if t is None else t.to(g.dtype) for t in saved]  # as under autocast
-            leaf = iter(torch.autograd.grad(_weighted(*alike, *ctx.options), leaves, g, create_graph=True))  # type: ignore[arg-type]
-            wanted = [t is not None and t.requires_grad for t in saved]
-            return *(next(leaf) if w else None for w in wanted), None, None, None
-        u, weight, bias = saved
-        assert u is not None
-        assert weight is not None
-        before, after, (stride, padding, dilation, groups) = ctx.options
-        shape = None if bias is None else [bias.shape[0]]
-        mask = [*ctx.needs_input_grad[:2], bias is not None and ctx.needs_input_grad[2]]
-        inputs = _spread(u.to(g.dtype), before, groups)
-        gradients = torch.ops.aten.convolution_backward(
-            _spread(g, after, groups), inputs, weight.to(g.dtype), shape, stride, padding, dilation, False,
-            (0, 0), groups, mask,
-        )  # fmt: skip
-        du = _gather(gradients[0], before, groups) if mask[0] else None
-        found = zip((du, *gradients[1:]), saved, mask, strict=True)
-        return *(d.to(t.dtype) if t is not None and m else None for d, t, m in found), None, None, None
 
 
 def _pair(values: tuple[int, ...]) -> Pair:
