@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from resode import cost, durable, randomness, weights
+from resode import cost, randomness, weights
 from resode.blocks import dynamic_blocks
 from resode.controls import controls_of
 from resode.data import (
@@ -33,9 +33,9 @@ from resode.data import (
 from resode.errors import InputError, IntegrityError
 from resode.mode import mode
 from resode.models import DynamicNet, create, created_as
-from resode.training import optimisers
 from resode.training.changes import changed
 from resode.training.experiment import Data, Experiment, Model
+from resode.training.initial import initial_optimiser_state, resolve_init
 from resode.training.precision import choose_device, choose_precision, place
 
 
@@ -170,7 +170,7 @@ def prepare(
     tell(f"reading {experiment.data.source}")
     data = read_data(experiment.data)
     train_index, validation_index = validation_split(data.train, experiment.data.validation, experiment.seed)
-    experiment, notes = _resolve_init(experiment, module, data)
+    experiment, notes = resolve_init(experiment, module, data)
     section = _resolve_data(experiment.data, data, train_index)
     precision, reason = choose_precision(experiment.precision, device)
     notes += [f"precision {precision}: {reason}"] if experiment.precision == "auto" else []
@@ -179,7 +179,7 @@ def prepare(
     if module is None and experiment.init is not None:
         _check_model(experiment, None)
     module = place(_built(experiment, module), device)
-    optimiser_state = _optimiser_state(experiment, module)
+    optimiser_state = initial_optimiser_state(experiment, module)
     height, width, channels = data.train.pixels.shape[1:]
     preprocessing = weights.Preprocessing(
         mean=section.mean or (), std=section.std or (), size=(height, width), channels=channels,
@@ -252,101 +252,6 @@ def model_of(module: nn.Module) -> Model | None:
     if weights.mismatches(original, module.state_dict()):
         return None
     return Model(name=created[0], **created[1])
-
-
-def _optimiser_state(experiment: Experiment, module: nn.Module) -> dict[str, Tensor]:
-    """The optimiser's state to begin with, by `<state>/<parameter>`; none unless `init` asks for it."""
-    init = experiment.init
-    if init is None or not init.optimiser:
-        return {}
-    return optimisers.read_state(Path(init.path), module, experiment.optimizer)
-
-
-def _resolve_init(
-    experiment: Experiment, module: nn.Module | None, data: Dataset
-) -> tuple[Experiment, list[str]]:
-    """Take the network's options and the normalisation from the weights that training starts from.
-
-    Returns:
-        The experiment, and what the user should know.
-    """
-    init = experiment.init
-    if init is None:
-        return experiment, []
-    path = Path(init.path)
-    card = weights.read_card(path)
-    digest = durable.sha256(path)
-    if init.sha256 not in ("", digest):
-        raise IntegrityError(f"{path}: the weights have changed since this run began")
-    beside = optimisers.state_file(path)
-    of_state = durable.sha256(beside) if init.optimiser and beside.is_file() else ""
-    if init.optimiser_sha256 not in ("", of_state):
-        raise IntegrityError(f"{beside}: the optimiser's state has changed since this run began")
-    preprocessing, specification = card.preprocessing, card.specification
-    channels = data.train.pixels.shape[3]
-    if preprocessing.channels != channels:
-        raise InputError(
-            f"{path}: takes images of {preprocessing.channels} channels, {data.name} has {channels}"
-        )
-    hashes = {"sha256": digest, "optimiser_sha256": of_state}
-    changes: dict[str, Any] = {"init": init.model_copy(update=hashes)}
-    notes = []
-    if module is None and specification is not None and experiment.model is not None:
-        own = experiment.model.options
-        if _is_regridded(specification, experiment.model):
-            own = {}
-            notes.append(f"the network is that of {path}: the recipe's on other time grids")
-        elif _is_twisted(specification, experiment.model):
-            own = {}
-            notes.append(f"the network is that of {path}: the recipe's, twisted")
-        elif specification.name != experiment.model.name:
-            raise InputError(
-                f"{path}: holds a {specification.name}, the recipe trains a {experiment.model.name}; "
-                f"to train the file's network add --set model.name={specification.name}"
-            )
-        of_data = ("classes", "in_channels")
-        options = {key: value for key, value in specification.options.items() if key not in of_data}
-        changes["model"] = Model(name=specification.name, **{**options, **own})
-    if experiment.data.mean is None and not card.training.get("new"):
-        normalisation = {"mean": preprocessing.mean, "std": preprocessing.std}
-        changes["data"] = experiment.data.model_copy(update=normalisation)
-    return experiment.replace(**changes), notes
-
-
-def _is_regridded(specification: weights.Specification, model: Model) -> bool:
-    """Whether a network of a file is a recipe's network of dynamic blocks, on other time grids."""
-    if specification.name != "dynamic":
-        return False
-    of_data = {k: specification.options[k] for k in ("classes", "in_channels") if k in specification.options}
-    try:
-        with torch.device("meta"):
-            network = create(model.name, **{**model.options, **of_data})
-    except (InputError, RuntimeError):
-        return False
-    if not isinstance(network, DynamicNet):
-        return False
-    recipe = weights.Specification("dynamic", network.options())
-    return recipe != specification and _without_grids(recipe) == _without_grids(specification)
-
-
-def _is_twisted(specification: weights.Specification, model: Model) -> bool:
-    """Whether a network of a file is a recipe's network, twisted, once or more."""
-    own = {key: value for key, value in model.options.items() if key not in ("classes", "in_channels")}
-    name, options = specification.name, specification.options
-    while name == "twisted":
-        options = dict(options["of"]) if isinstance(options["of"], Mapping) else {"name": options["of"]}
-        name = options.pop("name")
-        if (name, options) == (model.name, own):
-            return True
-    return False
-
-
-def _without_grids(specification: weights.Specification) -> dict[str, Any]:
-    stages = [
-        {key: value for key, value in stage.items() if key not in ("states", "controls")}
-        for stage in specification.options.get("stages", ())
-    ]
-    return {**specification.options, "stages": stages}
 
 
 def _resolve_data(section: Data, data: Dataset, train_index: np.ndarray) -> Data:
