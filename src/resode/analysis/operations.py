@@ -76,7 +76,7 @@ class _Seen(TorchDispatchMode):
     """Counts operators, but those inside of the layers and the blocks that it watches."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call]  # torch has no types
         self.counts: Counter[str] = Counter()
         self.inside: Counter[type] = Counter()
 

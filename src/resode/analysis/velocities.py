@@ -11,8 +11,8 @@ To first order  Wx = a_x d/dx + a_y d/dy  and  Wy = b_x d/dx + b_y d/dy,  so tha
 
 X runs to the right along the columns and Y down along the rows, so a positive rotation turns clockwise as
 an image is drawn. u + v . grad u = u(x + v) to first order: v says *where a pixel looks*; under
-du/dt = v . grad u a pattern itself moves by -v. Numbers are in pixels at X = 1, one side of the image; the
-image ends at X = 1/2. The four matrices are orthogonal, and |M|^2 = 2 (d^2 + r^2 + s^2 + q^2).
+du/dt = v . grad u a pattern itself moves by -v. Numbers are in pixels at X = 1, the longer side of the image,
+which ends at X = 1/2. The four matrices are orthogonal, and |M|^2 = 2 (d^2 + r^2 + s^2 + q^2).
 
 Strengths are as in `resode.analysis.parts`: the root of the mean over outputs of the sum over inputs.
 """

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from resode.cli.models import names_a_model, new_model
 from resode.cli.options import JsonOption, PluginOption, load_plugins
 from resode.errors import InputError
 
@@ -94,10 +95,9 @@ class Subject:
 
 def _subject(path: str, out: Path | None) -> Subject:
     from resode import weights
-    from resode.cli.twist import is_model
     from resode.training.runs import weights_file
 
-    if not Path(path).exists() and is_model(path):
+    if names_a_model(path):
         return _new(path, out)
     file = weights_file(path)
     model = weights.load(file)
@@ -114,17 +114,11 @@ def _name(specification: "Specification") -> str:
 
 
 def _new(name: str, out: Path | None) -> Subject:
-    """A registered model with new weights, the same at each call."""
-    import torch
-
     from resode.cli.console import note
-    from resode.models import create, models
 
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = create(name)
+    model, shape = new_model(name)
     note(f"{name}: new weights (seed 0); nothing here was learned")
-    return Subject(model, models.entry(name).shape or (3, 32, 32), name, out or Path(f"{name}-analysis"))
+    return Subject(model, shape, name, out or Path(f"{name}-analysis"))
 
 
 def _beside(path: Path, file: Path) -> Path:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from resode.cli.models import names_a_model, new_model
 from resode.cli.options import PluginOption, load_plugins
 from resode.errors import InputError
 
@@ -95,17 +96,12 @@ def twist(
 
 def _read(path: str, out: Path) -> "tuple[nn.Module, Card, dict[str, Tensor]]":
     """The network, its card, and the state of its optimiser where there is one."""
-    import torch
-
     from resode import weights
-    from resode.models import create, created_as, models
+    from resode.models import created_as
     from resode.training.runs import source_of
 
-    if not Path(path).exists() and is_model(path):
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            module = create(path)
-        channels, height, width = models.entry(path).shape or (3, 32, 32)
+    if names_a_model(path):
+        module, (channels, height, width) = new_model(path)
         names = tuple(map(str, range(10)))
         preprocessing = weights.Preprocessing(
             (0.5,) * channels, (0.25,) * channels, (height, width), channels, names
@@ -118,13 +114,3 @@ def _read(path: str, out: Path) -> "tuple[nn.Module, Card, dict[str, Tensor]]":
         raise InputError(f"--out {out}: is the file that is read; choose another name")
     loaded = weights.load(source.weights)
     return loaded, loaded.card, dict(source.optimiser)
-
-
-def is_model(name: str) -> bool:
-    """Whether it is the name of a model that needs no options."""
-    from resode.models import models
-
-    try:
-        return not models.entry(name).required
-    except InputError:
-        return False

@@ -20,6 +20,11 @@ from resode.models.plans import refuse_sizes
 BN_1E4 = {"name": "batch", "eps": 1e-4}
 
 
+def _stage(width: int, field: Any, integrator: Any, states: Any, controls: Any = None, **more: Any) -> Stage:
+    """A stage from names, mappings or objects."""
+    return Stage(width, field, integrator, states, controls, **more)
+
+
 def _refuse_widths(widths: Any, at_least: int = 1) -> None:
     """Refuse what is no list of positive integers, and one that is too short."""
     count = len(widths) if isinstance(widths, Sequence) else 0
@@ -73,7 +78,7 @@ def dynamicblocks(
     norm = TvNorm(eps=1e-4, scale=False) if norm is None else None if norm == "none" else norm
     field = {"name": layer, "norm": norm, "bias": True}
     stages = [
-        Stage(w, field, scheme, states, controls, gradient=gradient, keep_unused=keep_unused)  # type: ignore[arg-type]
+        _stage(w, field, scheme, states, controls, gradient=gradient, keep_unused=keep_unused)
         for w in widths[:-1]
     ]
     return DynamicNet(
@@ -128,7 +133,7 @@ def ruthotto_haber(
     described = {"name": field, "norm": TvNorm(eps=1e-3), "bias": False}
     states = TimeGrid.uniform(steps, end)
     return DynamicNet(
-        [Stage(w, described, integrator, states, gradient=gradient) for w in widths],  # type: ignore[arg-type]
+        [_stage(w, described, integrator, states, gradient=gradient) for w in widths],
         stem=Stem(in_channels, norm=BN_1E4),
         connector=Connector(norm=BN_1E4),
         last=widths[-1] if last is None else last,
@@ -176,7 +181,7 @@ def chang(
     field = {"name": name, "norm": norm}
     states = _equal_steps(steps, h)
     return DynamicNet(
-        [Stage(w, field, integrator, states, gradient=gradient) for w in widths],  # type: ignore[arg-type]
+        [_stage(w, field, integrator, states, gradient=gradient) for w in widths],
         stem=Stem(in_channels),
         connector=Connector(),
         classes=classes,
@@ -219,7 +224,7 @@ def preactivation_net(
         raise InputError(*mistakes)
     field = {"name": "preactivation", "norm": norm}
     stages = [
-        Stage(w, field, integrator, TimeGrid.uniform(count), interpolation=interpolation, gradient=gradient)  # type: ignore[arg-type]
+        _stage(w, field, integrator, TimeGrid.uniform(count), interpolation=interpolation, gradient=gradient)
         for w, count in zip(widths, (n, n - 1, n - 1), strict=True)
     ]
     return DynamicNet(
@@ -254,7 +259,7 @@ def revnet(
     plain = {"name": "preactivation", "norm": "batch"}
 
     def stage(width: int, steps: int, field: Any) -> Stage:
-        return Stage(width, field, "coupling", TimeGrid.uniform(steps), gradient=gradient)  # type: ignore[arg-type]
+        return _stage(width, field, "coupling", TimeGrid.uniform(steps), gradient=gradient)
 
     stages = [stage(widths[0], 1, {**plain, "first_norm": False})]
     stages += [stage(w, units - 1, plain) for w in widths]
@@ -292,7 +297,7 @@ def imex_net(
     field = {"name": "preactivation", "norm": norm}
     states = _equal_steps(steps, h)
     return DynamicNet(
-        [Stage(w, field, "imex", states, gradient=gradient) for w in widths],  # type: ignore[arg-type]
+        [_stage(w, field, "imex", states, gradient=gradient) for w in widths],
         stem=Stem(in_channels),
         connector=Connector(),
         head=Head(norm="batch", activation="relu"),
@@ -394,8 +399,8 @@ def neural_ode(
     solver = {"name": "adaptive", "method": method, "rtol": rtol, "atol": atol}
     return DynamicNet(
         [
-            *(Stage(width, field, "euler", TimeGrid.uniform(1)) for width in widths[:2]),  # type: ignore[arg-type]
-            Stage(widths[2], field, solver, TimeGrid((0.0, end)), interpolation="shared", gradient=gradient),  # type: ignore[arg-type]
+            *(_stage(width, field, "euler", TimeGrid.uniform(1)) for width in widths[:2]),
+            _stage(widths[2], field, solver, TimeGrid((0.0, end)), interpolation="shared", gradient=gradient),
         ],
         stem=Stem(in_channels, norm=norm),
         connector=Connector(norm=norm, pool="stride", kernel=3),

@@ -15,11 +15,13 @@ class of equal entries.
 
 from collections.abc import Callable
 from functools import lru_cache
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-TIES = ("free", "odd", "conformal", "saddle", "mixed")
+Tie = Literal["free", "odd", "conformal", "saddle", "mixed"]
+TIES: tuple[str, ...] = get_args(Tie)
 
 Monomial = tuple[int, int]  # the powers of X and Y
 Kernels = dict[Monomial, NDArray[np.int64]]  # (..., rows, columns) each

@@ -12,7 +12,7 @@ How the kernels W_pq are tied is in `resode.operators.ties`.
 
 import contextlib
 import math
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +22,8 @@ from resode.errors import InputError, nearest
 from resode.operators.ties import TIES, Monomial, monomials, tie_basis
 from resode.operators.weighted import Geometry, Pair, weighted_convolution
 
-COORDINATES = ("centred", "per-axis", "published")
+Coordinates = Literal["centred", "per-axis", "published"]
+COORDINATES: tuple[str, ...] = get_args(Coordinates)
 FORMS = ("auto", "separate", "stacked", "fused")
 
 PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]

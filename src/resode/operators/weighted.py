@@ -14,6 +14,7 @@ from torch import Tensor
 
 Pair = tuple[int, int]
 Geometry = tuple[Pair, Pair, Pair, int]  # stride, padding, dilation, groups
+Options = tuple[Sequence[Tensor], Sequence[Tensor], Geometry]  # factors before, factors after
 
 
 def _spread(u: Tensor, factors: Sequence[Tensor], groups: int) -> Tensor:
@@ -48,15 +49,8 @@ def _gather(z: Tensor, factors: Sequence[Tensor], groups: int) -> Tensor:
     return y.flatten(1, 2) if groups > 1 else y
 
 
-def _weighted(
-    u: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    before: Sequence[Tensor],
-    after: Sequence[Tensor],
-    geometry: Geometry,
-) -> Tensor:
-    """A convolution of u times the factors `before`; its outputs times the factors `after`, added up."""
+def _weighted(u: Tensor, weight: Tensor, bias: Tensor | None, options: Options) -> Tensor:
+    before, after, geometry = options
     groups = geometry[-1]
     return _gather(F.conv2d(_spread(u, before, groups), weight, bias, *geometry), after, groups)
 
@@ -84,40 +78,31 @@ def weighted_convolution(
         after: a_1, a_2, ..., each of a shape that is broadcast to that of the outputs.
         geometry: stride, padding, dilation, groups.
     """
+    options = before, after, geometry
     if torch.compiler.is_compiling():  # a compiler knows what is cheap to make again
-        return _weighted(u, weight, bias, before, after, geometry)
-    result: Tensor = _Weighted.apply(u, weight, bias, before, after, geometry)  # type: ignore[no-untyped-call]
-    return result
+        return _weighted(u, weight, bias, options)
+    y: Tensor = _Weighted.apply(u, weight, bias, options)  # type: ignore[no-untyped-call]  # torch has no types
+    return y
 
 
 class _Weighted(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        u: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        before: Sequence[Tensor],
-        after: Sequence[Tensor],
-        geometry: Geometry,
-    ) -> Tensor:
+    def forward(ctx: Any, u: Tensor, weight: Tensor, bias: Tensor | None, options: Options) -> Tensor:
         ctx.save_for_backward(u, weight, bias)
-        ctx.options = before, after, geometry
-        y = _weighted(u, weight, bias, before, after, geometry)
+        ctx.options = options
+        y = _weighted(u, weight, bias, options)
         return y.clone() if y._is_view() else y  # so that it may be modified in place
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        saved: tuple[Tensor | None, ...] = ctx.saved_tensors
+        u, weight, bias = saved = ctx.saved_tensors
         if torch.is_grad_enabled():  # a second derivative is asked for: autograd finds it in the plain form
-            leaves = [t for t in saved if t is not None and t.requires_grad]
-            alike = [t if t is None else t.to(g.dtype) for t in saved]  # as under autocast
-            leaf = iter(torch.autograd.grad(_weighted(*alike, *ctx.options), leaves, g, create_graph=True))  # type: ignore[arg-type]
             wanted = [t is not None and t.requires_grad for t in saved]
-            return *(next(leaf) if w else None for w in wanted), None, None, None
-        u, weight, bias = saved
-        assert u is not None
-        assert weight is not None
+            leaves = [t for t, w in zip(saved, wanted, strict=True) if w]
+            alike: list[Any] = [t if t is None else t.to(g.dtype) for t in saved]  # as under autocast
+            y = _weighted(alike[0], alike[1], alike[2], ctx.options)
+            leaf = iter(torch.autograd.grad(y, leaves, g, create_graph=True))
+            return *(next(leaf) if w else None for w in wanted), None
         before, after, (stride, padding, dilation, groups) = ctx.options
         shape = None if bias is None else [bias.shape[0]]
         mask = [*ctx.needs_input_grad[:2], bias is not None and ctx.needs_input_grad[2]]
@@ -128,4 +113,4 @@ class _Weighted(torch.autograd.Function):
         )  # fmt: skip
         du = _gather(gradients[0], before, groups) if mask[0] else None
         found = zip((du, *gradients[1:]), saved, mask, strict=True)
-        return *(d.to(t.dtype) if t is not None and m else None for d, t, m in found), None, None, None
+        return *(d.to(t.dtype) if t is not None and m else None for d, t, m in found), None

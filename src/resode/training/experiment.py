@@ -28,6 +28,8 @@ from pydantic import (
 from resode.data import sources
 from resode.errors import InputError, nearest
 from resode.models import models
+from resode.operators.ties import Tie
+from resode.operators.twist import Coordinates
 from resode.training import recipes
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -263,9 +265,9 @@ class Twisting(Section):
 
     at: Annotated[float, Field(gt=0, lt=1)]
     where: Annotated[tuple[int | str, ...], BeforeValidator(_listed)] = ()
-    tie: Literal["free", "odd", "conformal", "saddle", "mixed"] = "conformal"
+    tie: Tie = "conformal"
     degree: PositiveInt = 1
-    coordinates: Literal["centred", "per-axis", "published"] = "centred"
+    coordinates: Coordinates = "centred"
 
     def options(self) -> dict[str, Any]:
         """What `resode.twist` is asked."""
