@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import resode
-from resode import cost
+from resode import cost, memory
 from resode.operators.twist import FORMS
 from resode.training.precision import place
 from resode.training.runs import environment
@@ -72,7 +72,7 @@ def seconds(batch: int, rounds: int) -> dict[str, list[float]]:
 def kept_bytes(arm: str, batch: int) -> int:
     """Activations that autograd keeps, parameters, gradients and momentum."""
     module = network(arm)
-    return cost.activation_bytes(module, IMAGE, batch) + 3 * 4 * cost.parameters(module)
+    return memory.profile(module, IMAGE, batch).kept() + 3 * 4 * cost.parameters(module)
 
 
 def peak_bytes(arm: str, batch: int) -> int:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from resode import cost
+from resode import memory
 from resode.blocks import DynamicBlock, Stage, dynamic_blocks, stable_step
 from resode.errors import InputError
 from resode.fields import Field, Parabolic, fields
@@ -393,7 +393,7 @@ def test_a_block_explains_itself():
     assert rows["evaluations"] == "16"
     assert rows["parameters"] == f"{2 * (9 * 36 + 6 + 6 + 6 + 6):,}"
     assert rows["multiply-adds"] == f"{16 * 2 * 9 * 36 * 80 / 1e6:,.1f} M an image"
-    kept = cost.activation_bytes(block, (6, 8, 10), 5)
+    kept = memory.profile(block, (6, 8, 10), 5).peak()
     assert rows["memory"] == f"{kept / 1e6:,.2f} MB of activations at batch 5, gradient checkpointed"
     assert "warning" not in rows
 
@@ -453,6 +453,14 @@ class MaskedLayer(nn.Module):
         return self.drop(self.norm(y) * self.mask)
 
 
+@dataclass(frozen=True)
+class Dropping(Field):
+    """A field of dropout alone."""
+
+    def build(self, width):
+        return nn.Dropout2d(0.5)
+
+
 def test_constants_of_a_field_are_no_statistics():
     """They stay at their node, survive a new estimate of the statistics, and are there in a copy."""
     block = DynamicBlock(Stage(4, Masked(), "heun", 2))
@@ -466,10 +474,26 @@ def test_constants_of_a_field_are_no_statistics():
     assert torch.equal(other.controls[0].mask, 2 * block.controls[0].mask)
 
 
-def test_dropout_is_refused_where_the_field_is_evaluated_again():
+@pytest.mark.parametrize("scheme", ["coupling", "stormer_verlet", "momentum", "leapfrog"])
+def test_dropout_is_repeated_where_the_field_is_evaluated_again(scheme):
+    """The inverse evaluates in another order; each evaluation drops what it dropped."""
+    found = []
+    for method in ("stored", "checkpointed", "reversible", {"name": "reversible", "anchor": 2}):
+        torch.manual_seed(0)
+        block = DynamicBlock(Stage(4, Masked(0.5), scheme, 5, gradient=method)).double()
+        x = torch.randn(3, 4, 5, 5, dtype=torch.float64, requires_grad=True)
+        block(x).square().sum().backward()
+        found.append([x.grad, *(p.grad for p in block.parameters()), torch.rand(3)])
+    for other in found[1:]:
+        for a, b in zip(found[0], other, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+def test_dropout_is_refused_where_the_field_is_evaluated_at_other_times():
+    field = Dropping()
     with pytest.raises(InputError, match="leave dropout out"):
-        DynamicBlock(Stage(4, Masked(0.5), "coupling", 2, gradient="reversible"))
-    DynamicBlock(Stage(4, Masked(0.5), "coupling", 2, gradient="checkpointed"))
+        DynamicBlock(Stage(4, field, "heun", 2, gradient="adjoint"))
+    DynamicBlock(Stage(4, field, "heun", 2, gradient="checkpointed"))
 
 
 def test_a_rounding_limit_is_known_before_training():

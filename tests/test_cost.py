@@ -2,12 +2,10 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from resode import cost
-from resode.errors import InputError
 from resode.models import create, models
 
 SMALL = {
@@ -56,53 +54,6 @@ def test_counting_changes_nothing():
     assert torch.equal(torch.get_rng_state(), random)
 
 
-def kept(module, x, dtype):
-    """The bytes that a real forward pass keeps."""
-    saved = {}
-
-    def keep(tensor):
-        saved[tensor.untyped_storage().data_ptr()] = tensor
-        return tensor
-
-    autocast = torch.autocast("cpu", dtype, enabled=dtype != x.dtype)
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), autocast:
-        module.train()(x)
-    own = {t.untyped_storage().data_ptr() for t in (*module.parameters(), *module.buffers())}
-    return sum(t.untyped_storage().nbytes() for pointer, t in saved.items() if pointer not in own)
-
-
-@pytest.mark.parametrize("name", SMALL)
-def test_activation_bytes_are_what_autograd_keeps(name):
-    network, x = create(name, **SMALL[name]), torch.randn(6, 3, 16, 16)
-    counted = cost.activation_bytes(network, (3, 16, 16), 6)
-    assert counted == kept(network, x, torch.float32)
-    assert cost.activation_bytes(network.double(), (3, 16, 16), 6) == kept(network, x.double(), torch.float64)
-
-
-@pytest.mark.parametrize("name", SMALL)
-def test_activation_bytes_under_autocast(name):
-    network, x = create(name, **SMALL[name]), torch.randn(6, 3, 16, 16)
-    counted = cost.activation_bytes(network, (3, 16, 16), 6, torch.bfloat16)
-    assert counted == pytest.approx(kept(network, x, torch.bfloat16), rel=0.01)  # statistics: a few bytes
-    assert counted < 0.7 * cost.activation_bytes(network, (3, 16, 16), 6)
-
-
-def test_activation_bytes_by_hand():
-    class Layer(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.linear = nn.Linear(6, 5)
-
-        def forward(self, x):
-            return F.relu(self.linear(x.flatten(1)))
-
-    inputs, outputs = 4 * 6 * 7, 4 * 5 * 7  # the input for the weight's gradient, the output for the ReLU's
-    assert cost.activation_bytes(Layer(), (1, 2, 3), 7) == inputs + outputs
-    frozen = Layer()
-    frozen.linear.requires_grad_(False)
-    assert cost.activation_bytes(frozen, (1, 2, 3), 7) == 0
-
-
 def test_a_shared_layer_counts_its_parameters_once_and_its_work_twice():
     layer = nn.Conv2d(3, 3, 1)
     network = nn.Sequential(layer, nn.ReLU(), layer)
@@ -123,16 +74,11 @@ def test_the_memory_of_a_step_is_the_sum_of_its_parts():
     assert counted.training_bytes == 4 * numbers + 12 * trainable + counted.activation_bytes
 
 
-def test_a_precision_that_autocast_does_not_take_is_refused():
-    with pytest.raises(InputError, match="bfloat16 or float16"):
-        cost.activation_bytes(create("he_resnet8"), (3, 8, 8), 2, torch.float64)
-
-
 @pytest.mark.slow
 def test_resnet1202_needs_11_8_gb_in_fp32_and_6_2_in_bf16():
     with torch.device("meta"):
         network = create("he_resnet1202")
-    assert cost.activation_bytes(network, (3, 32, 32), 128) == pytest.approx(11.8e9, rel=0.01)
+    assert cost.estimate(network, (3, 32, 32), 128).activation_bytes == pytest.approx(11.8e9, rel=0.01)
     counted = cost.estimate(network, (3, 32, 32), 128, dtype=torch.bfloat16)
     assert counted.training_bytes == pytest.approx(6.2e9, rel=0.01)
 

@@ -9,7 +9,7 @@ gradient method. It owns the parameters at the control nodes (`controls`), the l
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,19 +19,12 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
-from resode import cost
+from resode import cost, memory
 from resode.controls import Controls, Theta, check_interpolation, default_controls
 from resode.errors import InputError
 from resode.fields import Field, Hamiltonian, fields
-from resode.gradients import (
-    Adjoint,
-    Flow,
-    Gradient,
-    Reversible,
-    Stored,
-    gradients,
-    present_autocast,
-)
+from resode.gradients import Adjoint, Flow, Gradient, Reversible, Stored, gradients
+from resode.gradients.reversible import present_autocast
 from resode.grids import TimeGrid
 from resode.integrators import (
     Adaptive,
@@ -244,12 +237,12 @@ class DynamicBlock(nn.Module):
             )
 
     def _refuse_randomness(self) -> None:
-        """A backward pass that evaluates the field again would draw other random numbers."""
+        """The adjoint equation evaluates the field at other times, for which nothing was drawn."""
         random = any(isinstance(module, _DropoutNd) for module in self.controls.modules())
-        if random and isinstance(self.stage.gradient, Reversible | Adjoint):
+        if random and isinstance(self.stage.gradient, Adjoint):
             raise InputError(
-                f"gradient {self.stage.gradient.name} evaluates the field again, where dropout drops others: "
-                "leave dropout out, or take gradient stored or checkpointed"
+                "gradient adjoint evaluates the field at other times, where dropout drops others: leave "
+                "dropout out, or take gradient stored, checkpointed or reversible"
             )
 
     def _coefficients(self) -> dict[str, nn.Parameter]:
@@ -292,6 +285,17 @@ class DynamicBlock(nn.Module):
         if isinstance(self.stage.integrator, Adaptive):
             return self._solved(y)[-1]
         return self.stage.gradient.integrate(self._flow(), y)
+
+    def take(self, gradient: Any) -> None:
+        """Take another gradient method, as an object, a name or a mapping; parameters stay as they are.
+
+        Raises:
+            InputError: what the scheme cannot run, or (to and from adjoint) needs another block.
+        """
+        stage = replace(self.stage, gradient=gradient)
+        if isinstance(stage.gradient, Adjoint) != isinstance(self.stage.gradient, Adjoint):
+            raise InputError("gradient adjoint evaluates at other times: make a block with it")
+        self.stage = stage
 
     def check(self, dtype: torch.dtype) -> None:
         """Refuse (`InputError`) what cannot be trained in this dtype: a reversal that drowns in rounding."""
@@ -428,7 +432,7 @@ class DynamicBlock(nn.Module):
         adaptive = not self.evaluations
         calls = "as many as the tolerances need" if adaptive else f"{len(self.evaluations)}"
         per = ", each evaluation" if adaptive else ""
-        work, kept = cost.multiply_adds(self, shape), cost.activation_bytes(self, shape, batch)
+        work, kept = cost.multiply_adds(self, shape), memory.profile(self, shape, batch).peak()
         rows = [
             ("field", f"{stage.field.name}: f = {stage.field.equation}"),
             ("scheme", f"{integrator.name}{order}: {integrator.equation}"),

@@ -15,8 +15,8 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from resode.blocks import DynamicBlock
-from resode.cost import Shape
 from resode.fields.norms import TvNorm2d
+from resode.memory import Shape
 from resode.mode import mode
 from resode.operators.twist import TwistConv2d
 

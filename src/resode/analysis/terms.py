@@ -18,12 +18,12 @@ from resode.analysis.operations import ACTIVATIONS, GLOBAL, MAXIMUM, MEAN, SUM, 
 from resode.analysis.parts import KernelStrength, pde
 from resode.analysis.velocities import vector_fields
 from resode.blocks import DynamicBlock, dynamic_blocks
-from resode.cost import Shape
 from resode.fields.convolutions import Convolution
 from resode.fields.hamiltonian import HamiltonianLayer
 from resode.fields.norms import TvNorm2d
 from resode.fields.parabolic import ParabolicLayer
 from resode.integrators import IMEX, FixedStep, Integrator
+from resode.memory import Shape
 from resode.models.units import Subsample
 from resode.operators.twist import TwistConv2d
 

@@ -8,13 +8,14 @@ Depth is time: a unit y <- y + F(y) is a step of Euler's method for y' = F(y, th
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resode.errors import InputError
 from resode.models.plans import Plan, Planner, refuse_sizes, stride_first, stride_last
+from resode.models.residual import ResidualNetwork
 from resode.models.units import (
     BasicUnit,
     Convolution,
@@ -27,7 +28,7 @@ from resode.models.units import (
 )
 
 
-class HeResNet(nn.Module):
+class HeResNet(ResidualNetwork):
     """Images (N, in_channels, H, W) to logits (N, classes); H and W from 4 on, 32 in the paper.
 
     Args:
@@ -47,14 +48,12 @@ class HeResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.bn1(self.conv1(x)))  # (N, 16, H, W)
-        y = self.layer1(y)
-        y = self.layer2(y)  # (N, 32, H / 2, W / 2)
-        y = self.layer3(y)  # (N, 64, H / 4, W / 4)
+        y = self.through_units(y)  # (N, 64, H / 4, W / 4)
         logits: Tensor = self.fc(y.mean((2, 3)))
         return logits
 
 
-class HePreactResNet(nn.Module):
+class HePreactResNet(ResidualNetwork):
     """The pre-activation network; arguments and shapes as in `HeResNet`."""
 
     def __init__(self, plan: Plan, shortcut: Shortcut, *, classes: int = 10, in_channels: int = 3) -> None:
@@ -68,9 +67,7 @@ class HePreactResNet(nn.Module):
         self.fc = nn.Linear(width, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.layer1(self.conv1(x))
-        y = self.layer2(y)
-        y = self.layer3(y)
+        y = self.through_units(self.conv1(x))
         y = F.relu(self.bn(y))
         logits: Tensor = self.fc(y.mean((2, 3)))
         return logits
@@ -116,6 +113,7 @@ def he_resnet(
     stride: Literal["first", "last"] = "first",
     widths: Sequence[int] = (16, 32, 64),
     zero_init: bool = False,
+    gradient: Any = "stored",
 ) -> HeResNet:
     """He et al.'s ResNet for CIFAR of any depth 6n + 2.
 
@@ -127,6 +125,7 @@ def he_resnet(
         stride: what strides and widens: the first unit of a stage (the paper), or the last of that before.
         widths: the channels of the three stages.
         zero_init: start every residual branch from F = 0.
+        gradient: stored, or checkpointed (`resode.gradients.Checkpointed`).
 
     Raises:
         InputError: an impossible depth, shortcut, stride, width or number, a line for each.
@@ -135,6 +134,7 @@ def he_resnet(
     network = HeResNet(plan, SHORTCUTS[shortcut], classes=classes, in_channels=in_channels)
     if zero_init:
         zero_branches(network)
+    network.take(gradient)
     return network
 
 
@@ -147,10 +147,12 @@ def he_preact_resnet(
     stride: Literal["first", "last"] = "first",
     widths: Sequence[int] = (16, 32, 64),
     zero_init: bool = False,
+    gradient: Any = "stored",
 ) -> HePreactResNet:
     """The pre-activation ResNet for CIFAR of any depth 6n + 2; arguments and errors as in `he_resnet`."""
     plan = _plan(depth, shortcut, stride, widths, classes=classes, in_channels=in_channels)
     network = HePreactResNet(plan, SHORTCUTS[shortcut], classes=classes, in_channels=in_channels)
     if zero_init:
         zero_branches(network)
+    network.take(gradient)
     return network

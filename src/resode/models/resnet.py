@@ -5,12 +5,14 @@ The stem is a 3x3 convolution without pooling, so that 32x32 images reach the la
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resode.errors import InputError
 from resode.models.plans import Plan, Planner, bottlenecks, refuse_sizes, stride_first
+from resode.models.residual import ResidualNetwork
 from resode.models.units import (
     ActivatedUnit,
     BasicUnit,
@@ -32,7 +34,7 @@ DEPTHS: dict[int, tuple[type[Unit], Planner, tuple[int, int, int, int]]] = {
 }
 
 
-class ResNet(nn.Module):
+class ResNet(ResidualNetwork):
     """Images (N, in_channels, H, W) to logits (N, classes), H and W from 4 on.
 
     Args:
@@ -54,15 +56,12 @@ class ResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.bn1(self.conv1(x)))  # (N, 64, H, W)
-        y = self.layer1(y)
-        y = self.layer2(y)
-        y = self.layer3(y)
-        y = self.layer4(y)  # (N, 512 or 2048, H / 8, W / 8)
+        y = self.through_units(y)  # (N, 512 or 2048, H / 8, W / 8)
         logits: Tensor = self.fc(y.mean((2, 3)))
         return logits
 
 
-class PreactivatedResNet(nn.Module):
+class PreactivatedResNet(ResidualNetwork):
     """`ResNet` with activated pre-activation units, and norm and ReLU once more before the average.
 
     The units' shortcuts take the activated state, `ActivatedUnit`: the form of the published ResNets with a
@@ -80,10 +79,8 @@ class PreactivatedResNet(nn.Module):
         self.fc = nn.Linear(width, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.layer1(self.conv1(x))  # (N, 64, H, W)
-        y = self.layer2(y)
-        y = self.layer3(y)
-        y = F.relu(self.bn(self.layer4(y)))  # (N, 512, H / 8, W / 8)
+        y = self.through_units(self.conv1(x))
+        y = F.relu(self.bn(y))  # (N, 512, H / 8, W / 8)
         logits: Tensor = self.fc(y.mean((2, 3)))
         return logits
 
@@ -94,6 +91,7 @@ def cifar_preact_resnet(
     classes: int = 10,
     in_channels: int = 3,
     widths: Sequence[int] = (64, 128, 256, 512),
+    gradient: Any = "stored",
 ) -> PreactivatedResNet:
     """ResNet-18 or 34 for small images, with activated pre-activation units.
 
@@ -102,6 +100,7 @@ def cifar_preact_resnet(
         classes: the number of logits.
         in_channels: the number of channels of an image.
         widths: the channels of the four stages.
+        gradient: stored, or checkpointed (`resode.gradients.Checkpointed`).
 
     Raises:
         InputError: another depth, or widths and numbers that are not positive.
@@ -112,7 +111,9 @@ def cifar_preact_resnet(
     if mistakes:
         raise InputError(*mistakes)
     _, planner, counts = DEPTHS[depth]
-    return PreactivatedResNet(planner(widths, counts), classes=classes, in_channels=in_channels)
+    network = PreactivatedResNet(planner(widths, counts), classes=classes, in_channels=in_channels)
+    network.take(gradient)
+    return network
 
 
 def cifar_resnet(
@@ -122,6 +123,7 @@ def cifar_resnet(
     in_channels: int = 3,
     widths: Sequence[int] = (64, 128, 256, 512),
     zero_init: bool = False,
+    gradient: Any = "stored",
 ) -> ResNet:
     """ResNet-18, 34, 50, 101 or 152 for small images.
 
@@ -131,6 +133,7 @@ def cifar_resnet(
         in_channels: the number of channels of an image.
         widths: the channels of the four stages (of a bottleneck's 3x3 convolution).
         zero_init: start every residual branch from F = 0.
+        gradient: stored, or checkpointed (`resode.gradients.Checkpointed`).
 
     Raises:
         InputError: an unknown depth, or widths and numbers that are not positive.
@@ -144,4 +147,5 @@ def cifar_resnet(
     network = ResNet(unit, planner(widths, counts), classes=classes, in_channels=in_channels)
     if zero_init:
         zero_branches(network)
+    network.take(gradient)
     return network

@@ -1,0 +1,74 @@
+"""Classical residual networks: a stem, stages of units (a chain, `resode.gradients`), a head."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from resode.blocks import running_statistics
+from resode.errors import InputError
+from resode.gradients import Chain, Checkpointed, Gradient, Stored, gradients
+from resode.integrators.base import Carry
+
+
+class ResidualNetwork(nn.Module):
+    """A classical network; `gradient` says how the backward pass gets the states of its units."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gradient: Gradient = Stored()
+
+    def take(self, gradient: Any) -> None:
+        """Take another gradient method: stored or checkpointed, as an object, a name or a mapping.
+
+        Raises:
+            InputError: another method, or a plan of another number of units.
+        """
+        method = gradients.of(gradient)
+        if not isinstance(method, Stored | Checkpointed):
+            name = method.name if isinstance(method, Gradient) else repr(method)
+            raise InputError(
+                f"gradient {name}: the units of a ResNet have no inverse and no equation to solve backwards; "
+                "take stored or checkpointed"
+            )
+        if isinstance(method, Checkpointed):
+            method.planned(len(self.units()))
+        self.gradient = method
+
+    def units(self) -> tuple[nn.Module, ...]:
+        """The units of all stages, in order."""
+        stages = (child for name, child in self.named_children() if name.startswith("layer"))
+        return tuple(unit for stage in stages for unit in stage.children())
+
+    def through_units(self, y: Tensor) -> Tensor:
+        """The state after the last unit, from that before the first."""
+        return self.gradient.integrate(UnitChain(self.units()), y)
+
+
+@dataclass(frozen=True)
+class UnitChain(Chain):
+    """The units of a network as a chain: the carry is the state."""
+
+    units: tuple[nn.Module, ...]
+
+    @property
+    def steps(self) -> int:
+        return len(self.units)
+
+    def step(self, k: int, carry: Carry, record: bool = True) -> Carry:
+        unit = self.units[k]
+        if record:
+            return (unit(carry[0]),)
+        scratch = {name: buffer.clone() for name, buffer in running_statistics(unit).items()}
+        return (functional_call(unit, scratch, carry),)
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        return tuple({id(p): p for unit in self.units for p in unit.parameters()}.values())
+
+    def alike(self, k: int) -> Any:
+        unit = self.units[k]
+        return str(unit), *((p.shape, p.requires_grad) for p in unit.parameters())
+
+    def modes(self) -> tuple[bool, ...]:
+        return tuple(module.training for unit in self.units for module in unit.modules())
