@@ -23,7 +23,7 @@ from resode import cost, memory
 from resode.controls import Controls, Theta, check_interpolation, default_controls
 from resode.errors import InputError
 from resode.fields import Field, Hamiltonian, fields
-from resode.gradients import Adjoint, Flow, Gradient, Reversible, Stored, gradients
+from resode.gradients import Adjoint, Flow, Gradient, Reversible, Stored, drift, gradients
 from resode.gradients.reversible import present_autocast
 from resode.grids import TimeGrid
 from resode.integrators import (
@@ -301,6 +301,15 @@ class DynamicBlock(nn.Module):
         """Refuse (`InputError`) what cannot be trained in this dtype: a reversal that drowns in rounding."""
         if isinstance(self.stage.gradient, Reversible):
             self.stage.gradient.check_rounding(self.stage.integrator, self.stage.states, dtype)
+
+    def drift(self, y: Tensor) -> Tensor | None:
+        """How far the recovered states of a reversible gradient are from those of a forward pass from y.
+
+        The largest relative error, a number on the device of y; None for other gradients. Running statistics
+        are not touched.
+        """
+        method = self.stage.gradient
+        return drift(method, self._flow(), y) if isinstance(method, Reversible) else None
 
     def trajectory(self, y: Tensor) -> tuple[tuple[float, ...], list[Tensor]]:
         """The state nodes and the states there, the first being y.

@@ -1,9 +1,8 @@
 """Cost: parameters, multiply-adds, and the memory of a training step, counted without computing anything.
 
-    memory of a step = parameters + gradients + what the optimiser keeps + what autograd keeps for backward
+    memory of a step = parameters + gradients + what the optimiser keeps + activations
 
-The last is by far the largest: one copy of the state per operation that needs it again, in proportion to
-depth and batch size. It is counted by a forward pass on fake tensors, which have shapes but no numbers.
+The last (`resode.memory`) is by far the largest. All is counted on tensors that have shapes but no numbers.
 """
 
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ class Cost:
     Args:
         parameters: trainable and fixed.
         multiply_adds: of one image, forward.
-        activation_bytes: what autograd keeps for the backward pass at the given batch size.
+        activation_bytes: the peak of what lives for the backward pass, at the given batch size.
         parameter_bytes: the parameters.
         gradient_bytes: one gradient for each trainable parameter.
         optimiser_bytes: what the optimiser keeps for each trainable parameter.
@@ -39,9 +38,14 @@ class Cost:
     optimiser_bytes: int
 
     @property
+    def fixed_bytes(self) -> int:
+        """What does not depend on the batch: parameters, gradients and optimiser."""
+        return self.parameter_bytes + self.gradient_bytes + self.optimiser_bytes
+
+    @property
     def training_bytes(self) -> int:
         """The memory of a training step: parameters, gradients, optimiser and activations."""
-        return self.parameter_bytes + self.gradient_bytes + self.optimiser_bytes + self.activation_bytes
+        return self.fixed_bytes + self.activation_bytes
 
 
 def estimate(
@@ -56,15 +60,21 @@ def estimate(
         dtype: bfloat16 or float16 for a forward pass under autocast; left out, the module's own.
         moments: numbers that the optimiser keeps for a parameter (SGD with momentum 1, AdamW 2).
     """
-    trainable = sum(p.nbytes for p in module.parameters() if p.requires_grad)
+    own, trainable = parameter_bytes(module)
     return Cost(
         parameters=parameters(module),
         multiply_adds=multiply_adds(module, shape),
         activation_bytes=memory.profile(module, shape, batch, dtype).peak(),
-        parameter_bytes=sum(p.nbytes for p in module.parameters()),
+        parameter_bytes=own,
         gradient_bytes=trainable,
         optimiser_bytes=moments * trainable,
     )
+
+
+def parameter_bytes(module: nn.Module) -> tuple[int, int]:
+    """Bytes of all parameters, and of the trainable ones."""
+    sizes = [(p.nbytes, p.requires_grad) for p in module.parameters()]
+    return sum(size for size, _ in sizes), sum(size for size, trainable in sizes if trainable)
 
 
 def parameters(module: nn.Module) -> int:

@@ -166,6 +166,7 @@ class Watch:
     def part(self, method: Method, chain: Steps, carries: Iterable[tuple[Tensor, ...]]) -> Any:
         """Run a chain, and note its steps; the last carry."""
         self.close()
+        self._made(chain)
         outside = set(self.seen) | self.fixed
         steps: list[StepBytes] = []
         before: tuple[Tensor, ...] | None = None
@@ -176,6 +177,14 @@ class Watch:
             before = carry
         self.parts.append(Part(tuple(steps), method, chain))
         return before
+
+    def _made(self, chain: Steps) -> None:
+        """Parameters that were computed, between control nodes say, are kept; so are their gradients."""
+        made = {k: t for t in chain.tensors() if (k := _storage(t)) not in self.fixed and k not in self.seen}
+        if made:
+            self.seen.update(made)
+            size = sum(t.untyped_storage().nbytes() for t in made.values())
+            self.parts.append(Part((StepBytes(0, 2 * size),)))
 
     def _step(
         self, method: Method, chain: Steps, k: int, before: tuple[Tensor, ...], after: Sequence[Tensor],

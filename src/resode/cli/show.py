@@ -8,6 +8,8 @@ import typer
 from resode.cli.options import PluginOption, load_plugins
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from resode.training import Experiment
     from resode.weights import Preprocessing, Specification
 
@@ -192,8 +194,6 @@ def _costs(experiment: "Experiment") -> list[tuple[str, str]]:
 
     from resode import cost
     from resode.models import models
-    from resode.report.quantities import size as in_bytes
-    from resode.training.estimate import predicted_cost
 
     if experiment.model is None:
         return []
@@ -204,15 +204,37 @@ def _costs(experiment: "Experiment") -> list[tuple[str, str]]:
     if shape is None:
         return rows
     size = "x".join(map(str, shape))
-    bill = predicted_cost(experiment, module, shape)
-    rows.append(("multiply-adds", f"{bill.multiply_adds / 1e6:,.1f} M an image of {size}"))
-    fixed = bill.parameter_bytes + bill.gradient_bytes + bill.optimiser_bytes
-    rows.append(
-        (
-            "memory",
-            f"{in_bytes(fixed)} parameters, gradients, optimiser + {in_bytes(bill.activation_bytes)} "
-            f"activations at batch {experiment.batch_size} in "
-            f"{'bf16' if experiment.precision == 'bf16' else 'fp32'}",
+    work = cost.multiply_adds(module, shape)
+    rows.append(("multiply-adds", f"{work / 1e6:,.1f} M an image of {size}"))
+    return rows + _memory(experiment, module, shape)
+
+
+def _memory(
+    experiment: "Experiment", module: "nn.Module", shape: tuple[int, int, int]
+) -> list[tuple[str, str]]:
+    """The memory of a training step, as the recipe says and with the fewest bytes of each gradient method."""
+    from resode.report.quantities import size
+    from resode.training.methods import budget, fitted, fixed_bytes
+
+    fixed = fixed_bytes(experiment, module)
+    precision = "bf16" if experiment.precision == "bf16" else "fp32"
+    parts = zip(("parameters", "gradients", "optimiser"), map(size, fixed), strict=True)
+    listed = ", ".join(f"{name} {bytes_}" for name, bytes_ in parts)
+    step = f"of a step at batch {experiment.batch_size} in {precision}: {listed}, and activations:"
+    rows = [("memory", step)]
+
+    def line(name: str, activations: int, again: float) -> None:
+        times = f", {again:.2f} forward passes done again" if again else ""
+        rows.append(
+            ("", f"{name:<25} {size(activations):>9}, in all {size(sum(fixed) + activations):>9}{times}")
         )
-    )
+
+    choices = budget(experiment, module, shape)
+    if choices.parts and experiment.memory_budget is None:
+        line("as the recipe says", choices.present(), 0)
+    for choice in choices.smallest():
+        line(choice.name, choice.activation_bytes, choice.again)
+    if experiment.memory_budget is not None:
+        chosen, _ = fitted(experiment, module, shape, choices)
+        line("chosen: " + chosen.name, chosen.activation_bytes, chosen.again)
     return rows

@@ -54,6 +54,14 @@ def train(
     compile_: Annotated[
         str | None, typer.Option("--compile", metavar="C", help="on or off (torch.compile).")
     ] = None,
+    memory_budget: Annotated[
+        str | None,
+        typer.Option(
+            "--memory-budget",
+            metavar="B",
+            help="Bytes of a training step, e.g. 600MB: do steps again to fit.",
+        ),
+    ] = None,
     plugin: PluginOption = None,
 ) -> None:
     """Train a network as a recipe says, on real data, and leave a run directory.
@@ -67,6 +75,8 @@ def train(
         resode train he2016/resnet20 --data cifar10 --out runs/r20
 
         resode train he2016/resnet20 --set epochs=10 --set optimizer.lr=0.05
+
+        resode train he2016/resnet1202 --memory-budget 600MB --precision bf16
 
         resode train --resume --out runs/r20
 
@@ -91,6 +101,7 @@ def train(
         "seed": seed,
         "device": device,
         "precision": precision,
+        "memory_budget": memory_budget,
         "compile": None if compile_ is None else compile_ == "on",
         "init.path": None if init is None else str(weights_file(init)),
         "plugins": plugins or None,

@@ -14,6 +14,17 @@ from resode.gradients.adjoint import Adjoint
 from resode.gradients.base import Gradient, Stored, gradients
 from resode.gradients.chain import Chain, Flow
 from resode.gradients.checkpointed import Checkpointed
+from resode.gradients.drift import drift
 from resode.gradients.reversible import Reversible
 
-__all__ = ["Adjoint", "Chain", "Checkpointed", "Flow", "Gradient", "Reversible", "Stored", "gradients"]
+__all__ = [
+    "Adjoint",
+    "Chain",
+    "Checkpointed",
+    "Flow",
+    "Gradient",
+    "Reversible",
+    "Stored",
+    "drift",
+    "gradients",
+]

@@ -57,6 +57,10 @@ class Chain(ABC):
     def modes(self) -> tuple[bool, ...]:
         """Which modules are in training mode now."""
 
+    def part(self, steps: range) -> "Chain":
+        """Some steps: a chain that holds what they need, maybe more (its numbers of steps are not used)."""
+        return self
+
     def carries(self, y: Tensor) -> Iterator[Carry]:
         """The carries before the first step and after each."""
         carry = self.start(y)

@@ -13,7 +13,8 @@ from resode.gradients import plans
 from resode.gradients.base import Gradient, gradients
 from resode.gradients.chain import Chain
 from resode.gradients.plans import Plan
-from resode.integrators.base import Carry
+from resode.grids import TimeGrid
+from resode.integrators.base import Carry, Integrator
 from resode.memory import Held, StepBytes
 
 
@@ -47,6 +48,11 @@ class Checkpointed(Gradient):
             if self.every is not None or self.levels != 1:
                 raise InputError("checkpointed: a plan says all; leave every and levels out")
             object.__setattr__(self, "plan", plans.checked(self.plan))
+
+    def check(self, integrator: Integrator, grid: TimeGrid) -> None:
+        """Refuse an adaptive solver, and a plan of another number of steps."""
+        super().check(integrator, grid)
+        self.planned(grid.steps)
 
     def planned(self, steps: int) -> Plan:
         """The plan of so many steps.
@@ -83,25 +89,34 @@ def _run(chain: Chain, plan: Plan, first: int, carry: Carry, *, record: bool) ->
 @torch.compiler.disable  # type: ignore[untyped-decorator]  # torch has no types
 def _again(chain: Chain, part: "int | Plan", first: int, carry: Carry, *, record: bool) -> Carry:
     """Some steps that keep only the carry they begin with."""
-    again = False
-    plan = part if isinstance(part, tuple) else (part,)
-
-    def run(*carry: Tensor) -> Carry:
-        return _run(chain, plan, first, carry, record=record and not again)
-
-    present = chain.present()
-
-    class Recomputing:  # entered once for each backward pass through the graph
-        def __enter__(self) -> None:
-            nonlocal again
-            chain.check_unchanged(present, twice=True)
-            again = True
-
-        def __exit__(self, *_: object) -> None:
-            nonlocal again
-            again = False
-
+    segment = _Segment(chain, part if isinstance(part, tuple) else (part,), first, record)
     result: Carry = checkpoint(
-        run, *carry, use_reentrant=False, context_fn=lambda: (contextlib.nullcontext(), Recomputing())
+        segment, *carry, use_reentrant=False, context_fn=lambda: (contextlib.nullcontext(), segment)
     )
     return result
+
+
+class _Segment:
+    """Steps of a chain, and the context in which they are done again, once for each backward pass.
+
+    Args:
+        chain: the chain.
+        plan: of these steps.
+        first: the number of the first.
+        record: whether running statistics take in the forward pass.
+    """
+
+    def __init__(self, chain: Chain, plan: Plan, first: int, record: bool) -> None:
+        self.chain, self.plan, self.first, self.record = chain, plan, first, record
+        self.own = chain.part(range(first, first + plans.length(plan)))
+        self.present, self.again = self.own.present(), False
+
+    def __call__(self, *carry: Tensor) -> Carry:
+        return _run(self.chain, self.plan, self.first, carry, record=self.record and not self.again)
+
+    def __enter__(self) -> None:
+        self.own.check_unchanged(self.present, twice=True)
+        self.again = True
+
+    def __exit__(self, *_: object) -> None:
+        self.again = False

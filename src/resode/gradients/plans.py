@@ -145,7 +145,7 @@ def _fitted(items: Sequence[Item], room: int, levels: int) -> _Segments | None:
         return None if rest is None else [*segments, *((until + at, part) for at, part in rest)]
 
     shortest = _first(len(items), lambda until: attempt(until) is not None)
-    return None if shortest is None else attempt(shortest)
+    return attempt(0 if shortest is None else shortest)
 
 
 def _possible(items: Sequence[Item], room: int, levels: int) -> bool:
@@ -162,7 +162,7 @@ def _prefix(items: Sequence[Item], until: int, room: int, levels: int) -> tuple[
         step, chain = items[at].step, items[at].chain
         if chain is None:
             kept, at = kept + step.saved, at + 1
-            if kept > room:
+            if kept + step.flowing > room:
                 return None
             continue
         kept += step.carry

@@ -15,6 +15,7 @@ from torch import Tensor
 from resode.blocks import DynamicBlock, Stage
 from resode.controls import interpolation_weights
 from resode.errors import InputError
+from resode.gradients import Checkpointed, Gradient
 from resode.grids import TimeGrid
 from resode.integrators.base import Evaluation
 from resode.models.dynamic import DynamicNet
@@ -139,13 +140,20 @@ def _stage(number: int, block: DynamicBlock, states: Any, controls: Any) -> Stag
         if old.interpolation == "shared":
             if controls not in (None, "keep", "states", "double", "halve"):
                 raise InputError("shared controls have one node, which stays: leave controls out")
-            return replace(old, states=new_states)
+            return replace(old, states=new_states, gradient=_unplanned(old.gradient))
         if grid is not None and (grid.start < new_states.start or grid.end > new_states.end):
             raise InputError(f"control nodes {grid} reach beyond the states, {new_states}")
         unchanged = grid == block.controls.grid and old.controls is None and new_states == old.states
-        return replace(old, states=new_states, controls=None if unchanged else grid)
+        nodes = None if unchanged else grid
+        return replace(old, states=new_states, controls=nodes, gradient=_unplanned(old.gradient))
     except InputError as error:
         raise InputError(*(f"stage {number + 1}: {message}" for message in error.messages)) from None
+
+
+def _unplanned(gradient: Gradient) -> Gradient:
+    """A plan is of one number of steps; for another the rule takes its place."""
+    planned = isinstance(gradient, Checkpointed) and gradient.plan is not None
+    return Checkpointed() if planned else gradient
 
 
 def _changed(grid: TimeGrid, change: Any) -> TimeGrid:

@@ -70,5 +70,8 @@ class UnitChain(Chain):
         unit = self.units[k]
         return str(unit), *((p.shape, p.requires_grad) for p in unit.parameters())
 
+    def part(self, steps: range) -> Chain:
+        return UnitChain(self.units[steps.start : steps.stop])
+
     def modes(self) -> tuple[bool, ...]:
         return tuple(module.training for unit in self.units for module in unit.modules())

@@ -143,6 +143,7 @@ class Epoch:
     images_per_second: float | None = None
     peak_memory_bytes: int | None = None
     function_evaluations: float | None = None
+    reconstruction_error: float | None = None
 
     @property
     def train_error(self) -> float | None:

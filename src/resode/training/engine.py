@@ -27,10 +27,11 @@ from resode.training.averaging import RECALIBRATION, ParameterAverage, estimate_
 from resode.training.changes import Carry, changed
 from resode.training.evaluation import Scores, evaluate
 from resode.training.experiment import Refinement, Twisting
+from resode.training.methods import compiled, fall_back, fit_in_place, reconstruction_error
 from resode.training.precision import place
 from resode.training.runs import Run, format_row
 from resode.training.schedules import learning_rate
-from resode.training.setup import Setup
+from resode.training.setup import Setup, image_shape
 from resode.training.signals import StopRequest
 
 
@@ -84,6 +85,7 @@ class Position:
     resumes: int = 0
     level: int = 0  # changes of the network so far
     function_evaluations: int = 0  # of the blocks' fields, in this epoch
+    fallen_back: bool = False  # from reversible gradients, whose states had drifted
 
 
 @dataclass
@@ -114,11 +116,17 @@ class Trainer:
         experiment, module = setup.experiment, setup.module
         self.setup = setup
         self.module = module if module.training else module.train()  # parts that are frozen stay so
-        self.forward: Callable[[Tensor], Tensor] = (
-            torch.compile(module, dynamic=False) if experiment.compile else module
-        )
+        self.adopt_methods()
         self.optimiser = optimisers.build(module, experiment.optimizer)
         self.fixed_evaluations = sum(len(block.evaluations) for block in dynamic_blocks(module))
+
+    def adopt_methods(self) -> None:
+        """Compile what is to be compiled, by the gradient methods of the network."""
+        if self.position.fallen_back:
+            fall_back(self.module)
+        self.forward: Callable[[Tensor], Tensor] = (
+            compiled(self.module) if self.setup.experiment.compile else self.module
+        )
 
     def start_from(self, optimiser_state: Mapping[str, Tensor]) -> None:
         """Begin with this state of the optimiser."""
@@ -149,8 +157,9 @@ class Trainer:
                         self.save()
             self.check_finite()  # waits for a GPU to have done the steps
             position.epoch_seconds = clock.seconds
+            drift = self.check_drift()
             validation = self.validate(stop)
-            row = self.finish_epoch(validation)
+            row = self.finish_epoch(validation, drift)
             self.observer.epoch_ended(row)
             last = position.epoch == experiment.epochs
             if last or position.epoch % experiment.checkpoint.every == 0:
@@ -238,6 +247,32 @@ class Trainer:
         estimate_statistics(averaged, self.setup.statistics_inputs(section.samples))
         return averaged
 
+    def check_drift(self) -> float | None:
+        """How far the states that reversible gradients recover have drifted; too far ends, or falls back."""
+        inputs = self.setup.training.batch(self.position.epoch, 0).inputs
+        with torch.autocast(
+            self.setup.device.type, torch.bfloat16, enabled=self.setup.experiment.precision == "bf16"
+        ):
+            error = reconstruction_error(self.module, inputs)
+        section = self.setup.experiment.drift
+        if error is None or error <= section.limit:
+            return error
+        what = (
+            f"the states that reversible gradients recover differ from the first ones by {error:.1e} "
+            f"(drift.limit {section.limit:g})"
+        )
+        if section.beyond == "stop":
+            self.save()
+            raise DivergenceError(
+                f"epoch {self.position.epoch + 1}: {what}; all is saved. Start anew with gradient "
+                "checkpointed, anchors ({name: reversible, anchor: 8}) or drift.beyond=fall_back, and "
+                "another --out"
+            )
+        self.observer.message(f"epoch {self.position.epoch + 1}: {what}; checkpointed gradients from here on")
+        self.position.fallen_back = True
+        self.adopt_methods()
+        return error
+
     def validate(self, stop: StopRequest) -> Scores | None:
         """Scores on the held-out images, where there are any and this epoch asks for them."""
         experiment, epoch = self.setup.experiment, self.position.epoch + 1
@@ -261,7 +296,7 @@ class Trainer:
             module, loader, precision=self.setup.experiment.evaluation.precision, on_batch=on_batch
         )
 
-    def finish_epoch(self, validation: Scores | None) -> dict[str, Any]:
+    def finish_epoch(self, validation: Scores | None, drift: float | None = None) -> dict[str, Any]:
         """Write the row of the epoch that is complete and go to the next."""
         position = self.position
         loss, correct, samples = self.sums.tolist()
@@ -277,6 +312,7 @@ class Trainer:
             "images_per_second": round(samples / max(position.epoch_seconds, 1e-9), 1),
             "peak_memory_bytes": self.setup.peak_memory(),
             "function_evaluations": self.function_evaluations(),
+            "reconstruction_error": drift,
         }
         self.rows.append(format_row(row))
         self.run.write_rows(self.rows)
@@ -342,6 +378,7 @@ class Trainer:
         state = dict(checkpoint.state)
         self.rows = state.pop("rows")
         self.position = Position(**state)
+        self.adopt_methods()
 
     def stop(self, number: int) -> None:
         """Save and end the run because a signal asked for it."""
@@ -405,6 +442,8 @@ def changed_setup(setup: Setup, change: Refinement | Twisting) -> tuple[Setup, C
     network, carry = changed(setup.module, change)
     made = created_as(network)
     card = dataclasses.replace(setup.card, specification=weights.Specification(*made) if made else None)
+    if setup.experiment.memory_budget is not None:
+        fit_in_place(setup.experiment, network, image_shape(setup.dataset))
     return dataclasses.replace(setup, module=place(network, setup.device), card=card), carry
 
 

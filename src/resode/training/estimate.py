@@ -14,8 +14,9 @@ from resode.data import Loader
 from resode.training.engine import Observer, Position, Trainer
 from resode.training.evaluation import evaluate
 from resode.training.experiment import Experiment
+from resode.training.methods import predicted_cost
 from resode.training.runs import Run
-from resode.training.setup import Setup, prepare
+from resode.training.setup import Setup, image_shape, prepare
 
 
 @dataclass(frozen=True)
@@ -57,22 +58,8 @@ def estimate(experiment: Experiment, module: nn.Module | None = None) -> Estimat
     seconds = experiment.epochs * trainer.steps * step
     if evaluated and (loader := test or setup.validation) is not None:
         seconds += evaluated * _evaluation_seconds(setup, loader)
-    height, width, channels = setup.dataset.train.pixels.shape[1:]
-    shape = (int(channels), int(height), int(width))
-    predicted = predicted_cost(experiment, setup.module, shape)
+    predicted = predicted_cost(experiment, setup.module, image_shape(setup.dataset))
     return Estimate(setup, step, seconds, setup.peak_memory(), predicted)
-
-
-def predicted_cost(experiment: Experiment, module: nn.Module, shape: tuple[int, int, int]) -> cost.Cost:
-    """What a training step of the experiment costs, by counting (`auto` precision counts as fp32)."""
-    optimiser = experiment.optimizer
-    return cost.estimate(
-        module,
-        shape,
-        experiment.batch_size,
-        dtype=torch.bfloat16 if experiment.precision == "bf16" else torch.float32,
-        moments=int(optimiser.momentum > 0) if optimiser.name == "sgd" else 2,
-    )
 
 
 def _evaluation_seconds(setup: Setup, loader: Loader) -> float:

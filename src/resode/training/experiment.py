@@ -15,6 +15,7 @@ from pydantic import (
     AfterValidator,
     BaseModel,
     BeforeValidator,
+    ByteSize,
     ConfigDict,
     Field,
     NonNegativeFloat,
@@ -274,6 +275,17 @@ class Twisting(Section):
         return {"tie": self.tie, "degree": self.degree, "coordinates": self.coordinates}
 
 
+class Drift(Section):
+    """What happens where the recovered states of a reversible gradient drift away from the first ones.
+
+    Each epoch the largest relative error of a recovered state is measured on one batch (metrics.csv,
+    `reconstruction_error`). Beyond `limit` the run stops, or falls back to checkpointed gradients.
+    """
+
+    limit: PositiveFloat = 1e-2
+    beyond: Literal["fall_back", "stop"] = "fall_back"
+
+
 class Initial(Section):
     """The weights that training starts from, by path and content.
 
@@ -300,7 +312,8 @@ class Experiment(Section):
 
     Of networks of dynamic blocks: `smoothness` in time is added to the loss, `box` bounds every parameter of
     the controls after each optimiser step, `refine` doubles the time grids on the way. Any network can be
-    twisted on the way (`twist`).
+    twisted on the way (`twist`). `memory_budget` (bytes, or 600MB) chooses the gradient method of each part
+    so that a step fits; `gradients` is what it chose, in the order of the parts.
     """
 
     name: str
@@ -325,6 +338,9 @@ class Experiment(Section):
     device: str = "auto"
     evaluation: Evaluation = Evaluation()
     checkpoint: Checkpointing = Checkpointing()
+    memory_budget: Annotated[ByteSize, Field(gt=0)] | None = None
+    gradients: tuple[str | dict[str, Any], ...] | None = None
+    drift: Drift = Drift()
     init: Initial | None = None
     plugins: tuple[Plugin, ...] = ()
 

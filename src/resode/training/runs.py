@@ -39,6 +39,7 @@ COLUMNS = (
     "images_per_second",
     "peak_memory_bytes",
     "function_evaluations",
+    "reconstruction_error",
 )
 
 

@@ -33,9 +33,11 @@ from resode.data import (
 from resode.errors import InputError, IntegrityError
 from resode.mode import mode
 from resode.models import DynamicNet, create, created_as
+from resode.models.budget import take
 from resode.training.changes import changed
 from resode.training.experiment import Data, Experiment, Model
 from resode.training.initial import initial_optimiser_state, resolve_init
+from resode.training.methods import described, fitted
 from resode.training.precision import choose_device, choose_precision, place
 
 
@@ -179,6 +181,8 @@ def prepare(
     if module is None and experiment.init is not None:
         _check_model(experiment, None)
     module = place(_built(experiment, module), device)
+    experiment, lines = _resolve_gradients(experiment, module, data)
+    notes += lines
     optimiser_state = initial_optimiser_state(experiment, module)
     height, width, channels = data.train.pixels.shape[1:]
     preprocessing = weights.Preprocessing(
@@ -269,6 +273,34 @@ def _resolve_data(section: Data, data: Dataset, train_index: np.ndarray) -> Data
     source = data.name if section.source.startswith(hub.PREFIX) else section.source  # with its commit
     found = {"source": source, "mean": mean, "std": std, "fingerprint": data.fingerprint}
     return section.model_copy(update=found)
+
+
+def image_shape(data: Dataset) -> tuple[int, int, int]:
+    """(C, H, W) of the images."""
+    height, width, channels = data.train.pixels.shape[1:]
+    return int(channels), int(height), int(width)
+
+
+def _resolve_gradients(
+    experiment: Experiment, module: nn.Module, data: Dataset
+) -> tuple[Experiment, list[str]]:
+    """Give the network the gradient methods that the memory budget chose, or chooses now.
+
+    Raises:
+        InputError: nothing meets the budget, now or after a change on the way.
+    """
+    if experiment.gradients is not None:
+        take(module, experiment.gradients)
+        return experiment, []
+    if experiment.memory_budget is None:
+        return experiment, []
+    chosen, line = fitted(experiment, module, image_shape(data))
+    network = module
+    for change in experiment.changes:
+        network, _ = changed(network, change)
+        fitted(experiment, network, image_shape(data))
+    take(module, chosen.methods)
+    return experiment.replace(gradients=described(chosen.methods)), [line]
 
 
 def refuse_misfits(options: Mapping[str, Any], found: Mapping[str, int], data: str) -> None:

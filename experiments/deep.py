@@ -1,0 +1,111 @@
+"""ResNet-1202 trained on CIFAR-10 within a memory budget: the first iterations, and what they cost.
+
+    python experiments/deep.py [--budget 600MB] [--batch 32] [--iterations 200] [--out runs/deep] [--record]
+
+The recipe is `he2016/resnet1202` (19,421,274 parameters) with another batch size; the run is a common one
+(`resode train --resume --out DIR` would go on with it), stopped after so many iterations. Every iteration's
+loss and time goes to DIR/losses.csv; a run that was interrupted goes on. `--record` writes
+results/resnet1202.json.
+"""
+
+import argparse
+import csv
+import json
+import os
+import signal
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from resode import durable
+from resode.errors import Stopped
+from resode.training import Experiment, Observer, train
+from resode.training.methods import fixed_bytes
+from resode.training.runs import environment
+from resode.training.setup import Setup
+
+HERE = Path(__file__).resolve().parent.parent
+
+
+class Watching(Observer):
+    """Writes each iteration's loss, and asks for a stop after the last."""
+
+    def __init__(self, file: Path, iterations: int) -> None:
+        self.file, self.iterations, self.steps = file, iterations, 0
+        self.lines: list[str] = []
+
+    def message(self, text: str) -> None:
+        self.lines.append(text)
+        print(text, flush=True)
+
+    def started(self, setup: Setup, epoch: int) -> None:
+        self.steps = setup.training.steps
+        self.fixed = sum(fixed_bytes(setup.experiment, setup.module))
+        self.began = time.perf_counter()
+
+    def stepped(self, epoch: int, step: int, loss: float | None) -> None:
+        now = time.perf_counter()
+        number = epoch * self.steps + step + 1
+        with self.file.open("a", encoding="utf-8") as file:
+            csv.writer(file).writerow((number, loss, round(now - self.began, 3)))
+        self.began = now
+        if number >= self.iterations:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def losses(file: Path) -> list[tuple[int, float, float]]:
+    """Iteration, loss and seconds; of an iteration that was done twice the later."""
+    with file.open(encoding="utf-8") as lines:
+        rows = {int(n): (int(n), float(loss), float(seconds)) for n, loss, seconds in csv.reader(lines)}
+    return [rows[n] for n in sorted(rows)]
+
+
+def record(out: Path, options: argparse.Namespace, lines: list[str]) -> dict[str, Any]:
+    """All that is to be known of the run."""
+    rows = losses(out.parent / f"{out.name}-losses.csv")
+    values = [loss for _, loss, _ in rows]
+    tenth = max(1, len(values) // 10)
+    return {
+        "command": f"python experiments/deep.py --budget {options.budget} --batch {options.batch} "
+        f"--iterations {options.iterations}",
+        "iterations": len(values),
+        "loss_first_tenth": round(statistics.mean(values[:tenth]), 4),
+        "loss_last_tenth": round(statistics.mean(values[-tenth:]), 4),
+        "losses": [round(value, 4) for value in values],
+        "seconds_an_iteration": round(statistics.median(seconds for *_, seconds in rows), 3),
+        "told": [line for line in lines if line.startswith("memory budget")],
+        "environment": environment(torch.device("cpu")),
+    }
+
+
+def main() -> None:
+    """Run, or go on, and record."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--budget", default="600MB")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--iterations", type=int, default=200)
+    parser.add_argument("--out", type=Path, default=Path("runs/deep"))
+    parser.add_argument("--record", action="store_true")
+    options = parser.parse_args()
+    changes = {"batch_size": options.batch, "memory_budget": options.budget, "data.validation": 0}
+    experiment = Experiment.from_recipe("he2016/resnet1202", changes)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    watching = Watching(options.out.parent / f"{options.out.name}-losses.csv", options.iterations)
+    resume = (options.out / "experiment.yaml").is_file()
+    try:
+        train(None, experiment, out=options.out, resume=resume, observer=watching)
+    except Stopped as stopped:
+        print(stopped)
+    found = record(options.out, options, watching.lines)
+    if options.record:
+        durable.write_json(HERE / "results" / "resnet1202.json", found)
+    print(json.dumps({key: value for key, value in found.items() if key != "losses"}, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,170 @@
+"""Memory budgets: gradient methods for a network, so that a training step stays within a number of bytes.
+
+In order of the time that they take: everything stored; as few segments as can be done again once; reversible
+where the scheme allows it; segments in segments, of which some are done again twice.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from resode import memory
+from resode.blocks import DynamicBlock
+from resode.errors import InputError
+from resode.gradients import Adjoint, Checkpointed, Gradient, Reversible, Stored, plans
+from resode.gradients.plans import Item
+from resode.integrators import FixedStep
+from resode.memory import Part, Profile, Shape, StepBytes
+from resode.models.residual import ResidualNetwork
+
+Differentiated = ResidualNetwork | DynamicBlock
+
+
+def differentiated(module: nn.Module) -> tuple[Differentiated, ...]:
+    """The parts of a network that have a gradient method, in order; an adaptive solver is none."""
+    return tuple(
+        part
+        for part in module.modules()
+        if isinstance(part, ResidualNetwork)
+        or (isinstance(part, DynamicBlock) and isinstance(part.stage.integrator, FixedStep))
+    )
+
+
+def method_of(part: Differentiated) -> Gradient:
+    """The gradient method of a part."""
+    return part.gradient if isinstance(part, ResidualNetwork) else part.stage.gradient
+
+
+def take(module: nn.Module, methods: Sequence[object]) -> None:
+    """Give every part of a network that has a gradient method another one (objects, names or mappings).
+
+    Raises:
+        InputError: another number of parts, or what a part cannot run.
+    """
+    parts = differentiated(module)
+    if len(parts) != len(methods):
+        raise InputError(f"{len(methods)} gradient methods for {len(parts)} parts of the network")
+    for part, method in zip(parts, methods, strict=True):
+        part.take(method)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Gradient methods of all parts, and what they cost.
+
+    Args:
+        name: of the method.
+        methods: one a part, in order.
+        activation_bytes: the peak of activations in a training step.
+        again: evaluations of steps beyond those of one forward pass, in such passes.
+    """
+
+    name: str
+    methods: tuple[Gradient, ...]
+    activation_bytes: int
+    again: float
+
+
+class Budget:
+    """The choices that there are for one network, image and batch size.
+
+    Args:
+        module: any network; its numbers are not touched, and its methods are as before in the end.
+        shape: (C, H, W) of one image.
+        batch: the batch size.
+        dtype: bfloat16 or float16 for a forward pass under autocast; left out, the module's own.
+    """
+
+    def __init__(self, module: nn.Module, shape: Shape, batch: int, dtype: torch.dtype | None = None) -> None:
+        self.module, self.parts = module, differentiated(module)
+        self.own = tuple(map(method_of, self.parts))
+
+        def profiled(methods: Sequence[Gradient]) -> Profile:
+            take(module, methods)
+            try:
+                return memory.profile(module, shape, batch, dtype)
+            finally:
+                take(module, self.own)
+
+        free = [method if isinstance(method, Adjoint) else Stored() for method in self.own]
+        self.stored = profiled(free)
+        undone = [self._undone(part, method) for part, method in zip(self.parts, free, strict=True)]
+        self.reversible = profiled(undone) if undone != free else None
+
+    @staticmethod
+    def _undone(part: Differentiated, method: Gradient) -> Gradient:
+        """Reversible where the scheme is, in float32; as it was elsewhere."""
+        if isinstance(part, ResidualNetwork) or isinstance(method, Adjoint):
+            return method
+        try:
+            Reversible().check(part.stage.integrator, part.stage.states)
+            Reversible().check_rounding(part.stage.integrator, part.stage.states, torch.float32)
+        except InputError:
+            return method
+        return Reversible()
+
+    def present(self) -> int:
+        """The peak of activations with the methods that the network has."""
+        undone = any(isinstance(method, Reversible) for method in self.own)
+        profile = self.reversible if undone and self.reversible is not None else self.stored
+        return profile.peak(self.own)
+
+    def fit(self, room: int) -> Choice | None:
+        """The fastest choice whose activations take at most so many bytes."""
+        for name, profile, levels in self._kinds():
+            items = list(_items(profile.parts))
+            for bytes_ in (room, plans.smallest(items, levels)):
+                found = plans.fitted(items, bytes_, levels)
+                choice = None if found is None else self._choice(name, profile, found)
+                if choice is not None and choice.activation_bytes <= room:
+                    return choice
+        return None
+
+    def smallest(self) -> list[Choice]:
+        """The choice of the fewest bytes of each kind."""
+        choices = []
+        for name, profile, levels in self._kinds():
+            items = list(_items(profile.parts))
+            found = plans.fitted(items, plans.smallest(items, levels), levels)
+            assert found is not None
+            choices.append(self._choice(name, profile, found))
+        return choices
+
+    def _kinds(self) -> Iterator[tuple[str, Profile, int]]:
+        """Name, profile and levels of what can be chosen, the fastest first."""
+        yield "stored", self.stored, 0
+        if self.stored.chains:
+            yield "checkpointed", self.stored, 1
+        if self.reversible is not None:
+            yield "reversible", self.reversible, 1
+        if self.stored.chains:
+            yield "checkpointed, two levels", self.stored, 2
+        if self.reversible is not None and any(isinstance(p.method, Stored) for p in self.reversible.chains):
+            yield "reversible, two levels", self.reversible, 2
+
+    def _choice(self, name: str, profile: Profile, found: Sequence[plans.Plan]) -> Choice:
+        planned, again, steps = iter(found), 0, 0
+        methods: list[Gradient] = []
+        for part in profile.chains:
+            steps += len(part.steps)
+            if not isinstance(part.method, Stored):
+                assert isinstance(part.method, Gradient)
+                again += len(part.steps)
+                methods.append(part.method)
+                continue
+            plan = next(planned)
+            again += plans.done_again(plan)
+            methods.append(Checkpointed(plan=plan) if len(plan) > 1 else Stored())
+        return Choice(name, tuple(methods), profile.peak(methods), again / max(steps, 1))
+
+
+def _items(parts: Sequence[Part]) -> Iterator[Item]:
+    """The steps that can be done again, and what cannot."""
+    for number, part in enumerate(parts):
+        if isinstance(part.method, Stored):
+            yield from (Item(step, number) for step in part.steps)
+        else:
+            held = part.held()
+            yield Item(StepBytes(0, held.kept, flowing=max(0, held.peak - held.kept)), None)

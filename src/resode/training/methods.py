@@ -1,0 +1,166 @@
+"""Gradient methods of a run: what a memory budget chooses, how states drift, what is compiled."""
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from resode import cost
+from resode.blocks import DynamicBlock, dynamic_blocks
+from resode.errors import InputError
+from resode.gradients import Checkpointed, Gradient, Reversible, Stored, gradients
+from resode.memory import Shape
+from resode.models.budget import Budget, Choice, differentiated, method_of, take
+from resode.models.residual import ResidualNetwork
+from resode.training.experiment import Experiment
+
+
+def predicted_cost(experiment: Experiment, module: nn.Module, shape: Shape) -> cost.Cost:
+    """What a training step of the experiment costs, by counting (`auto` precision counts as fp32).
+
+    An average of the parameters counts as one number more that the optimiser keeps for each.
+    """
+    batch, dtype = experiment.batch_size, dtype_of(experiment)
+    return cost.estimate(module, shape, batch, dtype=dtype, moments=_moments(experiment))
+
+
+def fixed_bytes(experiment: Experiment, module: nn.Module) -> tuple[int, int, int]:
+    """Bytes of the parameters, of their gradients, and of what the optimiser keeps."""
+    own, trainable = cost.parameter_bytes(module)
+    return own, trainable, _moments(experiment) * trainable
+
+
+def _moments(experiment: Experiment) -> int:
+    optimiser = experiment.optimizer
+    moments = int(optimiser.momentum > 0) if optimiser.name == "sgd" else 2
+    return moments + (experiment.average is not None)
+
+
+def dtype_of(experiment: Experiment) -> torch.dtype:
+    """Of the forward pass (`auto` precision counts as fp32)."""
+    return torch.bfloat16 if experiment.precision == "bf16" else torch.float32
+
+
+def budget(experiment: Experiment, module: nn.Module, shape: Shape) -> Budget:
+    """The choices of gradient methods for the steps of an experiment."""
+    return Budget(module, shape, experiment.batch_size, dtype_of(experiment))
+
+
+def fitted(
+    experiment: Experiment, module: nn.Module, shape: Shape, choices: Budget | None = None
+) -> tuple[Choice, str]:
+    """The gradient methods that keep a training step within `memory_budget`, and a line about them.
+
+    Args:
+        experiment: gives the budget.
+        module: the network.
+        shape: (C, H, W) of one image.
+        choices: where they are known already.
+
+    Raises:
+        InputError: none does; says the smallest budget that one meets.
+    """
+    assert experiment.memory_budget is not None
+    room, fixed = int(experiment.memory_budget), sum(fixed_bytes(experiment, module))
+    choices = choices or budget(experiment, module, shape)
+    chosen = choices.fit(room - fixed)
+    if chosen is None:
+        least = min(choice.activation_bytes for choice in choices.smallest())
+        raise InputError(
+            f"memory_budget {_megabytes(room)}: no gradient method meets it; parameters, gradients and "
+            f"optimiser take {_megabytes(fixed)}, activations at least {_megabytes(least)} at batch "
+            f"{experiment.batch_size}: give {_megabytes(int(1.01 * (fixed + least)) + 10**6)}, or a smaller "
+            "batch_size"
+        )
+    again = f", {chosen.again:.0%} of a forward pass done again" if chosen.again else ""
+    predicted, activations = fixed + chosen.activation_bytes, chosen.activation_bytes
+    return chosen, (
+        f"memory budget {_megabytes(room)}: {chosen.name}{again}; predicted {_megabytes(predicted)}, of "
+        f"which activations {_megabytes(activations)}"
+    )
+
+
+def described(methods: tuple[Gradient, ...]) -> tuple[object, ...]:
+    """Gradient methods as plain data."""
+    return tuple(gradients.describe(method) for method in methods)
+
+
+def fit_in_place(experiment: Experiment, module: nn.Module, shape: Shape) -> str:
+    """Give a network the gradient methods that fit the budget; a line about them."""
+    chosen, line = fitted(experiment, module, shape)
+    take(module, chosen.methods)
+    return line
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:,.0f} MB"
+
+
+# ---------------------------------------------------------------- drift
+
+
+@torch.no_grad()
+def reconstruction_error(module: nn.Module, inputs: Tensor) -> float | None:
+    """How far recovered states are from the first, over all reversible blocks; None where there are none.
+
+    Args:
+        module: the network; its running statistics and the random generators are as before in the end.
+        inputs: a batch.
+    """
+    blocks = [block for block in dynamic_blocks(module) if isinstance(block.stage.gradient, Reversible)]
+    if not blocks:
+        return None
+    worst = [0.0]
+
+    def measure(block: nn.Module, given: tuple[Tensor, ...]) -> None:
+        assert isinstance(block, DynamicBlock)
+        error = block.drift(given[0])
+        if error is not None:
+            worst.append(error.item())
+
+    hooks = [block.register_forward_pre_hook(measure) for block in blocks]
+    devices = [inputs.device] if inputs.device.type == "cuda" else []
+    try:
+        with torch.random.fork_rng(devices), _untouched(module):
+            module(inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return max(worst)
+
+
+@contextlib.contextmanager
+def _untouched(module: nn.Module) -> Iterator[None]:
+    """Afterwards all buffers are as they were."""
+    before = [(buffer, buffer.clone()) for buffer in module.buffers()]
+    try:
+        yield
+    finally:
+        for buffer, value in before:
+            buffer.copy_(value)
+
+
+def fall_back(module: nn.Module) -> None:
+    """Checkpointed gradients in the place of reversible ones."""
+    for block in dynamic_blocks(module):
+        if isinstance(block.stage.gradient, Reversible):
+            block.take(Checkpointed())
+
+
+# ---------------------------------------------------------------- compilation
+
+
+def compiled(module: nn.Module) -> nn.Module:
+    """The network by torch.compile: as a whole, or in parts where a backward pass does steps again.
+
+    There each unit, and each field at a control node, is compiled by itself, in place.
+    """
+    again = [part for part in differentiated(module) if not isinstance(method_of(part), Stored)]
+    for part in again:
+        for unit in part.units() if isinstance(part, ResidualNetwork) else part.controls:
+            unit.compile(dynamic=False)
+    if again:
+        return module
+    whole: nn.Module = torch.compile(module, dynamic=False)  # type: ignore[assignment]  # it calls like one
+    return whole

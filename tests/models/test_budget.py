@@ -1,0 +1,98 @@
+"""Budgets: methods for a network that fit into a number of bytes, predicted and measured."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from resode import memory
+from resode.blocks import Stage
+from resode.errors import InputError
+from resode.gradients import Adjoint, Reversible, Stored
+from resode.integrators import Momentum
+from resode.models import create
+from resode.models.budget import Budget, differentiated, method_of, take
+
+NETWORKS = {
+    "he_resnet32": {},
+    "cifar_resnet50": {"widths": (8, 8, 16, 16)},
+    "dynamicblocks": {},
+    "revnet38": {},
+    "momentum_resnet20": {},
+}
+SHAPE, BATCH = (3, 16, 16), 16
+
+
+def measured(network):
+    x = torch.randn(BATCH, *SHAPE).to(memory_format=torch.channels_last)
+    with memory.measured(network.parameters()) as live:
+        F.cross_entropy(network(x), torch.zeros(BATCH, dtype=torch.long)).backward()
+    return live.peak
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_what_is_chosen_fits_and_costs_no_more_time_than_it_must(name):
+    torch.manual_seed(0)
+    network = create(name, **NETWORKS[name]).to(memory_format=torch.channels_last)
+    budget = Budget(network, SHAPE, BATCH)
+    least = min(choice.activation_bytes for choice in budget.smallest())
+    most = budget.stored.peak()
+    again = []
+    for share in (0, 0.1, 0.3, 0.6, 1):
+        room = int(1.01 * (least + share * (most - least)))
+        choice = budget.fit(room)
+        assert choice.activation_bytes <= room
+        take(network, choice.methods)
+        assert measured(network) <= 1.1 * room
+        again.append(choice.again)
+    assert again == sorted(again, reverse=True)
+    assert again[-1] == 0
+    assert budget.fit(int(0.95 * least)) is None
+
+
+def test_the_choices_of_a_reversible_network():
+    budget = Budget(create("revnet38"), SHAPE, BATCH)
+    kinds = {choice.name: choice for choice in budget.smallest()}
+    assert list(kinds) == ["stored", "checkpointed", "reversible", "checkpointed, two levels"]
+    assert set(kinds["reversible"].methods) == {Reversible()}
+    assert kinds["reversible"].again == 1
+    assert set(kinds["stored"].methods) == {Stored()}
+    assert kinds["checkpointed"].activation_bytes < kinds["stored"].activation_bytes
+
+
+def test_counting_leaves_the_methods_as_they_are():
+    network = create("revnet38")
+    budget = Budget(network, SHAPE, BATCH)
+    assert [method_of(part) for part in differentiated(network)] == [Reversible()] * 4
+    assert budget.present() < budget.stored.peak()
+
+
+def test_a_method_that_rounding_forbids_is_not_chosen():
+    """momentum with g = 1/2 amplifies rounding: 15 steps are too many in float32."""
+    network = create("dynamic", stages=[Stage(8, "preactivation", Momentum(0.5), 15)])
+    assert "reversible" not in [choice.name for choice in Budget(network, SHAPE, BATCH).smallest()]
+
+
+def test_an_adjoint_gradient_stays_what_it_is():
+    stages = [
+        {
+            "width": 4,
+            "field": {"name": "parabolic", "norm": None},
+            "integrator": "rk4",
+            "states": 4,
+            "gradient": g,
+        }
+        for g in ("adjoint", "stored")
+    ]
+    network = create("dynamic", stages=stages)
+    for choice in Budget(network, SHAPE, BATCH).smallest():
+        assert choice.methods[0] == Adjoint()
+
+
+def test_a_network_without_parts_is_stored_or_nothing():
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 14 * 14, 10))
+    budget = Budget(network, SHAPE, BATCH)
+    assert [choice.name for choice in budget.smallest()] == ["stored"]
+    assert budget.fit(1000) is None
+    with pytest.raises(InputError, match="1 gradient methods for 0 parts"):
+        take(network, ["stored"])
