@@ -173,6 +173,44 @@ def twist() -> list[str]:
     return rows
 
 
+def memory() -> list[str]:
+    """Bytes, seconds and errors of every gradient method over depth."""
+    if not (HERE / "memory.json").exists():
+        return ["Not run yet."]
+    rows = []
+    for part in read("memory.json"):
+        first = part["rows"][0]
+        rows += [
+            f"Batch {first['batch']}, {first['precision']}, 32x32 images (`{part['command']}`, "
+            f"{hardware(part['environment'])}):",
+            "",
+            "| network | method | activations | predicted | in all | time | error |",
+            "|---|---|---|---|---|---|---|",
+        ]
+        for r in part["rows"]:
+            name = "ResNet" if r["family"] == "he" else "reversible"
+            rows.append(
+                f"| {name}-{r['depth']} | {r['method']} | {r['saved_bytes'] / 1e6:,.1f} MB "
+                f"| {r['predicted_bytes'] / 1e6:,.1f} MB | **{r['total_bytes'] / 1e6:,.0f} MB** "
+                f"| {r['relative_time']:.2f} | {r['gradient_error']:.0e} |"
+            )
+        rows.append("")
+    return rows[:-1]
+
+
+def resnet1202() -> list[str]:
+    """The first iterations of ResNet-1202 within a budget."""
+    if not (HERE / "resnet1202.json").exists():
+        return ["Not run yet."]
+    r = read("resnet1202.json")
+    return [
+        f"The first {r['iterations']} iterations of ResNet-1202 on CIFAR-10 (`{r['command']}`): the loss "
+        f"falls from {r['loss_first_tenth']:.2f} (mean of the first tenth) to {r['loss_last_tenth']:.2f} (of "
+        f"the last), {r['seconds_an_iteration']:.1f} s an iteration on {hardware(r['environment'])}; "
+        f"{r['told'][0]}."
+    ]
+
+
 PAGES: dict[str, dict[str, Callable[[], list[str]]]] = {
     "README.md": {
         "demo": demo,
@@ -184,6 +222,7 @@ PAGES: dict[str, dict[str, Callable[[], list[str]]]] = {
         "dry_run": dry_run,
     },
     "docs/twist.md": {"twist_cost": twist_cost, "twist": twist},
+    "docs/memory.md": {"memory": memory, "resnet1202": resnet1202},
 }
 
 

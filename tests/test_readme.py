@@ -41,7 +41,7 @@ def test_make_knows_the_two_commands():
 
 def test_the_commands_on_digits_run_as_printed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for digits in (CONSOLE[0], CONSOLE[2], CONSOLE[3]):
+    for digits in (CONSOLE[0], CONSOLE[2], CONSOLE[4]):
         assert all(words[0] == "resode" for words in digits)
         for words in digits:
             run(words[1:])
@@ -50,7 +50,7 @@ def test_the_commands_on_digits_run_as_printed(tmp_path, monkeypatch):
 def test_the_commands_on_cifar10_are_understood(tmp_path, monkeypatch, real_data):
     """Each long training is asked for as a dry run, in a folder of its own."""
     monkeypatch.chdir(tmp_path)
-    for words in CONSOLE[1]:
+    for words in (*CONSOLE[1], *CONSOLE[3]):
         if words[1] == "train":
             words = [w for w in words if w not in ("--resume", "--dry-run")] + ["--dry-run"]
             words += ["--set", "batch_size=8", "--set", "evaluation.batch_size=8"]
@@ -60,8 +60,8 @@ def test_the_commands_on_cifar10_are_understood(tmp_path, monkeypatch, real_data
 @pytest.mark.slow
 def test_the_published_checkpoint_comes_in_as_printed(tmp_path, monkeypatch, real_data):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / CONSOLE[4][0][3]).symlink_to(real_data / "checkpoints" / "akamaster-resnet20.th")
-    for words in CONSOLE[4]:
+    (tmp_path / CONSOLE[5][0][3]).symlink_to(real_data / "checkpoints" / "akamaster-resnet20.th")
+    for words in CONSOLE[5]:
         run(words[1:])
 
 

@@ -179,6 +179,27 @@ def test_show_prints_the_resolved_recipe(resode):
         assert part in text, part
 
 
+def test_show_predicts_the_memory_of_every_method(resode):
+    answer = resode("show", "gomez2017/revnet38", "--set", "batch_size=8")
+    rows = {line.split("  ")[0]: line for line in map(str.strip, answer.out.splitlines())}
+    for method in ("as the recipe says", "stored", "checkpointed", "reversible", "checkpointed, two levels"):
+        assert "in all" in rows[method]
+    assert "0.00" not in rows["stored"]
+    assert "1.00 forward passes done again" in rows["reversible"]
+    answer = resode("show", "quickstart", "--set", "memory_budget=3.5MB")
+    assert "chosen: checkpointed" in answer.out
+
+
+def test_a_memory_budget_is_told_and_written(resode, tmp_path):
+    answer = resode("train", "quickstart", *TINY, "--out", "small", "--memory-budget", "2.5MB")
+    assert answer.code == 0, answer.err
+    assert "memory budget 2.5 MB: checkpointed" in answer.err
+    assert "memory_budget: 2500000" in (tmp_path / "small" / "experiment.yaml").read_text()
+    again = resode("train", "quickstart", *TINY, "--out", "small", "--memory-budget", "4MB", "--resume")
+    assert again.code == 2
+    assert "memory_budget" in again.err
+
+
 def test_a_weights_file_has_a_report(resode, trained):
     answer = resode("report", trained / "model.safetensors")
     assert answer.code == 0

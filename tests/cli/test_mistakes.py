@@ -21,6 +21,18 @@ from tests.cli.conftest import TINY
         (("train", "quickstart", "--precision", "fp8"), "'precision' cannot be 'fp8'"),
         (("train", "quickstart", "--compile", "maybe"), "choose one of on, off"),
         (("train", "quickstart", "--device", "gpu"), "unknown device 'gpu'"),
+        (("train", "quickstart", "--memory-budget", "lots"), "'memory_budget'"),
+        (("train", "quickstart", "--memory-budget", "0"), "'memory_budget'"),
+        (("train", "quickstart", "--memory-budget", "1MB"), "no gradient method meets it"),
+        (("train", "quickstart", "--set", "model.gradient=reversible"), "take stored or checkpointed"),
+        (
+            ("train", "quickstart", "--set", "model.gradient={name: checkpointed, every: 0}"),
+            "positive integer",
+        ),
+        (
+            ("train", "gomez2017/revnet38", "--set", "model.gradient={name: reversible, anchor: 0}"),
+            "an anchor every 0 steps",
+        ),
         (("train", "quickstart", "--init", "none.safetensors"), "none.safetensors"),
         (("train", "quickstart", "--seed", "one"), "--seed"),
         (("train", "quickstart", "--plugin", "none.py"), "none.py: no such file"),

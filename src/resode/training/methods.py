@@ -67,11 +67,11 @@ def fitted(
     chosen = choices.fit(room - fixed)
     if chosen is None:
         least = min(choice.activation_bytes for choice in choices.smallest())
+        enough = fixed + least + (10**6 if fixed + least >= 10**8 else 10**5)  # as it is printed, too
         raise InputError(
             f"memory_budget {_megabytes(room)}: no gradient method meets it; parameters, gradients and "
             f"optimiser take {_megabytes(fixed)}, activations at least {_megabytes(least)} at batch "
-            f"{experiment.batch_size}: give {_megabytes(int(1.01 * (fixed + least)) + 10**6)}, or a smaller "
-            "batch_size"
+            f"{experiment.batch_size}: give {_megabytes(enough)}, or a smaller batch_size"
         )
     again = f", {chosen.again:.0%} of a forward pass done again" if chosen.again else ""
     predicted, activations = fixed + chosen.activation_bytes, chosen.activation_bytes
@@ -94,7 +94,7 @@ def fit_in_place(experiment: Experiment, module: nn.Module, shape: Shape) -> str
 
 
 def _megabytes(count: int) -> str:
-    return f"{count / 1e6:,.0f} MB"
+    return f"{count / 1e6:,.{0 if count >= 10**8 else 1}f} MB"
 
 
 # ---------------------------------------------------------------- drift
