@@ -1,6 +1,7 @@
 """Classical residual networks: a stem, stages of units (a chain, `resode.gradients`), a head."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor, nn
@@ -63,8 +64,17 @@ class UnitChain(Chain):
         scratch = {name: buffer.clone() for name, buffer in running_statistics(unit).items()}
         return (functional_call(unit, scratch, carry),)
 
+    @cached_property
+    def _modules(self) -> tuple[nn.Module, ...]:
+        return tuple(module for unit in self.units for module in unit.modules())
+
+    @cached_property
+    def _parameters(self) -> tuple[Tensor, ...]:
+        own = (p for module in self._modules for p in module.parameters(recurse=False))
+        return tuple({id(p): p for p in own}.values())
+
     def tensors(self) -> tuple[Tensor, ...]:
-        return tuple({id(p): p for unit in self.units for p in unit.parameters()}.values())
+        return self._parameters
 
     def alike(self, k: int) -> Any:
         unit = self.units[k]
@@ -74,4 +84,4 @@ class UnitChain(Chain):
         return UnitChain(self.units[steps.start : steps.stop])
 
     def modes(self) -> tuple[bool, ...]:
-        return tuple(module.training for unit in self.units for module in unit.modules())
+        return tuple(module.training for module in self._modules)

@@ -154,13 +154,16 @@ def fall_back(module: nn.Module) -> None:
 def compiled(module: nn.Module) -> nn.Module:
     """The network by torch.compile: as a whole, or in parts where a backward pass does steps again.
 
-    There each unit, and each field at a control node, is compiled by itself, in place.
+    There each unit, each field at a control node and each part that is stored is compiled, in place.
     """
-    again = [part for part in differentiated(module) if not isinstance(method_of(part), Stored)]
-    for part in again:
+    parts = differentiated(module)
+    if all(isinstance(method_of(part), Stored) for part in parts):
+        whole: nn.Module = torch.compile(module, dynamic=False)  # type: ignore[assignment]  # it calls alike
+        return whole
+    for part in parts:
+        if isinstance(method_of(part), Stored):
+            part.compile(dynamic=False)
+            continue
         for unit in part.units() if isinstance(part, ResidualNetwork) else part.controls:
             unit.compile(dynamic=False)
-    if again:
-        return module
-    whole: nn.Module = torch.compile(module, dynamic=False)  # type: ignore[assignment]  # it calls like one
-    return whole
+    return module
