@@ -6,7 +6,8 @@ counted: `saved` is the peak of what is alive for the backward pass, measured by
 `total` adds parameters, gradients and momentum. The error is that of the whole gradient against plain
 backpropagation in the same precision, |g - g'| / |g|.
 
-    python benchmarks/memory.py [--depths 20,56,110,1202] [--batch 128] [--precision fp32] [--rounds 3]
+    python benchmarks/memory.py [--depths 20,56,110,1202] [--families he,reversible] [--batch 128]
+                                [--precision fp32] [--budgets 600e6,400e6] [--only-budgets] [--rounds 3]
                                 [--json] [--plot FILE.png]
 
 A depth whose plain step does not fit into memory (ResNet-1202 at batch 128: 12 GB in fp32) can be measured
@@ -17,6 +18,7 @@ import argparse
 import gc
 import json
 import statistics
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -51,10 +53,13 @@ def reversible(depth: int) -> nn.Module:
     return resode.create("dynamic", stages=stages, connector={"name": "unit", "shortcut": "A"})
 
 
-def methods(network: nn.Module, batch: int, dtype: torch.dtype, budgets: list[int]) -> dict[str, list[Any]]:
+def methods(
+    network: nn.Module, batch: int, dtype: torch.dtype, budgets: list[int], only: bool
+) -> dict[str, list[Any]]:
     """By name: the method of each kind with the fewest bytes, and what fits into budgets of a whole step."""
     budget = Budget(network, IMAGE, batch, dtype)
-    chosen = {choice.name: list(choice.methods) for choice in budget.smallest()}
+    kinds = budget.smallest()[: 1 if only else None]  # stored is the first
+    chosen = {choice.name: list(choice.methods) for choice in kinds}
     fixed = 3 * 4 * cost.parameters(network)
     for room in budgets:
         choice = budget.fit(room - fixed)
@@ -86,7 +91,7 @@ def error(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
 
 
 def measure(
-    family: str, depth: int, batch: int, precision: str, rounds: int, budgets: list[int]
+    family: str, depth: int, batch: int, precision: str, rounds: int, budgets: list[int], only: bool
 ) -> list[dict[str, Any]]:
     """A row for each method."""
     dtype = DTYPES[precision]
@@ -97,7 +102,7 @@ def measure(
     fixed = 3 * 4 * cost.parameters(network)
     rows: list[dict[str, Any]] = []
     expected: dict[str, Tensor] = {}
-    chosen = methods(network, batch, dtype, budgets)
+    chosen = methods(network, batch, dtype, budgets, only)
     times: dict[str, list[float]] = {name: [] for name in chosen}
     for name, of_parts in chosen.items():
         take(network, of_parts)
@@ -185,6 +190,7 @@ def main() -> None:
     parser.add_argument("--precision", choices=list(DTYPES), default="fp32")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--budgets", default="", help="bytes of the whole step to fit, e.g. 600e6,400e6")
+    parser.add_argument("--only-budgets", action="store_true", help="and plain backpropagation")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--plot", type=Path)
     options = parser.parse_args()
@@ -192,10 +198,13 @@ def main() -> None:
     rows = []
     for family in options.families.split(","):
         for depth in map(int, options.depths.split(",")):
-            rows += measure(family, depth, options.batch, options.precision, options.rounds, budgets)
+            rows += measure(
+                family, depth, options.batch, options.precision, options.rounds, budgets, options.only_budgets
+            )
     if options.plot:
         plot(rows, options.plot)
-    record = {"rows": rows, "environment": environment(torch.device("cpu"))}
+    command = " ".join(["python benchmarks/memory.py", *sys.argv[1:]])
+    record = {"command": command, "rows": rows, "environment": environment(torch.device("cpu"))}
     print(json.dumps(record, indent=2) if options.json else table(rows))
 
 
