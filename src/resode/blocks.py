@@ -341,6 +341,7 @@ class DynamicBlock(nn.Module):
             tuple(thetas[i] for i in self._theta_of),
             dict(self.scheme.items()),
             lambda: tuple(module.training for module in self.controls.modules()),
+            self,
         )
 
     def _field(self, number: int, theta: Theta, y: Tensor, record: bool) -> Tensor:

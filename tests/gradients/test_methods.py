@@ -192,7 +192,7 @@ def test_gradients_accumulate_and_the_input_need_not_require_one(integrator):
 
 
 @pytest.mark.parametrize("integrator", fixed(where=lambda scheme: scheme.reversible))
-def test_a_reversible_block_keeps_the_last_state_alone(integrator):
+def test_a_reversible_block_keeps_the_first_and_the_last_state_alone(integrator):
     """What autograd keeps of the input's size does not grow with the steps; stored keeps a share of each."""
 
     def kept(method, steps):
@@ -209,7 +209,7 @@ def test_a_reversible_block_keeps_the_last_state_alone(integrator):
             made(x)
         return count
 
-    assert kept("reversible", 12) == kept("reversible", 4) <= 3
+    assert kept("reversible", 12) == kept("reversible", 4) <= 5
     assert kept("stored", 12) > 2 * kept("stored", 4)
 
 
@@ -237,6 +237,20 @@ def test_anchors_change_no_gradient(integrator, anchor):
     made = block("parabolic", integrator, Reversible(anchor), states=TimeGrid.uniform(5, 0.5))
     for name, value in value_and_gradients(made, image()).items():
         torch.testing.assert_close(value, expected[name], rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("norm", ["tv", "batch"])
+@pytest.mark.parametrize("integrator", ["coupling", "momentum"])
+def test_a_first_state_on_the_kink_of_a_relu_is_kept(integrator, norm):
+    """Behind a ReLU half of it is zero, where the field's own ReLU has its kink: rounding would decide."""
+    found = []
+    for method in ("stored", "reversible"):
+        torch.manual_seed(0)
+        stage = Stage(8, {"name": "preactivation", "norm": norm}, integrator, 5, gradient=method)
+        made = DynamicBlock(stage).double().eval()
+        found.append(value_and_gradients(made, torch.relu(image(size=(4, 8, 6, 6)))))
+    for name, value in found[0].items():
+        torch.testing.assert_close(found[1][name], value, rtol=1e-9, atol=1e-9)
 
 
 def test_anchors_bound_the_growth_of_rounding():
@@ -490,7 +504,7 @@ def test_a_parameter_changed_before_the_backward_pass_is_noticed(scheme, gradien
     loss = made(image().requires_grad_()).sum()
     with torch.no_grad():
         next(made.parameters()).mul_(1.5)
-    with pytest.raises(RuntimeError, match="changed in place"):
+    with pytest.raises(RuntimeError, match="changed or exchanged"):
         loss.backward()
 
 

@@ -6,9 +6,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from resode import memory
-from resode.blocks import Stage
+from resode.blocks import DynamicBlock, Stage
 from resode.errors import InputError
-from resode.gradients import Adjoint, Reversible, Stored
+from resode.gradients import Adjoint, Checkpointed, Reversible, Stored
 from resode.integrators import Momentum
 from resode.models import create
 from resode.models.budget import Budget, differentiated, method_of, take
@@ -89,10 +89,36 @@ def test_an_adjoint_gradient_stays_what_it_is():
         assert choice.methods[0] == Adjoint()
 
 
+def test_a_block_that_is_used_twice_is_left_as_it_is():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            stage = Stage(4, {"name": "preactivation", "norm": "group"}, "coupling", 3, gradient="reversible")
+            self.stem, self.block = nn.Conv2d(3, 4, 3, padding=1), DynamicBlock(stage)
+
+        def forward(self, x):
+            return self.block(self.block(self.stem(x)))
+
+    network = Twice()
+    budget = Budget(network, SHAPE, BATCH)
+    (choice,) = budget.smallest()
+    assert choice.name == "as it is"
+    assert choice.methods == (Reversible(),)
+    assert choice.activation_bytes == budget.present() == memory.profile(network, SHAPE, BATCH).peak()
+    take(network, budget.fit(10**9).methods)
+
+
+def test_without_undoing_there_are_other_choices():
+    budget = Budget(create("revnet38"), SHAPE, BATCH)
+    assert "reversible" not in [choice.name for choice in budget.smallest(undo=False)]
+    least = min(choice.activation_bytes for choice in budget.smallest(undo=False))
+    assert set(map(type, budget.fit(least, undo=False).methods)) <= {Checkpointed, Stored}
+
+
 def test_a_network_without_parts_is_stored_or_nothing():
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 14 * 14, 10))
     budget = Budget(network, SHAPE, BATCH)
     assert [choice.name for choice in budget.smallest()] == ["stored"]
     assert budget.fit(1000) is None
-    with pytest.raises(InputError, match="1 gradient methods for 0 parts"):
+    with pytest.raises(InputError, match="1 methods for a network of 0 parts"):
         take(network, ["stored"])

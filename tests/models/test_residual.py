@@ -5,11 +5,12 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.func import functional_call
 
 import resode
 from resode.errors import InputError
 from resode.gradients import Checkpointed, Stored
-from resode.models import create
+from resode.models import create, created_as
 
 NETWORKS = {
     "he_resnet20": {"widths": (4, 8, 16)},
@@ -129,6 +130,42 @@ def test_evaluation_and_inference_run_as_ever():
     with torch.inference_mode():
         assert torch.equal(network.eval()(x), plain.eval()(x))
     assert list(network.state_dict()) == list(plain.state_dict())
+
+
+def test_hooks_of_stages_are_called_and_other_stages_are_units():
+    class Twice(nn.Module):
+        def __init__(self, stage):
+            super().__init__()
+            self.stage = stage
+
+        def forward(self, y):
+            return 2 * self.stage(y)
+
+    torch.manual_seed(0)
+    network, x, seen = create("he_resnet20", widths=(4, 4, 8)), torch.randn(2, 3, 8, 8), []
+    network.layer2.register_forward_hook(lambda module, inputs, output: seen.append(output.shape))
+    before = network.eval()(x)
+    assert seen == [(2, 4, 4, 4)]
+    network.layer3 = Twice(network.layer3)
+    assert len(network.units()) == 3 + 1 + 1
+    expected = step(copy.deepcopy(network).train(), x)
+    assert not torch.equal(network(x), before)
+    network.take(Checkpointed(every=2))
+    found = step(network.train(), x)
+    assert all(torch.equal(found[key], value) for key, value in expected.items())
+
+
+def test_parameters_that_are_exchanged_before_the_backward_pass_are_told():
+    network = create("he_resnet20", widths=(4, 4, 8), gradient="checkpointed")
+    others = {name: 2 * p for name, p in network.named_parameters()}
+    y = functional_call(network, others, torch.randn(2, 3, 8, 8))
+    with pytest.raises(RuntimeError, match="a parameter was changed or exchanged"):
+        y.sum().backward()
+
+
+def test_a_method_given_as_an_object_is_described():
+    network = create("he_resnet20", gradient=Checkpointed(every=2))
+    assert created_as(network)[1]["gradient"] == {"name": "checkpointed", "every": 2}
 
 
 @pytest.mark.parametrize("gradient", ["reversible", "adjoint"])

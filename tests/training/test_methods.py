@@ -14,7 +14,7 @@ from resode.integrators import Momentum
 from resode.models import create
 from resode.models.budget import differentiated, method_of
 from resode.training import Experiment, Observer, train
-from resode.training.methods import compiled, fitted, fixed_bytes, reconstruction_error
+from resode.training.methods import budget, compiled, fitted, fixed_bytes, reconstruction_error
 
 DIGITS = {"name": "test", "data": {"source": "digits", "validation": 200}, "epochs": 2, "precision": "fp32"}
 NET = {"name": "digits_resnet14", "widths": [4, 8, 8]}
@@ -179,6 +179,45 @@ def test_measuring_drift_leaves_no_trace():
     assert reconstruction_error(create("he_resnet8"), x) is None
 
 
+def test_what_overflows_has_drifted(monkeypatch):
+    network, x = create(**SMALL), torch.randn(4, 3, 8, 8)
+    scheme = type(network.stages[0].stage.integrator)
+    inverse = scheme.inverse
+    monkeypatch.setattr(scheme, "inverse", lambda *of: tuple(torch.nan * t for t in inverse(*of)))
+    assert reconstruction_error(network, x) == float("inf")
+
+
+def test_methods_by_hand_are_checked_before_the_run_begins(tmp_path):
+    stage = {**SMALL["stages"][0], "states": 15, "gradient": "stored"}
+    model = {"name": "dynamic", "stages": [stage]}
+    for keys, told in (
+        ({"gradients": "reversible"}, "amplifies the rounding of float32"),
+        ({"gradients": ["stored", "stored"]}, "2 methods for a network of 1 parts"),
+        (
+            {"gradients": "stored", "memory_budget": "1MB"},
+            "more than memory_budget 1.0 MB: leave gradients out",
+        ),
+    ):
+        with pytest.raises(InputError, match=told):
+            train(None, experiment(model, **keys), out=tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+
+
+def test_falling_back_keeps_the_budget(tmp_path):
+    network = create(**SMALL, in_channels=1)
+    choices = budget(experiment(SMALL), network, (1, 8, 8))
+    room = next(
+        c.activation_bytes for c in choices.smallest(undo=False) if c.name == "checkpointed, two levels"
+    )
+    room += sum(fixed_bytes(experiment(SMALL), network)) + 1000
+    asked = experiment(SMALL, memory_budget=room, drift={"limit": 1e-9})
+    result = train(None, asked, out=tmp_path / "run")
+    rows = metrics(result.run)
+    assert all(not isinstance(method, Reversible) for method in methods_of(result.module))
+    assert fitted(experiment(SMALL, memory_budget=room), result.module, (1, 8, 8))
+    assert len(rows) == 2
+
+
 def test_drift_grows_with_the_amplification_and_anchors_bound_it():
     def drift(steps, anchor=None):
         torch.manual_seed(0)
@@ -228,6 +267,7 @@ def test_the_parts_between_recomputations_are_compiled(model):
 
     made = compiled(network)
     assert made is network
+    assert torch._dynamo.config.recompile_limit >= 64
     units = [u for part in differentiated(network) for u in _compiled_parts(part)]
     assert units
     assert all(unit._compiled_call_impl is not None for unit in units)

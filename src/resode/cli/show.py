@@ -213,6 +213,7 @@ def _memory(
     experiment: "Experiment", module: "nn.Module", shape: tuple[int, int, int]
 ) -> list[tuple[str, str]]:
     """The memory of a training step, as the recipe says and with the fewest bytes of each gradient method."""
+    from resode.models.budget import take
     from resode.report.quantities import size
     from resode.training.methods import budget, fitted, fixed_bytes
 
@@ -229,12 +230,14 @@ def _memory(
             ("", f"{name:<25} {size(activations):>9}, in all {size(sum(fixed) + activations):>9}{times}")
         )
 
+    if experiment.gradients is not None:
+        take(module, experiment.gradients)
     choices = budget(experiment, module, shape)
-    if choices.parts and experiment.memory_budget is None:
+    if experiment.memory_budget is None or experiment.gradients is not None:
         line("as the recipe says", choices.present(), 0)
     for choice in choices.smallest():
         line(choice.name, choice.activation_bytes, choice.again)
-    if experiment.memory_budget is not None:
+    if experiment.memory_budget is not None and experiment.gradients is None:
         chosen, _ = fitted(experiment, module, shape, choices)
         line("chosen: " + chosen.name, chosen.activation_bytes, chosen.again)
     return rows

@@ -3,7 +3,7 @@
     carry_0 -> carry_1 -> ... -> carry_n
 
 A carry is all that a step needs of those before. The steps of an integrator over a time grid are a chain
-(`Flow`), and so are the units of a classical residual network (`resode.models.units`).
+(`Flow`), and so are the units of a classical residual network (`resode.models.residual`).
 """
 
 from abc import ABC, abstractmethod
@@ -22,7 +22,9 @@ Field = Callable[[int, Theta, Tensor, bool], Tensor]
 
 
 class Chain(ABC):
-    """Steps from a state to a state, during one forward pass."""
+    """Steps from a state to a state, during one forward pass; `owner` is the module that makes them."""
+
+    owner: object = None
 
     @property
     @abstractmethod
@@ -78,7 +80,8 @@ class Chain(ABC):
 
     def present(self) -> Any:
         """What has to be the same in a backward pass that does the forward pass again."""
-        return tuple(t._version for t in self.tensors()), self.modes()
+        tensors = tuple((id(t), t._version, t.untyped_storage()._cdata) for t in self.tensors())
+        return tensors, self.modes()
 
     def check_unchanged(self, earlier: Any, twice: bool = False) -> None:
         """Refuse a backward pass for parameters, or a mode, that are no longer those of the forward pass.
@@ -93,8 +96,8 @@ class Chain(ABC):
         versions, modes = self.present()
         if versions != earlier[0]:
             raise RuntimeError(
-                "a parameter was changed in place between the forward and the backward pass, which does the "
-                "forward pass again: change it after backward"
+                "a parameter was changed or exchanged between the forward and the backward pass, which does "
+                "the forward pass again: change it after backward"
             )
         if modes != earlier[1]:
             raise RuntimeError(
@@ -115,6 +118,7 @@ class Flow(Chain):
         thetas: the parameters of each evaluation, those that only a backward pass needs last.
         numbers: the learned numbers of the scheme.
         training: which modules of the field are in training mode now.
+        owner: the block.
     """
 
     integrator: FixedStep
@@ -123,6 +127,7 @@ class Flow(Chain):
     thetas: tuple[Theta, ...]
     numbers: Numbers
     training: Callable[[], tuple[bool, ...]] = tuple
+    owner: object = None
 
     @property
     def steps(self) -> int:

@@ -30,8 +30,12 @@ def drift(method: Reversible, flow: Flow, y: Tensor) -> Tensor:
         carry = flow.integrator.inverse(k, flow.grid, f, carry, flow.numbers)
         if k in kept:
             first = kept[k]
-            error = sum((a - b).double().square().sum() for a, b in zip(carry, first, strict=True))
-            scale = sum(b.double().square().sum() for b in first)
-            worst = torch.maximum(worst, torch.as_tensor(error / scale).sqrt())
+            errors = [(a - b).double().square().sum() for a, b in zip(carry, first, strict=True)]
+            error, scale = (
+                torch.stack(errors).sum(),
+                torch.stack([b.double().square().sum() for b in first]).sum(),
+            )
+            relative = torch.where(error == 0, error, error / scale).sqrt()
+            worst = torch.maximum(worst, relative.nan_to_num(nan=torch.inf))
             carry = first
     return worst

@@ -20,11 +20,13 @@ from resode.memory import Held, StepBytes
 
 
 @gradients.register(
-    "reversible", summary="only the last state is kept; the scheme's inverse gives the others"
+    "reversible", summary="the first and the last state are kept; the scheme's inverse gives the others"
 )
 @dataclass(frozen=True)
 class Reversible(Gradient):
     """Memory of one step, whatever the depth (Gomez et al. 2017, arXiv:1707.04585; Chang et al. 2018).
+
+    The first and the last carry are kept; the others are recovered by the scheme's inverse.
 
     A step is undone and differentiated with one evaluation of each of its right-hand sides: the inverse
     needs them at the points where the step did. The states are kept in float32 at least; recovered ones
@@ -88,8 +90,12 @@ class Reversible(Gradient):
         return max(integrator.amplification(TimeGrid(nodes)) for nodes in parts)
 
     def anchored(self, k: int) -> bool:
-        """Whether the carry before step k is kept."""
-        return self.anchor is not None and k > 0 and k % self.anchor == 0
+        """Whether the carry before step k is kept: the first always is, for it may lie on a kink.
+
+        Where a stem ends in a ReLU, half of the first state is zero, and of a field that begins with one
+        (and a norm without shift) the derivative there hangs on the sign of what is recovered.
+        """
+        return k == 0 or (self.anchor is not None and k % self.anchor == 0)
 
     def prepared(self, y: Tensor) -> Tensor:
         """In float32 at least."""
@@ -109,7 +115,7 @@ class Reversible(Gradient):
         return state
 
     def held(self, steps: Sequence[StepBytes]) -> Held:
-        """The last carry and the anchors; then the carry behind a step, and all that undoing it takes."""
+        """First and last carry and anchors; then the carry behind a step, and all that undoing it takes."""
         kept = steps[-1].state + sum(step.carry for k, step in enumerate(steps) if self.anchored(k))
         undone = (step.state + step.saved - step.repeated + step.flowing for step in steps)
         return Held(kept, kept + max(undone))

@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from resode.errors import InputError
+from resode.gradients import Gradient, gradients
 from resode.models import published
 from resode.models.dynamic import DynamicNet, dynamic
 from resode.models.he import he_preact_resnet, he_resnet, units_per_stage
@@ -45,6 +46,8 @@ def create(name: str, *, classes: int = 10, in_channels: int | None = None, **op
     options["classes"] = classes
     if in_channels is not None:
         options["in_channels"] = in_channels
+    if isinstance(options.get("gradient"), Gradient):
+        options["gradient"] = gradients.describe(options["gradient"])
     module = models.build(name, **options)
     if not isinstance(module, DynamicNet) or _is_plain(options):
         setattr(module, _CREATED_AS, (name, options))

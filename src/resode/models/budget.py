@@ -45,7 +45,10 @@ def take(module: nn.Module, methods: Sequence[object]) -> None:
     """
     parts = differentiated(module)
     if len(parts) != len(methods):
-        raise InputError(f"{len(methods)} gradient methods for {len(parts)} parts of the network")
+        raise InputError(
+            f"gradients: {len(methods)} methods for a network of {len(parts)} parts (blocks, or one ResNet): "
+            "leave gradients out, or give one a part"
+        )
     for part, method in zip(parts, methods, strict=True):
         part.take(method)
 
@@ -78,7 +81,7 @@ class Budget:
     """
 
     def __init__(self, module: nn.Module, shape: Shape, batch: int, dtype: torch.dtype | None = None) -> None:
-        self.module, self.parts = module, differentiated(module)
+        self.module, self.parts, self.step = module, differentiated(module), (shape, batch, dtype)
         self.own = tuple(map(method_of, self.parts))
 
         def profiled(methods: Sequence[Gradient]) -> Profile:
@@ -90,6 +93,11 @@ class Budget:
 
         free = [method if isinstance(method, Adjoint) else Stored() for method in self.own]
         self.stored = profiled(free)
+        owners = [id(getattr(part.chain, "owner", None)) for part in self.stored.chains]
+        if owners != list(map(id, self.parts)):  # a block that is used twice, or out of order: left as it is
+            self.stored, self.reversible = profiled(self.own), None
+            self.parts = ()
+            return
         undone = [self._undone(part, method) for part, method in zip(self.parts, free, strict=True)]
         self.reversible = profiled(undone) if undone != free else None
 
@@ -107,13 +115,16 @@ class Budget:
 
     def present(self) -> int:
         """The peak of activations with the methods that the network has."""
-        undone = any(isinstance(method, Reversible) for method in self.own)
-        profile = self.reversible if undone and self.reversible is not None else self.stored
-        return profile.peak(self.own)
+        return memory.profile(self.module, *self.step).peak()
 
-    def fit(self, room: int) -> Choice | None:
-        """The fastest choice whose activations take at most so many bytes."""
-        for name, profile, levels in self._kinds():
+    def fit(self, room: int, undo: bool = True) -> Choice | None:
+        """The fastest choice whose activations take at most so many bytes.
+
+        Args:
+            room: the bytes.
+            undo: whether reversible schemes may be undone.
+        """
+        for name, profile, levels in self._kinds(undo):
             items = list(_items(profile.parts))
             for bytes_ in (room, plans.smallest(items, levels)):
                 found = plans.fitted(items, bytes_, levels)
@@ -122,29 +133,32 @@ class Budget:
                     return choice
         return None
 
-    def smallest(self) -> list[Choice]:
+    def smallest(self, undo: bool = True) -> list[Choice]:
         """The choice of the fewest bytes of each kind."""
         choices = []
-        for name, profile, levels in self._kinds():
+        for name, profile, levels in self._kinds(undo):
             items = list(_items(profile.parts))
             found = plans.fitted(items, plans.smallest(items, levels), levels)
             assert found is not None
             choices.append(self._choice(name, profile, found))
         return choices
 
-    def _kinds(self) -> Iterator[tuple[str, Profile, int]]:
+    def _kinds(self, undo: bool) -> Iterator[tuple[str, Profile, int]]:
         """Name, profile and levels of what can be chosen, the fastest first."""
-        yield "stored", self.stored, 0
-        if self.stored.chains:
+        reversible = self.reversible if undo else None
+        yield ("stored" if self.parts or not self.own else "as it is"), self.stored, 0
+        if self.parts:
             yield "checkpointed", self.stored, 1
-        if self.reversible is not None:
-            yield "reversible", self.reversible, 1
-        if self.stored.chains:
+        if reversible is not None:
+            yield "reversible", reversible, 1
+        if self.parts:
             yield "checkpointed, two levels", self.stored, 2
-        if self.reversible is not None and any(isinstance(p.method, Stored) for p in self.reversible.chains):
-            yield "reversible, two levels", self.reversible, 2
+        if reversible is not None and any(isinstance(p.method, Stored) for p in reversible.chains):
+            yield "reversible, two levels", reversible, 2
 
     def _choice(self, name: str, profile: Profile, found: Sequence[plans.Plan]) -> Choice:
+        if not self.parts:
+            return Choice(name, self.own, profile.peak(), 0.0)
         planned, again, steps = iter(found), 0, 0
         methods: list[Gradient] = []
         for part in profile.chains:

@@ -4,9 +4,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from resode import memory
 from resode.blocks import running_statistics
 from resode.errors import InputError
 from resode.gradients import Chain, Checkpointed, Gradient, Stored, gradients
@@ -37,14 +39,34 @@ class ResidualNetwork(nn.Module):
             method.planned(len(self.units()))
         self.gradient = method
 
+    def _stages(self) -> tuple[nn.Module, ...]:
+        return tuple(child for name, child in self.named_children() if name.startswith("layer"))
+
     def units(self) -> tuple[nn.Module, ...]:
-        """The units of all stages, in order."""
-        stages = (child for name, child in self.named_children() if name.startswith("layer"))
-        return tuple(unit for stage in stages for unit in stage.children())
+        """The units of all stages, in order; a stage that is no plain sequence, or has hooks, is one unit."""
+        return tuple(
+            unit
+            for stage in self._stages()
+            for unit in (stage.children() if _is_plain_sequence(stage) else (stage,))
+        )
 
     def through_units(self, y: Tensor) -> Tensor:
         """The state after the last unit, from that before the first."""
-        return self.gradient.integrate(UnitChain(self.units()), y)
+        if isinstance(self.gradient, Stored) and (torch.compiler.is_compiling() or memory.watch() is None):
+            for stage in self._stages():
+                y = stage(y)
+            return y
+        return self.gradient.integrate(UnitChain(self.units(), self), y)
+
+
+def _is_plain_sequence(module: nn.Module) -> bool:
+    hooks = (
+        module._forward_hooks,
+        module._forward_pre_hooks,
+        module._backward_hooks,
+        module._backward_pre_hooks,
+    )
+    return type(module) is nn.Sequential and not any(hooks)
 
 
 @dataclass(frozen=True)
@@ -52,6 +74,7 @@ class UnitChain(Chain):
     """The units of a network as a chain: the carry is the state."""
 
     units: tuple[nn.Module, ...]
+    owner: object = None
 
     @property
     def steps(self) -> int:
@@ -68,13 +91,9 @@ class UnitChain(Chain):
     def _modules(self) -> tuple[nn.Module, ...]:
         return tuple(module for unit in self.units for module in unit.modules())
 
-    @cached_property
-    def _parameters(self) -> tuple[Tensor, ...]:
+    def tensors(self) -> tuple[Tensor, ...]:
         own = (p for module in self._modules for p in module.parameters(recurse=False))
         return tuple({id(p): p for p in own}.values())
-
-    def tensors(self) -> tuple[Tensor, ...]:
-        return self._parameters
 
     def alike(self, k: int) -> Any:
         unit = self.units[k]

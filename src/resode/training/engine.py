@@ -22,12 +22,13 @@ from resode.controls import controls_of, roughness
 from resode.data import Batch, Loader
 from resode.errors import DivergenceError, Stopped
 from resode.models import created_as
+from resode.models.budget import take
 from resode.training import checkpoints, divergence, optimisers
 from resode.training.averaging import RECALIBRATION, ParameterAverage, estimate_statistics
 from resode.training.changes import Carry, changed
 from resode.training.evaluation import Scores, evaluate
 from resode.training.experiment import Refinement, Twisting
-from resode.training.methods import compiled, fall_back, fit_in_place, reconstruction_error
+from resode.training.methods import compiled, fall_back, fitted, reconstruction_error
 from resode.training.precision import place
 from resode.training.runs import Run, format_row
 from resode.training.schedules import learning_rate
@@ -123,7 +124,7 @@ class Trainer:
     def adopt_methods(self) -> None:
         """Compile what is to be compiled, by the gradient methods of the network."""
         if self.position.fallen_back:
-            fall_back(self.module)
+            fall_back(self.setup.experiment, self.module, image_shape(self.setup.dataset))
         self.forward: Callable[[Tensor], Tensor] = (
             compiled(self.module) if self.setup.experiment.compile else self.module
         )
@@ -421,7 +422,7 @@ class Trainer:
             self.change_where_due()
             self.forward = self.module
             before = Position(**vars(self.position))
-            with divergence.watching(self.module) as finding:
+            with divergence.watching(self.module) as finding, torch.compiler.set_stance("force_eager"):
                 self.step()
             what = (
                 finding.what
@@ -443,7 +444,7 @@ def changed_setup(setup: Setup, change: Refinement | Twisting) -> tuple[Setup, C
     made = created_as(network)
     card = dataclasses.replace(setup.card, specification=weights.Specification(*made) if made else None)
     if setup.experiment.memory_budget is not None:
-        fit_in_place(setup.experiment, network, image_shape(setup.dataset))
+        take(network, fitted(setup.experiment, network, image_shape(setup.dataset))[0].methods)
     return dataclasses.replace(setup, module=place(network, setup.device), card=card), carry
 
 

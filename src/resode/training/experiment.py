@@ -339,7 +339,7 @@ class Experiment(Section):
     evaluation: Evaluation = Evaluation()
     checkpoint: Checkpointing = Checkpointing()
     memory_budget: Annotated[ByteSize, Field(gt=0)] | None = None
-    gradients: tuple[str | dict[str, Any], ...] | None = None
+    gradients: Annotated[tuple[str | dict[str, Any], ...], BeforeValidator(_listed)] | None = None
     drift: Drift = Drift()
     init: Initial | None = None
     plugins: tuple[Plugin, ...] = ()

@@ -108,7 +108,7 @@ def _is_twisted(specification: weights.Specification, model: Model) -> bool:
 
 def _without_grids(specification: weights.Specification) -> dict[str, Any]:
     stages = [
-        {key: value for key, value in stage.items() if key not in ("states", "controls")}
+        {key: value for key, value in stage.items() if key not in ("states", "controls", "gradient")}
         for stage in specification.options.get("stages", ())
     ]
     return {**specification.options, "stages": stages}

@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Iterator
 
 import torch
+import torch._dynamo
 from torch import Tensor, nn
 
 from resode import cost
@@ -86,11 +87,21 @@ def described(methods: tuple[Gradient, ...]) -> tuple[object, ...]:
     return tuple(gradients.describe(method) for method in methods)
 
 
-def fit_in_place(experiment: Experiment, module: nn.Module, shape: Shape) -> str:
-    """Give a network the gradient methods that fit the budget; a line about them."""
-    chosen, line = fitted(experiment, module, shape)
-    take(module, chosen.methods)
-    return line
+def check_given(experiment: Experiment, module: nn.Module, shape: Shape) -> None:
+    """Refuse gradient methods that are given by hand and do not fit a memory budget that is given, too.
+
+    Raises:
+        InputError: says what they need.
+    """
+    if experiment.memory_budget is None:
+        return
+    room = int(experiment.memory_budget)
+    needed = sum(fixed_bytes(experiment, module)) + predicted_cost(experiment, module, shape).activation_bytes
+    if needed > 1.1 * room:  # a prediction holds to a tenth
+        raise InputError(
+            f"gradients: a step takes {_megabytes(needed)}, more than memory_budget {_megabytes(room)}: "
+            "leave gradients out (--set gradients=null), so that the budget chooses them"
+        )
 
 
 def _megabytes(count: int) -> str:
@@ -141,8 +152,14 @@ def _untouched(module: nn.Module) -> Iterator[None]:
             buffer.copy_(value)
 
 
-def fall_back(module: nn.Module) -> None:
-    """Checkpointed gradients in the place of reversible ones."""
+def fall_back(experiment: Experiment, module: nn.Module, shape: Shape) -> None:
+    """Checkpointed gradients in the place of reversible ones; within the memory budget where that can be."""
+    if experiment.memory_budget is not None:
+        choices = budget(experiment, module, shape)
+        room = int(experiment.memory_budget) - sum(fixed_bytes(experiment, module))
+        least = min(choices.smallest(undo=False), key=lambda choice: choice.activation_bytes)
+        take(module, (choices.fit(room, undo=False) or least).methods)
+        return
     for block in dynamic_blocks(module):
         if isinstance(block.stage.gradient, Reversible):
             block.take(Checkpointed())
@@ -157,6 +174,8 @@ def compiled(module: nn.Module) -> nn.Module:
     There each unit, each field at a control node and each part that is stored is compiled, in place.
     """
     parts = differentiated(module)
+    config = torch._dynamo.config  # units share their code, and each kind and mode of them is a graph
+    config.recompile_limit = max(config.recompile_limit, 64)
     if all(isinstance(method_of(part), Stored) for part in parts):
         whole: nn.Module = torch.compile(module, dynamic=False)  # type: ignore[assignment]  # it calls alike
         return whole

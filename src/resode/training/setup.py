@@ -37,7 +37,7 @@ from resode.models.budget import take
 from resode.training.changes import changed
 from resode.training.experiment import Data, Experiment, Model
 from resode.training.initial import initial_optimiser_state, resolve_init
-from resode.training.methods import described, fitted
+from resode.training.methods import check_given, described, fitted
 from resode.training.precision import choose_device, choose_precision, place
 
 
@@ -291,6 +291,8 @@ def _resolve_gradients(
     """
     if experiment.gradients is not None:
         take(module, experiment.gradients)
+        _check_precision(module)
+        check_given(experiment, module, image_shape(data))
         return experiment, []
     if experiment.memory_budget is None:
         return experiment, []
