@@ -46,9 +46,9 @@ def create(name: str, *, classes: int = 10, in_channels: int | None = None, **op
     options["classes"] = classes
     if in_channels is not None:
         options["in_channels"] = in_channels
-    if isinstance(options.get("gradient"), Gradient):
-        options["gradient"] = gradients.describe(options["gradient"])
     module = models.build(name, **options)
+    if not isinstance(module, DynamicNet) and isinstance(options.get("gradient"), Gradient):
+        options["gradient"] = gradients.describe(options["gradient"])
     if not isinstance(module, DynamicNet) or _is_plain(options):
         setattr(module, _CREATED_AS, (name, options))
     return module
