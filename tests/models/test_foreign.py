@@ -1,17 +1,13 @@
 """Networks of other libraries, twisted and read; and a twist under DistributedDataParallel."""
 
-import copy
-
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as processes
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 import resode
 from resode import analysis
 from resode.models.twisting import twisted_convolutions
+from tests import ranks
 
 
 @pytest.fixture(scope="module")
@@ -85,21 +81,6 @@ def test_the_resnet50_of_torchvision():
 # ---------------------------------------------------------------- several processes
 
 
-def _step(network: nn.Module, x: torch.Tensor) -> None:
-    network(x).square().mean().backward()
-
-
-def _rank(rank: int, port: int, network: nn.Module, x: torch.Tensor, found) -> None:
-    torch.set_num_threads(1)
-    address = f"tcp://127.0.0.1:{port}"
-    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
-    parallel = DistributedDataParallel(network)
-    _step(parallel, x[rank::2])
-    if rank == 0:
-        found.update({name: p.grad.clone() for name, p in network.named_parameters()})
-    dist.destroy_process_group()
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["separate", "stacked", "fused"])
 def test_gradients_under_ddp_are_those_of_one_process(form):
@@ -109,19 +90,6 @@ def test_gradients_under_ddp_are_those_of_one_process(form):
     for item in twisted_convolutions(network):
         nn.init.normal_(item.layer.twist)
     x = images(4, 8).double()
-    alone = copy.deepcopy(network)
-    _step(alone, x)
-    with processes.Manager() as manager:
-        found = manager.dict()
-        port = _free_port()
-        processes.spawn(_rank, (port, network, x, found), nprocs=2)
-        for name, p in alone.named_parameters():
-            torch.testing.assert_close(found[name], p.grad, rtol=1e-10, atol=1e-12)
-
-
-def _free_port() -> int:
-    import socket
-
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+    alone, together = ranks.gradients(network, x), ranks.gradients(network, x, ranks=2)
+    for name, gradient in alone.items():
+        torch.testing.assert_close(together[name], gradient, rtol=1e-10, atol=1e-12)
