@@ -163,6 +163,17 @@ def test_parameters_that_are_exchanged_before_the_backward_pass_are_told():
         y.sum().backward()
 
 
+def test_a_unit_that_writes_a_buffer_of_its_own_is_refused():
+    network = create("he_resnet20", widths=(4, 4, 8))
+    nn.utils.parametrizations.spectral_norm(network.units()[1].conv1)
+    x = torch.randn(2, 3, 8, 8)
+    network(x).sum().backward()  # stored gradients take it
+    network.take(Checkpointed(every=2))
+    with pytest.raises(RuntimeError, match=r"a buffer was written .*needs gradient stored"):
+        network(x).sum().backward()
+    network.eval()(x).sum().backward()  # where it writes nothing
+
+
 def test_a_method_given_as_an_object_is_described():
     network = create("he_resnet20", gradient=Checkpointed(every=2))
     assert created_as(network)[1]["gradient"] == {"name": "checkpointed", "every": 2}

@@ -7,7 +7,7 @@ A carry is all that a step needs of those before. The steps of an integrator ove
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -55,6 +55,10 @@ class Chain(ABC):
     def tensors(self) -> tuple[Tensor, ...]:
         """All parameters, each once."""
 
+    def buffers(self) -> tuple[Tensor, ...]:
+        """All buffers but running statistics."""
+        return ()
+
     @abstractmethod
     def modes(self) -> tuple[bool, ...]:
         """Which modules are in training mode now."""
@@ -80,8 +84,7 @@ class Chain(ABC):
 
     def present(self) -> Any:
         """What has to be the same in a backward pass that does the forward pass again."""
-        tensors = tuple((id(t), t._version, t.untyped_storage()._cdata) for t in self.tensors())
-        return tensors, self.modes()
+        return _versions(self.tensors()), self.modes(), _versions(self.buffers())
 
     def check_unchanged(self, earlier: Any, twice: bool = False) -> None:
         """Refuse a backward pass for parameters, or a mode, that are no longer those of the forward pass.
@@ -93,7 +96,7 @@ class Chain(ABC):
                 "this gradient has no second derivative (create_graph=True): take gradient stored or "
                 "checkpointed"
             )
-        versions, modes = self.present()
+        versions, modes, buffers = self.present()
         if versions != earlier[0]:
             raise RuntimeError(
                 "a parameter was changed or exchanged between the forward and the backward pass, which does "
@@ -104,6 +107,15 @@ class Chain(ABC):
                 "train() or eval() was called between the forward and the backward pass, which does the "
                 "forward pass again: call it after backward"
             )
+        if buffers != earlier[2]:
+            raise RuntimeError(
+                "a buffer was written between the forward and the backward pass, which does the forward pass "
+                "again: a network whose layers write their own (spectral_norm, say) needs gradient stored"
+            )
+
+
+def _versions(tensors: Iterable[Tensor]) -> tuple[tuple[int, int, int], ...]:
+    return tuple((id(t), t._version, t.untyped_storage()._cdata) for t in tensors)
 
 
 @dataclass(frozen=True)

@@ -111,7 +111,7 @@ class Reversible(Gradient):
     def through(self, chain: Chain, y: Tensor) -> Tensor:
         assert isinstance(chain, Flow)
         self.check_rounding(chain.integrator, chain.grid, y.dtype)
-        state: Tensor = _Reversed.apply(self, chain, y, *chain.tensors())  # type: ignore[no-untyped-call]
+        state: Tensor = _Reversed.apply(self, chain, y, *chain.tensors())  # type: ignore[no-untyped-call]  # torch
         return state
 
     def held(self, steps: Sequence[StepBytes]) -> Held:

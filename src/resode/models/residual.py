@@ -95,6 +95,15 @@ class UnitChain(Chain):
         own = (p for module in self._modules for p in module.parameters(recurse=False))
         return tuple({id(p): p for p in own}.values())
 
+    def buffers(self) -> tuple[Tensor, ...]:
+        found = (
+            buffer
+            for unit in self.units
+            for name, buffer in unit.named_buffers()
+            if name not in running_statistics(unit)
+        )
+        return tuple(found)
+
     def alike(self, k: int) -> Any:
         unit = self.units[k]
         return str(unit), *((p.shape, p.requires_grad) for p in unit.parameters())
