@@ -38,14 +38,9 @@ class Cost:
     optimiser_bytes: int
 
     @property
-    def fixed_bytes(self) -> int:
-        """What does not depend on the batch: parameters, gradients and optimiser."""
-        return self.parameter_bytes + self.gradient_bytes + self.optimiser_bytes
-
-    @property
     def training_bytes(self) -> int:
         """The memory of a training step: parameters, gradients, optimiser and activations."""
-        return self.fixed_bytes + self.activation_bytes
+        return self.parameter_bytes + self.gradient_bytes + self.optimiser_bytes + self.activation_bytes
 
 
 def estimate(

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from resode import report
+from resode.quantities import number
 from resode.report import curves
-from resode.report.quantities import number
 
 MakeRun = Callable[..., Path]
 

@@ -38,7 +38,7 @@ def _software() -> Iterator[tuple[str, str]]:
 def _hardware() -> Iterator[tuple[str, str]]:
     import torch
 
-    from resode.report.quantities import size
+    from resode.quantities import size
     from resode.training.precision import choose_device, choose_precision
     from resode.training.runs import environment
 
@@ -54,7 +54,7 @@ def _hardware() -> Iterator[tuple[str, str]]:
 
 def _places() -> Iterator[tuple[str, str]]:
     from resode.data.catalogue import KNOWN
-    from resode.report.quantities import size
+    from resode.quantities import size
 
     free = size(shutil.disk_usage(Path.cwd()).free)
     yield "disk", f"{free} free here, {'writable' if os.access(Path.cwd(), os.W_OK) else 'NOT writable'}"

@@ -61,7 +61,7 @@ def show(
 def _weights(file: Path) -> list[tuple[str, str]]:
     """What a weights file says of itself."""
     from resode import weights
-    from resode.report.quantities import size
+    from resode.quantities import size
 
     card = weights.read_card(file)
     specification, preprocessing = card.specification, card.preprocessing
@@ -214,7 +214,7 @@ def _memory(
 ) -> list[tuple[str, str]]:
     """The memory of a training step, as the recipe says and with the fewest bytes of each gradient method."""
     from resode.models.budget import take
-    from resode.report.quantities import size
+    from resode.quantities import size
     from resode.training.methods import budget, fitted, fixed_bytes
 
     fixed = fixed_bytes(experiment, module)

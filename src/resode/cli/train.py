@@ -140,7 +140,7 @@ def _train(experiment: "Experiment", out: Path | None, resume: bool) -> None:
 def _dry_run(experiment: "Experiment") -> None:
     from resode import training
     from resode.cli.console import note, say
-    from resode.report.quantities import roughly, size
+    from resode.quantities import roughly, size
 
     estimate = training.estimate(experiment)
     for line in estimate.setup.notes:

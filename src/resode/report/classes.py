@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from resode.report.quantities import count
+from resode.quantities import count
 from resode.report.run import Evaluated
 
 WRITTEN = 25  # classes up to which the matrix is a table of numbers

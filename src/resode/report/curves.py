@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeGuard
 
-from resode.report.quantities import number, percent
+from resode.quantities import number, percent
 from resode.report.run import Epoch, Run
 
 WIDTH, HEIGHT = 600, 330

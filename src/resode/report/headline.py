@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from resode.report.quantities import count, percent, roughly
+from resode.quantities import count, percent, roughly
 from resode.report.run import Evaluated, Run
 
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import jinja2
 
-from resode import durable
+from resode import durable, quantities
 from resode.errors import InputError
-from resode.report import classes, curves, headline, quantities
+from resode.report import classes, curves, headline
 from resode.report.run import Epoch, Run, read
 
 

@@ -6,7 +6,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from resode.report.quantities import count, duration, number, percent
+from resode.quantities import count, duration, number, percent
 from resode.report.run import Run, read
 
 

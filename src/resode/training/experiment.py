@@ -241,6 +241,14 @@ class Smoothness(Section):
     dirichlet: NonNegativeFloat = 0.0
 
 
+def _number(value: Any) -> Any:
+    """The number that a text like `1e9` is; any other value as it is."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return value
+
+
 def _listed(value: Any) -> Any:
     """A list of one where one is given."""
     return [value] if isinstance(value, int | str | Mapping) else value
@@ -338,7 +346,7 @@ class Experiment(Section):
     device: str = "auto"
     evaluation: Evaluation = Evaluation()
     checkpoint: Checkpointing = Checkpointing()
-    memory_budget: Annotated[ByteSize, Field(gt=0)] | None = None
+    memory_budget: Annotated[ByteSize, Field(gt=0), BeforeValidator(_number)] | None = None
     gradients: Annotated[tuple[str | dict[str, Any], ...], BeforeValidator(_listed)] | None = None
     drift: Drift = Drift()
     init: Initial | None = None

@@ -14,6 +14,7 @@ from resode.gradients import Checkpointed, Gradient, Reversible, Stored, gradien
 from resode.memory import Shape
 from resode.models.budget import Budget, Choice, differentiated, method_of, take
 from resode.models.residual import ResidualNetwork
+from resode.quantities import size
 from resode.training.experiment import Experiment
 
 
@@ -22,7 +23,7 @@ def predicted_cost(experiment: Experiment, module: nn.Module, shape: Shape) -> c
 
     An average of the parameters counts as one number more that the optimiser keeps for each.
     """
-    batch, dtype = experiment.batch_size, dtype_of(experiment)
+    batch, dtype = experiment.batch_size, forward_dtype(experiment)
     return cost.estimate(module, shape, batch, dtype=dtype, moments=_moments(experiment))
 
 
@@ -38,14 +39,14 @@ def _moments(experiment: Experiment) -> int:
     return moments + (experiment.average is not None)
 
 
-def dtype_of(experiment: Experiment) -> torch.dtype:
+def forward_dtype(experiment: Experiment) -> torch.dtype:
     """Of the forward pass (`auto` precision counts as fp32)."""
     return torch.bfloat16 if experiment.precision == "bf16" else torch.float32
 
 
 def budget(experiment: Experiment, module: nn.Module, shape: Shape) -> Budget:
     """The choices of gradient methods for the steps of an experiment."""
-    return Budget(module, shape, experiment.batch_size, dtype_of(experiment))
+    return Budget(module, shape, experiment.batch_size, forward_dtype(experiment))
 
 
 def fitted(
@@ -68,17 +69,18 @@ def fitted(
     chosen = choices.fit(room - fixed)
     if chosen is None:
         least = min(choice.activation_bytes for choice in choices.smallest())
-        enough = fixed + least + (10**6 if fixed + least >= 10**8 else 10**5)  # as it is printed, too
+        enough = fixed + least
+        enough += 10**5 if enough < 10**8 else 10**6 if enough < 10**9 else 10**7  # as it is printed, too
         raise InputError(
-            f"memory_budget {_megabytes(room)}: no gradient method meets it; parameters, gradients and "
-            f"optimiser take {_megabytes(fixed)}, activations at least {_megabytes(least)} at batch "
-            f"{experiment.batch_size}: give {_megabytes(enough)}, or a smaller batch_size"
+            f"memory_budget {size(room)}: no gradient method meets it; parameters, gradients and "
+            f"optimiser take {size(fixed)}, activations at least {size(least)} at batch "
+            f"{experiment.batch_size}: give {size(enough)}, or a smaller batch_size"
         )
     again = f", {chosen.again:.0%} of a forward pass done again" if chosen.again else ""
     predicted, activations = fixed + chosen.activation_bytes, chosen.activation_bytes
     return chosen, (
-        f"memory budget {_megabytes(room)}: {chosen.name}{again}; predicted {_megabytes(predicted)}, of "
-        f"which activations {_megabytes(activations)}"
+        f"memory budget {size(room)}: {chosen.name}{again}; predicted {size(predicted)}, of "
+        f"which activations {size(activations)}"
     )
 
 
@@ -99,13 +101,9 @@ def check_given(experiment: Experiment, module: nn.Module, shape: Shape) -> None
     needed = sum(fixed_bytes(experiment, module)) + predicted_cost(experiment, module, shape).activation_bytes
     if needed > 1.1 * room:  # a prediction holds to a tenth
         raise InputError(
-            f"gradients: a step takes {_megabytes(needed)}, more than memory_budget {_megabytes(room)}: "
+            f"gradients: a step takes {size(needed)}, more than memory_budget {size(room)}: "
             "leave gradients out (--set gradients=null), so that the budget chooses them"
         )
-
-
-def _megabytes(count: int) -> str:
-    return f"{count / 1e6:,.{0 if count >= 10**8 else 1}f} MB"
 
 
 # ---------------------------------------------------------------- drift

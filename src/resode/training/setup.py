@@ -289,20 +289,21 @@ def _resolve_gradients(
     Raises:
         InputError: nothing meets the budget, now or after a change on the way.
     """
+    shape, lines = image_shape(data), []
     if experiment.gradients is not None:
         take(module, experiment.gradients)
         _check_precision(module)
-        check_given(experiment, module, image_shape(data))
-        return experiment, []
-    if experiment.memory_budget is None:
-        return experiment, []
-    chosen, line = fitted(experiment, module, image_shape(data))
-    network = module
-    for change in experiment.changes:
-        network, _ = changed(network, change)
-        fitted(experiment, network, image_shape(data))
-    take(module, chosen.methods)
-    return experiment.replace(gradients=described(chosen.methods)), [line]
+        check_given(experiment, module, shape)
+    elif experiment.memory_budget is not None:
+        chosen, line = fitted(experiment, module, shape)
+        take(module, chosen.methods)
+        experiment, lines = experiment.replace(gradients=described(chosen.methods)), [line]
+    if experiment.memory_budget is not None:
+        network = module
+        for change in experiment.changes:
+            network, _ = changed(network, change)
+            fitted(experiment, network, shape)
+    return experiment, lines
 
 
 def refuse_misfits(options: Mapping[str, Any], found: Mapping[str, int], data: str) -> None:

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from resode.report import quantities
+from resode import quantities
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,14 @@ def test_durations_to_come_are_rough(seconds: float, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "text"), [(None, "–"), (3 * 2**19, "1.5 MiB"), (611 * 2**20, "611 MiB"), (5 * 2**28, "1.25 GiB")]
+    ("size", "text"),
+    [
+        (None, "–"),
+        (1_480_000, "1.5 MB"),
+        (99_900_000, "99.9 MB"),
+        (610_900_000, "611 MB"),
+        (1_250_000_000, "1.25 GB"),
+    ],
 )
 def test_sizes(size: int | None, text: str) -> None:
     assert quantities.size(size) == text

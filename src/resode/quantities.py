@@ -1,4 +1,4 @@
-"""Quantities: how numbers are written on a page and in a table, each with its unit."""
+"""Quantities: how numbers are written on a page, in a table and in a message, each with its unit."""
 
 import math
 
@@ -52,9 +52,9 @@ def roughly(seconds: float) -> str:
 
 
 def size(value: int | None) -> str:
-    """`611 MiB`, `1.24 GiB`."""
+    """`12.3 MB`, `611 MB`, `1.24 GB`: decimal, as a memory budget is given."""
     if value is None:
         return MISSING
-    if value < 1000 * 2**20:
-        return f"{value / 2**20:.0f} MiB" if value >= 10 * 2**20 else f"{value / 2**20:.1f} MiB"
-    return f"{value / 2**30:.2f} GiB"
+    if value < 999.5e6:
+        return f"{value / 1e6:.{0 if value >= 99.95e6 else 1}f} MB"
+    return f"{value / 1e9:.2f} GB"
