@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from resode.training.engine import Observer
+from resode.training.progress import Observer
 from resode.training.setup import Setup
 
 

@@ -1,10 +1,10 @@
 """Training: experiments as data, one readable loop, runs that survive anything."""
 
-from resode.training.engine import Observer
 from resode.training.estimate import Estimate, estimate
 from resode.training.evaluation import Scores, evaluate
 from resode.training.experiment import Experiment
 from resode.training.launch import Result, default_directory, train
+from resode.training.progress import Observer
 from resode.training.runs import Run, load
 
 __all__ = [

@@ -5,7 +5,6 @@ where the hardware gains. Nothing synchronises the device within an epoch. A run
 and ends, on a CPU with the same threads, in the very same bits.
 """
 
-import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -30,63 +29,11 @@ from resode.training.evaluation import Scores, evaluate
 from resode.training.experiment import Refinement, Twisting
 from resode.training.methods import compiled, fall_back, fitted, reconstruction_error
 from resode.training.precision import place
+from resode.training.progress import Observer, Position, Stopwatch
 from resode.training.runs import Run, format_row
 from resode.training.schedules import learning_rate
 from resode.training.setup import Setup, image_shape
 from resode.training.signals import StopRequest
-
-
-class Observer:
-    """What a run tells while it goes on; this one keeps silent."""
-
-    def message(self, text: str) -> None:
-        """Something that the user should know, in one line."""
-
-    def started(self, setup: Setup, epoch: int) -> None:
-        """The run begins, or goes on, with this epoch (from 0)."""
-
-    def stepped(self, epoch: int, step: int, loss: float | None) -> None:
-        """A step is done; the loss is known only where reading it costs nothing."""
-
-    def evaluating(self, done: int, samples: int) -> None:
-        """`done` of `samples` images are evaluated."""
-
-    def epoch_ended(self, row: dict[str, Any]) -> None:
-        """A row of metrics.csv is complete."""
-
-
-class Stopwatch:
-    """Seconds since it began, less its pauses, on top of those of an earlier part."""
-
-    def __init__(self, earlier: float) -> None:
-        self.began = time.monotonic() - earlier
-
-    @property
-    def seconds(self) -> float:
-        """What it shows."""
-        return time.monotonic() - self.began
-
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """Stand still within the block."""
-        begin = time.monotonic()
-        yield
-        self.began += time.monotonic() - begin
-
-
-@dataclass
-class Position:
-    """Where a run stands: `step` of `epoch` is the next to do."""
-
-    epoch: int = 0
-    step: int = 0
-    iteration: int = 0
-    epoch_seconds: float = 0.0  # training steps of this epoch
-    wall_seconds: float = 0.0  # everything so far
-    resumes: int = 0
-    level: int = 0  # changes of the network so far
-    function_evaluations: int = 0  # of the blocks' fields, in this epoch
-    fallen_back: bool = False  # from reversible gradients, whose states had drifted
 
 
 @dataclass

@@ -11,10 +11,11 @@ from torch import nn
 
 from resode import cost
 from resode.data import Loader
-from resode.training.engine import Observer, Position, Trainer
+from resode.training.engine import Trainer
 from resode.training.evaluation import evaluate
 from resode.training.experiment import Experiment
 from resode.training.methods import predicted_cost
+from resode.training.progress import Observer, Position
 from resode.training.runs import Run
 from resode.training.setup import Setup, image_shape, prepare
 
