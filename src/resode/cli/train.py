@@ -80,6 +80,8 @@ def train(
 
         resode train --resume --out runs/r20
 
+        torchrun --nproc-per-node 2 -m resode train he2016/resnet56
+
     \f
     """
     plugins = load_plugins(plugin)
@@ -126,12 +128,15 @@ def _train(experiment: "Experiment", out: Path | None, resume: bool) -> None:
     from resode import report, training
     from resode.cli.console import Narrator, note
     from resode.cli.console import out as stdout
+    from resode.training import processes
 
     narrator = Narrator()
     try:
         result = training.train(None, experiment, out=out, resume=resume, observer=narrator)
     finally:
         narrator.close()
+    if not processes.present().first:
+        return
     page = report.write(result.run.path)
     stdout.print(report.table(result.run.path))
     note(f"run: {result.run.path}   report: {page}")

@@ -33,12 +33,19 @@ class Batch:
         targets: `(B,)` int64.
         partners: `(B,)` int64, the targets of the images mixed in, or None without mixup.
         weight: `(B,)` float32, of `targets`; loss = weight CE(targets) + (1 - weight) CE(partners).
+        scale: of the mean loss, where a batch is divided: the mean of the scaled parts is that of the whole.
     """
 
     inputs: Tensor
     targets: Tensor
     partners: Tensor | None = None
     weight: Tensor | None = None
+    scale: float = 1.0
+
+    @property
+    def samples(self) -> int:
+        """How many images count: none in the place of an empty part."""
+        return len(self.targets) if self.scale else 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +73,7 @@ class Loader:
         dtype: of the inputs; float16 and bfloat16 are rounded from float32.
         augmentation: of the training batches.
         seed: of order and augmentation.
+        part: (r, p) for the images r, r + p, ... of every batch (with none, the first one at scale 0).
 
     Raises:
         InputError: no sample, a position out of range or twice, a number that does not fit.
@@ -84,12 +92,13 @@ class Loader:
         dtype: torch.dtype = torch.float32,
         augmentation: Augmentation = Augmentation(),  # noqa: B008 - a frozen value
         seed: int = 0,
+        part: tuple[int, int] = (0, 1),
     ) -> None:
         _check(images, index, batch_size, mean, std)
         self.samples = len(index)
         self.steps = math.ceil(self.samples / batch_size)
         self.batch_size, self.augmentation, self.seed = batch_size, augmentation, seed
-        self.device, self.dtype = torch.device(device), dtype
+        self.device, self.dtype, self.part = torch.device(device), dtype, part
         self._size = images.pixels.shape[1:]
         ranks = np.empty(len(images), np.int64)
         ranks[np.argsort(images.digests, kind="stable")] = np.arange(len(images))
@@ -108,13 +117,13 @@ class Loader:
         if not 0 <= step < self.steps:
             raise IndexError(f"step {step} of {self.steps}")
         draws = self._draws(epoch)
-        places = draws.order[step * self.batch_size : (step + 1) * self.batch_size]
+        places, scale = self._own(draws.order[step * self.batch_size : (step + 1) * self.batch_size])
         inputs, targets = self._augmented(places, draws), self._labels[places]
         if draws.mixup is None:
-            return Batch(self._finished(inputs), targets)
+            return Batch(self._finished(inputs), targets, scale=scale)
         partners, weight = draws.mixup[0][places], draws.mixup[1][places]
         inputs = torch.lerp(self._augmented(partners, draws), inputs, weight.to(inputs.dtype)[:, None, None])
-        return Batch(self._finished(inputs), targets, self._labels[partners], weight)
+        return Batch(self._finished(inputs), targets, self._labels[partners], weight, scale)
 
     def __iter__(self) -> Iterator[Batch]:
         """Every sample once, in the order of `index`, without augmentation."""
@@ -122,8 +131,16 @@ class Loader:
         height, width, _ = self._size
         for start in range(0, self.samples, self.batch_size):
             window = self._pixels[start : start + self.batch_size, pad : pad + height, pad : pad + width]
+            window, scale = self._own(window)
             inputs = self._normalised(window.reshape(len(window), height, -1))
-            yield Batch(self._finished(inputs), self._labels[start : start + self.batch_size])
+            labels, _ = self._own(self._labels[start : start + self.batch_size])
+            yield Batch(self._finished(inputs), labels, scale=scale)
+
+    def _own(self, whole: Tensor) -> tuple[Tensor, float]:
+        """The part of a batch that is asked for, and its scale."""
+        number, parts = self.part
+        own = whole[number::parts]
+        return (own, len(own) * parts / len(whole)) if len(own) else (whole[:1], 0.0)
 
     def _draws(self, epoch: int) -> _Epoch:
         """All draws of an epoch at once; those of the last epoch asked for are kept."""

@@ -7,7 +7,7 @@ and ends, on a CPU with the same threads, in the very same bits.
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,6 +29,7 @@ from resode.training.evaluation import Scores, evaluate
 from resode.training.experiment import Refinement, Twisting
 from resode.training.methods import compiled, fall_back, fitted, reconstruction_error
 from resode.training.precision import place
+from resode.training.processes import synchronise
 from resode.training.progress import Observer, Position, Stopwatch
 from resode.training.runs import Run, format_row
 from resode.training.schedules import learning_rate
@@ -47,7 +48,7 @@ class Trainer:
     rows: list[dict[str, str]] = field(default_factory=list)  # of metrics.csv
 
     def __post_init__(self) -> None:
-        experiment = self.setup.experiment
+        experiment, self.world = self.setup.experiment, self.setup.world
         self.first = self.setup  # with the network that training begins with
         self.adopt(self.setup)
         self.average = ParameterAverage(self.module, experiment.average.decay) if experiment.average else None
@@ -63,6 +64,8 @@ class Trainer:
         """Train this network from now on, with an optimiser that has no state yet."""
         experiment, module = setup.experiment, setup.module
         self.setup = setup
+        if experiment.sync_batchnorm and self.world.size > 1:
+            synchronise(module)
         self.module = module if module.training else module.train()  # parts that are frozen stay so
         self.adopt_methods()
         self.optimiser = optimisers.build(module, experiment.optimizer)
@@ -72,9 +75,8 @@ class Trainer:
         """Compile what is to be compiled, by the gradient methods of the network."""
         if self.position.fallen_back:
             fall_back(self.setup.experiment, self.module, image_shape(self.setup.dataset))
-        self.forward: Callable[[Tensor], Tensor] = (
-            compiled(self.module) if self.setup.experiment.compile else self.module
-        )
+        forward = compiled(self.module) if self.setup.experiment.compile else self.module
+        self.forward: Callable[[Tensor], Tensor] = self.world.joined(forward, self.module)
 
     def start_from(self, optimiser_state: Mapping[str, Tensor]) -> None:
         """Begin with this state of the optimiser."""
@@ -96,11 +98,12 @@ class Trainer:
                         f"diverged at iteration {position.iteration}: {error}; nothing of it was saved"
                     ) from None
                 position.epoch_seconds = clock.seconds
-                if self.free_reading and self.first_bad >= 0:
+                bad, signal, due = self.asked(stop)
+                if bad:
                     self.diverged(position.iteration)
-                if stop.number is not None:
-                    self.stop(stop.number)
-                if time.monotonic() - self.saved > 60 * experiment.checkpoint.minutes:
+                if signal:
+                    self.stop(signal)
+                if due:
                     with clock.paused():
                         self.save()
             self.check_finite()  # waits for a GPU to have done the steps
@@ -113,17 +116,36 @@ class Trainer:
             if last or position.epoch % experiment.checkpoint.every == 0:
                 self.save()
 
+    def asked(self, stop: StopRequest) -> tuple[bool, int, bool]:
+        """After a step: has it diverged, which signal asks to stop, is it time to save? In any process."""
+        bad = self.free_reading and bool(self.first_bad >= 0)
+        due = time.monotonic() - self.saved > 60 * self.setup.experiment.checkpoint.minutes
+        bad_, signal, due_ = self.world.most((bad, stop.number or 0, due and self.world.first))
+        return bool(bad_), int(signal), bool(due_)
+
     def step(self) -> None:
-        """One iteration: forward, backward, update."""
-        experiment, position = self.setup.experiment, self.position
-        batch = self.setup.training.batch(position.epoch, position.step)
+        """One iteration: data, forward, backward, update."""
+        batch = self.setup.training.batch(self.position.epoch, self.position.step)
+        logits, loss = self.predict(batch)
+        self.optimiser.zero_grad()
+        self.with_smoothness(batch.scale * loss).backward()
+        self.update()
+        self.count(loss.detach(), logits.detach(), batch)
+        self.position.step += 1
+        self.position.iteration += 1
+
+    def predict(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The forward pass: logits and loss."""
+        experiment = self.setup.experiment
         drain_evaluations(self.module)  # those of an evaluation in between
-        optimisers.set_learning_rate(self.optimiser, self.learning_rate(position.iteration))
         with torch.autocast(self.setup.device.type, torch.bfloat16, enabled=experiment.precision == "bf16"):
             logits = self.forward(batch.inputs)
-        loss = batch_loss(logits.float(), batch, experiment.label_smoothing)
-        self.optimiser.zero_grad()
-        self.with_smoothness(loss).backward()
+        return logits, batch_loss(logits.float(), batch, experiment.label_smoothing)
+
+    def update(self) -> None:
+        """New parameters from their gradients, as the optimiser says."""
+        experiment, position = self.setup.experiment, self.position
+        optimisers.set_learning_rate(self.optimiser, self.learning_rate(position.iteration))
         if experiment.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.module.parameters(), experiment.clip_norm)
         self.optimiser.step()
@@ -133,9 +155,6 @@ class Trainer:
         position.function_evaluations += self.fixed_evaluations + drain_evaluations(self.module)
         if self.average is not None:
             self.average.update(self.module, position.iteration)
-        self.count(loss.detach(), logits.detach(), batch)
-        position.step += 1
-        position.iteration += 1
 
     def with_smoothness(self, loss: Tensor) -> Tensor:
         """The loss that is minimised: with the roughness of theta(t), where that is asked for."""
@@ -174,11 +193,10 @@ class Trainer:
     @torch.no_grad()
     def count(self, loss: Tensor, logits: Tensor, batch: Batch) -> None:
         """Add a step to the sums of its epoch, and note the first loss that is not finite."""
-        samples = len(batch.targets)
-        correct = (logits.argmax(1) == batch.targets).sum()
-        self.sums[0] += loss.double() * samples
-        self.sums[1] += correct
-        self.sums[2] += samples
+        if batch.samples:
+            self.sums[0] += loss.double() * batch.samples
+            self.sums[1] += (logits.argmax(1) == batch.targets).sum()
+            self.sums[2] += batch.samples
         bad = ~torch.isfinite(loss) & (self.first_bad < 0)
         self.first_bad.masked_fill_(bad, self.position.iteration)
         known = loss.item() if self.free_reading else None
@@ -203,6 +221,8 @@ class Trainer:
         ):
             error = reconstruction_error(self.module, inputs)
         section = self.setup.experiment.drift
+        if error is not None:
+            (error,) = self.world.most([error])
         if error is None or error <= section.limit:
             return error
         what = (
@@ -230,24 +250,32 @@ class Trainer:
         return self.evaluate(self.evaluated_module(), self.setup.validation, stop)
 
     def evaluate(self, module: nn.Module, loader: Loader, stop: StopRequest) -> Scores:
-        """Evaluate; a stop request between two batches saves and ends the run (resume evaluates anew)."""
+        """Evaluate; a stop request between two batches saves and ends the run (resume evaluates anew).
+
+        Several processes each do their part, and heed it afterwards.
+        """
+        self.world.align(self.module)
+        self.world.align(module)
         done = 0
 
         def on_batch(samples: int) -> None:
             nonlocal done
-            done += samples
-            self.observer.evaluating(done, loader.samples)
-            if stop.number is not None:
+            done += samples * self.world.size
+            self.observer.evaluating(min(done, loader.samples), loader.samples)
+            if stop.number is not None and self.world.size == 1:
                 self.stop(stop.number)
 
-        return evaluate(
-            module, loader, precision=self.setup.experiment.evaluation.precision, on_batch=on_batch
-        )
+        precision = self.setup.experiment.evaluation.precision
+        scores = evaluate(module, loader, precision=precision, on_batch=on_batch, world=self.world)
+        (signal,) = self.world.most([stop.number or 0])
+        if signal:
+            self.stop(int(signal))
+        return scores
 
     def finish_epoch(self, validation: Scores | None, drift: float | None = None) -> dict[str, Any]:
         """Write the row of the epoch that is complete and go to the next."""
         position = self.position
-        loss, correct, samples = self.sums.tolist()
+        loss, correct, samples = self.world.total(self.sums).tolist()
         row = {
             "epoch": position.epoch + 1,
             "iterations": position.iteration,
@@ -263,7 +291,8 @@ class Trainer:
             "reconstruction_error": drift,
         }
         self.rows.append(format_row(row))
-        self.run.write_rows(self.rows)
+        if self.world.first:
+            self.run.write_rows(self.rows)
         self.sums.zero_()
         position.epoch, position.step, position.epoch_seconds = position.epoch + 1, 0, 0.0
         position.function_evaluations = 0
@@ -288,16 +317,19 @@ class Trainer:
         training = {f"optimiser/{name}": tensor for name, tensor in training.items()}
         if self.average is not None:
             training |= {f"average/{name}": tensor for name, tensor in self.average.parameters.items()}
-        training["sums"] = self.sums
-        training |= {f"generator/{name}": state for name, state in _generators(self.setup.device)}
-        checkpoints.write(
-            self.run.checkpoints,
-            self.position.iteration,
-            lambda path: self.setup.save_weights(self.module, path, self.present()),
-            {name: tensor.detach().cpu() for name, tensor in training.items()},
-            {**vars(self.position), "rows": self.rows},
-            self.setup.experiment.checkpoint.keep,
-        )
+        training["sums"] = self.world.total(self.sums)
+        for rank, states in enumerate(self.world.all(_generators(self.setup.device))):
+            training |= {f"generator/{name}{f'.{rank}' if rank else ''}": t for name, t in states.items()}
+        if self.world.first:
+            checkpoints.write(
+                self.run.checkpoints,
+                self.position.iteration,
+                lambda path: self.setup.save_weights(self.module, path, self.present()),
+                {name: tensor.detach().cpu() for name, tensor in training.items()},
+                {**vars(self.position), "rows": self.rows},
+                self.setup.experiment.checkpoint.keep,
+            )
+        self.world.wait()
 
     def present(self) -> dict[str, Any]:
         """What a checkpoint's weights say of themselves."""
@@ -320,9 +352,12 @@ class Trainer:
         optimisers.load_state_tensors(self.optimiser, self.module, groups.get("optimiser", {}))
         if self.average is not None:
             self.average.adopt(self.module, groups["average"])
-        self.sums.copy_(checkpoint.training["sums"])
+        self.sums.copy_(checkpoint.training["sums"]).mul_(self.world.first)
         self.first_bad.fill_(-1)
-        _restore_generators(groups["generator"], self.setup.device)
+        suffix = f".{self.world.rank}" if self.world.rank else ""
+        if f"cpu{suffix}" in groups["generator"]:  # a process that is new keeps its own
+            kinds = {kind: groups["generator"].get(kind + suffix) for kind in ("cpu", "cuda")}
+            _restore_generators({k: t for k, t in kinds.items() if t is not None}, self.setup.device)
         state = dict(checkpoint.state)
         self.rows = state.pop("rows")
         self.position = Position(**state)
@@ -340,9 +375,9 @@ class Trainer:
 
     def check_finite(self) -> None:
         """End the run where the loss or a parameter is not finite."""
-        first = int(self.first_bad)
+        (first,) = self.world.most([int(self.first_bad)])
         if first >= 0:
-            self.diverged(first)
+            self.diverged(int(first))
         if divergence.not_finite(self.module) is not None:
             self.diverged(self.position.iteration)
 
@@ -367,7 +402,7 @@ class Trainer:
         self.restore(checkpoint)
         while self.position.iteration <= min(iteration, self.iterations - 1):
             self.change_where_due()
-            self.forward = self.module
+            self.forward = self.world.joined(self.module, self.module)
             before = Position(**vars(self.position))
             with divergence.watching(self.module) as finding, torch.compiler.set_stance("force_eager"):
                 self.step()
@@ -377,9 +412,10 @@ class Trainer:
                 or divergence.not_finite(self.module)
                 or ("the loss" if self.first_bad >= 0 else None)
             )
-            if what is not None:
+            found = [each for each in self.world.all(what) if each is not None]
+            if found:
                 self.position = before
-                return what
+                return found[0]
             if self.position.step == self.steps:
                 self.position.epoch, self.position.step = self.position.epoch + 1, 0
         return "the loss (the replay stayed finite)"
@@ -414,11 +450,10 @@ def batch_loss(logits: Tensor, batch: Batch, smoothing: float) -> Tensor:
     return loss
 
 
-def _generators(device: torch.device) -> Iterator[tuple[str, Tensor]]:
+def _generators(device: torch.device) -> dict[str, Tensor]:
     """The states of the global generators (dropout alone uses them)."""
-    yield "cpu", torch.get_rng_state()
-    if device.type == "cuda":
-        yield "cuda", torch.cuda.get_rng_state(device)
+    cuda = {"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {}
+    return {"cpu": torch.get_rng_state(), **cuda}
 
 
 def _restore_generators(states: dict[str, Tensor], device: torch.device) -> None:

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from resode.data import Batch
 from resode.mode import mode
+from resode.training.processes import ALONE, World
 
 _PRECISIONS = {torch.float64: "fp64", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
@@ -68,6 +69,7 @@ def evaluate(
     *,
     precision: str = "fp32",
     on_batch: Callable[[int], None] | None = None,
+    world: World = ALONE,
 ) -> Scores:
     """Score `module` on batches of normalised images; afterwards it is in the mode it was in.
 
@@ -75,6 +77,7 @@ def evaluate(
         module: (N, C, H, W) -> logits (N, classes).
         batches: inputs and targets, on the module's device.
         precision: "fp32", or "bf16" for autocast.
+        world: the processes that the batches are divided among; each has the scores of all.
         on_batch: called with the samples of each batch done; what it raises ends the evaluation.
     """
     loss: Tensor | None = None
@@ -89,14 +92,18 @@ def evaluate(
             if confusion is None or loss is None:
                 loss = torch.zeros((), dtype=torch.float64, device=logits.device)
                 confusion = torch.zeros(logits.shape[1] ** 2, dtype=torch.int64, device=logits.device)
+            if not batch.samples:
+                continue
             loss += F.cross_entropy(logits, batch.targets, reduction="sum").double()
             cells = batch.targets * logits.shape[1] + logits.argmax(1)
             confusion += torch.bincount(cells, minlength=confusion.numel())
-            samples += len(batch.targets)
+            samples += batch.samples
             if on_batch is not None:
-                on_batch(len(batch.targets))
+                on_batch(batch.samples)
     assert confusion is not None
     assert loss is not None
+    loss, confusion = world.total(loss), world.total(confusion)
+    samples = int(world.total(torch.tensor(samples)))
     classes = round(confusion.numel() ** 0.5)
     own = next((p.dtype for p in module.parameters()), torch.float32)
     used = precision if own == torch.float32 else _PRECISIONS.get(own, str(own))

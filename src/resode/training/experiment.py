@@ -321,7 +321,8 @@ class Experiment(Section):
     Of networks of dynamic blocks: `smoothness` in time is added to the loss, `box` bounds every parameter of
     the controls after each optimiser step, `refine` doubles the time grids on the way. Any network can be
     twisted on the way (`twist`). `memory_budget` (bytes, or 600MB) chooses the gradient method of each part
-    so that a step fits; `gradients` is what it chose, in the order of the parts.
+    so that a step fits; `gradients` is what it chose, in the order of the parts. Where several processes
+    train, `sync_batchnorm` normalises a batch as a whole, not each part of it.
     """
 
     name: str
@@ -343,6 +344,7 @@ class Experiment(Section):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     compile: bool = False
+    sync_batchnorm: bool = False
     device: str = "auto"
     evaluation: Evaluation = Evaluation()
     checkpoint: Checkpointing = Checkpointing()

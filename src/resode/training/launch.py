@@ -18,6 +18,7 @@ from resode.training import checkpoints, divergence
 from resode.training.changes import changed
 from resode.training.engine import Trainer
 from resode.training.experiment import Experiment
+from resode.training.processes import World, restarted, together
 from resode.training.progress import Observer
 from resode.training.runs import Run, environment
 from resode.training.setup import Setup, model_of, prepare
@@ -67,24 +68,39 @@ def train(
         Stopped: a signal came; all is saved.
         ResourceError: disk or device do not suffice; the last checkpoint is whole.
     """
-    observer = observer or Observer()
+    with together() as world:
+        told = observer if observer is not None and world.first else Observer()
+        return _train(module, experiment, out, resume or restarted(), told, world)
+
+
+def _train(
+    module: nn.Module | None,
+    experiment: Experiment,
+    out: str | Path | None,
+    resume: bool,
+    observer: Observer,
+    world: World,
+) -> Result:
     run = Run(Path(out) if out is not None else default_directory(experiment))
     if run.path.exists() and not run.path.is_dir():
         raise InputError(f"{run.path}: is a file; choose another --out")
     module = getattr(module, "_orig_mod", module)  # of torch.compile; `compile: true` compiles here
-    fresh = not run.path.exists()
-    with contextlib.closing(run.lock()), _leaving_nothing(run, fresh):
-        _refuse_unfit(run, resume)
-        resumed = run.exists
+    with contextlib.ExitStack() as held:
+        if world.first:
+            fresh = not run.path.exists()
+            held.enter_context(contextlib.closing(run.lock()))
+            held.enter_context(_leaving_nothing(run, fresh))
+            _refuse_unfit(run, resume)
+        resumed, finished = world.told((run.exists, run.finished))
         if resumed:
             stored = _agreed(
                 experiment if module is None else experiment.replace(model=model_of(module)), run
             )
-            if run.finished:
+            if finished:
                 observer.message(f"{run.path}: this run is finished; nothing is left to do")
                 return _finished(run, module)
             experiment = stored.replace(init=None)  # its weights have been read: a checkpoint follows
-        setup = prepare(experiment, module, observer.message)
+        setup = _prepared(experiment, module, observer, world)
         trainer = Trainer(setup, run, observer)
         for note in (*setup.notes, *_about_data(setup)):
             observer.message(note)
@@ -96,6 +112,19 @@ def train(
             observer.started(setup, trainer.position.epoch)
             trainer.train(stop)
             return _finish(trainer, stop)
+
+
+def _prepared(experiment: Experiment, module: nn.Module | None, observer: Observer, world: World) -> Setup:
+    """The set-up: the first process resolves the experiment, and fills the cache; the others take it over."""
+    own = experiment.replace(device=world.device(experiment.device))
+    if world.first:
+        setup = prepare(own, module, observer.message, world)
+        world.told(setup.experiment)
+        return setup
+    resolved = world.told(own).replace(device=own.device)
+    setup = prepare(resolved, module, observer.message, world)
+    torch.manual_seed(resolved.seed + (world.rank << 32))  # its dropout is its own
+    return setup
 
 
 @contextlib.contextmanager
@@ -178,17 +207,19 @@ def _differences(asked: Any, kept: Any, path: str = "") -> list[tuple[str, Any, 
 
 def _begin(trainer: Trainer) -> None:
     """Write what a run starts with; the first checkpoint shows that the disk takes it."""
-    run, setup = trainer.run, trainer.setup
+    run, setup, world = trainer.run, trainer.setup, trainer.world
     broken = divergence.not_finite(setup.module)
     if broken is not None:
         raise InputError(f"the initial weights are not finite: {broken}; give other weights")
     tensors = [*setup.module.state_dict().values()]
     state = sum(t.numel() * t.element_size() for t in tensors)
-    run.require_space((setup.experiment.checkpoint.keep + 2) * 3 * state)
-    durable.write_json(run.path / "environment.json", environment(setup.device))
+    if world.first:
+        run.require_space((setup.experiment.checkpoint.keep + 2) * 3 * state)
+        durable.write_json(run.path / "environment.json", environment(setup.device, world.size))
     trainer.start_from(setup.optimiser_state)
     trainer.save()
-    run.write_experiment(setup.experiment)
+    if world.first:
+        run.write_experiment(setup.experiment)
 
 
 def _resume(trainer: Trainer) -> None:
@@ -200,8 +231,9 @@ def _resume(trainer: Trainer) -> None:
         raise InputError(f"{run.path}: holds no checkpoint; start anew with another --out")
     trainer.restore(checkpoint)
     trainer.position.resumes += 1
-    run.write_rows(trainer.rows)
-    _note_environment(run, trainer.setup.device, observer)
+    if trainer.world.first:
+        run.write_rows(trainer.rows)
+        _note_environment(run, environment(trainer.setup.device, trainer.world.size), observer)
     position = trainer.position
     observer.message(
         f"resuming at iteration {position.iteration} (epoch {position.epoch + 1}, step {position.step} "
@@ -209,20 +241,26 @@ def _resume(trainer: Trainer) -> None:
     )
 
 
-def _note_environment(run: Run, device: torch.device, observer: Observer) -> None:
+def _note_environment(run: Run, now: dict[str, Any], observer: Observer) -> None:
     """Add the present environment to the record where it differs from the first."""
     path = run.path / "environment.json"
-    now = environment(device)
     try:
         first = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         first = dict(now)
-    changed = [
-        k for k in ("torch", "cpu", "cpu_capability", "threads", "device", "gpu") if first.get(k) != now[k]
-    ]
+    last = {"processes": 1, **first.get("resumed", [first])[-1]}
+    keys = ("torch", "cpu", "cpu_capability", "threads", "device", "gpu")
+    changed = [f"{key} {last.get(key)} -> {now[key]}" for key in keys if last.get(key) != now[key]]
     if changed:
-        listed = ", ".join(f"{key} {first.get(key)} -> {now[key]}" for key in changed)
-        observer.message(f"the machine has changed ({listed}): the run goes on, but not in the same bits")
+        observer.message(
+            f"the machine has changed ({', '.join(changed)}): the run goes on, but not in the same bits"
+        )
+    if (count := now["processes"]) != (earlier := last["processes"]):
+        observer.message(
+            f"{count} processes instead of {earlier}: order and augmentation of the images stay the same; "
+            "rounding, dropout and what BatchNorm takes for a batch do not (sync_batchnorm: the whole one)"
+        )
+    if changed or count != earlier:
         first.setdefault("resumed", []).append(now)
         durable.write_json(path, first)
 
@@ -239,8 +277,9 @@ def _finish(trainer: Trainer, stop: StopRequest) -> Result:
         results["averaged"] = True
     if test is not None:
         results |= {"test_error": round(test.top1_error, 6), "test_samples": test.samples}
-    durable.write(run.model, lambda path: setup.save_weights(module, path, results))
-    run.write_summary(summary)
+    if trainer.world.first:
+        durable.write(run.model, lambda path: setup.save_weights(module, path, results))
+        run.write_summary(summary)
     if module is not trainer.module:
         trainer.module.load_state_dict(module.state_dict())
     return Result(trainer.module.eval(), run, summary)

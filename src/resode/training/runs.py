@@ -203,8 +203,8 @@ def format_row(values: Mapping[str, float | int | None]) -> dict[str, str]:
     return {column: "" if values.get(column) is None else repr(values[column]) for column in COLUMNS}
 
 
-def environment(device: torch.device) -> dict[str, Any]:
-    """Versions, hardware, threads and commit, for the record."""
+def environment(device: torch.device, processes: int = 1) -> dict[str, Any]:
+    """Versions, hardware, threads, processes and commit, for the record."""
     import resode
 
     return {
@@ -218,6 +218,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "processes": processes,
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "device": str(device),
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,

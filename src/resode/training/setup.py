@@ -39,6 +39,7 @@ from resode.training.experiment import Data, Experiment, Model
 from resode.training.initial import initial_optimiser_state, resolve_init
 from resode.training.methods import check_given, described, fitted
 from resode.training.precision import choose_device, choose_precision, place
+from resode.training.processes import ALONE, World
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class Setup:
     card: weights.Card
     notes: tuple[str, ...]
     optimiser_state: Mapping[str, Tensor]
+    world: World = ALONE
 
     @property
     def parameters(self) -> int:
@@ -65,7 +67,7 @@ class Setup:
         """The test images, where the data has any."""
         if self.dataset.test is None:
             return None
-        return self._in_order(self.dataset.test, np.arange(len(self.dataset.test.labels)))
+        return self._in_order(self.dataset.test, np.arange(len(self.dataset.test.labels)), self.world)
 
     def statistics_inputs(self, samples: int) -> Iterator[Tensor]:
         """Inputs of a fixed seeded subset of the training images, in batches of one size, for statistics."""
@@ -74,7 +76,7 @@ class Setup:
         for batch in self._in_order(self.dataset.train, drawn):
             yield batch.inputs
 
-    def _in_order(self, images: Images, index: np.ndarray) -> Loader:
+    def _in_order(self, images: Images, index: np.ndarray, world: World = ALONE) -> Loader:
         preprocessing = self.card.preprocessing
         return Loader(
             images,
@@ -83,6 +85,7 @@ class Setup:
             mean=preprocessing.mean,
             std=preprocessing.std,
             device=self.device,
+            part=(world.rank, world.size),
         )
 
     def save_weights(self, module: nn.Module, path: Path, results: Mapping[str, Any] | None = None) -> None:
@@ -154,6 +157,7 @@ def prepare(
     experiment: Experiment,
     module: nn.Module | None = None,
     tell: Callable[[str], None] = lambda text: None,
+    world: World = ALONE,
 ) -> Setup:
     """Resolve an experiment: data, split, normalisation, device, precision, network.
 
@@ -161,6 +165,7 @@ def prepare(
         experiment: as read from a recipe, or resolved already (then everything comes out the same).
         module: the network to train, as it is; left out, the experiment's model is built and initialised.
         tell: is told what takes a while.
+        world: the processes that train together; each takes its part of every batch.
 
     Raises:
         InputError: data, model and weights that do not fit together.
@@ -197,7 +202,8 @@ def prepare(
 
     def loader(index: np.ndarray, **options: Any) -> Loader:
         mean, std = preprocessing.mean, preprocessing.std
-        return Loader(data.train, index, mean=mean, std=std, device=device, **options)
+        part = world.rank, world.size
+        return Loader(data.train, index, mean=mean, std=std, device=device, part=part, **options)
 
     training = loader(
         train_index,
@@ -213,7 +219,7 @@ def prepare(
     validation = loader(validation_index, batch_size=experiment.evaluation.batch_size) if held_out else None
     return Setup(
         experiment, module, device, data, training, validation, train_index, card, tuple(notes),
-        optimiser_state,
+        optimiser_state, world,
     )  # fmt: skip
 
 
