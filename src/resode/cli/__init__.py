@@ -13,7 +13,20 @@ from typing import NoReturn
 
 import typer
 
-from resode.cli import analyze, doctor, evaluate, import_, list_, predict, regrid, report, show, train, twist
+from resode.cli import (
+    analyze,
+    bench,
+    doctor,
+    evaluate,
+    import_,
+    list_,
+    predict,
+    regrid,
+    report,
+    show,
+    train,
+    twist,
+)
 from resode.errors import ResodeError
 
 app = typer.Typer(
@@ -48,6 +61,7 @@ app.command("import")(import_.import_)
 app.command("regrid")(regrid.regrid)
 app.command("twist")(twist.twist)
 app.command("analyze")(analyze.analyze)
+app.command("bench")(bench.bench)
 app.command("report")(report.report)
 app.command("doctor")(doctor.doctor)
 

@@ -35,6 +35,16 @@ PrecisionOption = Annotated[str | None, typer.Option("--precision", metavar="P",
 DeviceOption = Annotated[
     str | None, typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:1, ...")
 ]
+SettingsOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a value of the recipe; repeatable."),
+]
+TrainingPrecisionOption = Annotated[
+    str | None, typer.Option("--precision", metavar="P", help="auto, fp32 or bf16.")
+]
+CompileOption = Annotated[
+    str | None, typer.Option("--compile", metavar="C", help="on or off (torch.compile).")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
 
 

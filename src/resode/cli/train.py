@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from resode.cli.options import (
+    CompileOption,
     DataOption,
     DeviceOption,
     OnBadImageOption,
     PluginOption,
+    SettingsOption,
+    TrainingPrecisionOption,
     choice,
     load_plugins,
 )
@@ -37,10 +40,7 @@ def train(
     seed: Annotated[
         int | None, typer.Option("--seed", metavar="N", help="Decides weights, order, augmentation.")
     ] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Override a value of the recipe; repeatable."),
-    ] = None,
+    settings: SettingsOption = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in the directory, from any step.")
     ] = False,
@@ -48,12 +48,8 @@ def train(
         bool, typer.Option("--dry-run", help="Do two batches; estimate time and memory; write nothing.")
     ] = False,
     device: DeviceOption = None,
-    precision: Annotated[
-        str | None, typer.Option("--precision", metavar="P", help="auto, fp32 or bf16.")
-    ] = None,
-    compile_: Annotated[
-        str | None, typer.Option("--compile", metavar="C", help="on or off (torch.compile).")
-    ] = None,
+    precision: TrainingPrecisionOption = None,
+    compile_: CompileOption = None,
     memory_budget: Annotated[
         str | None,
         typer.Option(

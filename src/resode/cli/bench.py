@@ -1,0 +1,138 @@
+"""`resode bench`: how fast a recipe runs on this machine."""
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from resode.cli.options import (
+    CompileOption,
+    DataOption,
+    DeviceOption,
+    JsonOption,
+    PluginOption,
+    SettingsOption,
+    TrainingPrecisionOption,
+    choice,
+    load_plugins,
+)
+from resode.errors import InputError
+
+if TYPE_CHECKING:
+    from resode.analysis.bench import Bench
+
+
+def bench(
+    recipe: Annotated[
+        str,
+        typer.Argument(metavar="RECIPE", help="A recipe (`resode list recipes`), a YAML file, or a run."),
+    ],
+    data: DataOption = None,
+    settings: SettingsOption = None,
+    device: DeviceOption = None,
+    precision: TrainingPrecisionOption = None,
+    compile_: CompileOption = None,
+    seconds: Annotated[
+        float, typer.Option("--seconds", metavar="S", help="How long to measure, about.")
+    ] = 20.0,
+    json_: JsonOption = False,
+    plugin: PluginOption = None,
+) -> None:
+    """Measure how fast a recipe trains and infers here, against the plain loop in the same run.
+
+    The plain loop is fp32, NCHW, eager, with `.item()` each step: once on one fixed batch, once through a
+    DataLoader with transforms of each image. Nothing is written.
+
+    Examples:
+
+        resode bench quickstart
+
+        resode bench he2016/resnet20 --data cifar10 --json
+
+        resode bench he2016/resnet56 --compile on --seconds 60
+
+    \f
+    """
+    plugins = load_plugins(plugin)
+    if not 0 < seconds < 3600:
+        raise InputError(f"--seconds {seconds:g}: give between 0 and 3600")
+    from resode.analysis import bench as measuring
+    from resode.cli.console import note
+    from resode.training import Experiment
+    from resode.training.recipes import parse_overrides
+    from resode.training.runs import environment
+    from resode.training.setup import prepare
+
+    choice("--compile", compile_, ("on", "off"))
+    options = {
+        "data.source": data,
+        "device": device,
+        "precision": precision,
+        "compile": None if compile_ is None else compile_ == "on",
+        "plugins": plugins or None,
+    }
+    given = {path: value for path, value in options.items() if value is not None}
+    experiment = Experiment.from_recipe(recipe, {**dict(parse_overrides(settings or ())), **given})
+    setup = prepare(experiment, None, note)
+    for line in setup.notes:
+        note(line)
+    found = measuring.bench(setup, seconds)
+    record = {
+        "recipe": recipe,
+        "batch_size": setup.experiment.batch_size,
+        "precision": setup.experiment.precision,
+        "compile": setup.experiment.compile,
+        **_record(found),
+        "environment": environment(setup.device),
+    }
+    if json_:
+        print(json.dumps(record, ensure_ascii=False))
+        return
+    _tell(record)
+
+
+def _record(found: "Bench") -> dict[str, Any]:
+    return {
+        "train_images_per_second": round(found.training, 1),
+        "plain_train_images_per_second": round(found.plain_training, 1),
+        "loader_train_images_per_second": round(found.loading_training, 1),
+        "inference_images_per_second": round(found.inference, 1),
+        "plain_inference_images_per_second": round(found.plain_inference, 1),
+        "train_ratio": round(found.training / found.plain_training, 3),
+        "inference_ratio": round(found.inference / found.plain_inference, 3),
+        "step_shares": {part: round(share, 4) for part, share in found.parts.items()},
+        "peak_memory_bytes": found.peak_memory_bytes,
+        "operations_per_second": round(found.operations),
+        "matrix_peak_operations_per_second": round(found.matrix_peak),
+        "matrix_peak_share": round(found.operations / found.matrix_peak, 4),
+        "memory_bandwidth_bytes_per_second": round(found.bandwidth),
+    }
+
+
+def _tell(record: dict[str, Any]) -> None:
+    from resode.cli.console import say
+    from resode.quantities import size
+
+    def rate(key: str) -> str:
+        return f"{record[f'{key}_images_per_second']:>9,.0f} images/s"
+
+    shares = ", ".join(f"{part} {share:.0%}" for part, share in record["step_shares"].items())
+    compiled = ", compiled" if record["compile"] else ""
+    rows = [
+        ("recipe", f"{record['recipe']}, batch {record['batch_size']}, {record['precision']}{compiled}"),
+        ("training", f"{rate('train')}   {record['train_ratio']:.2f} times the plain loop"),
+        ("  plain loop", f"{rate('plain_train')}   fp32, NCHW, eager, one fixed batch"),
+        ("  with loader", f"{rate('loader_train')}   the same through a DataLoader"),
+        ("inference", f"{rate('inference')}   {record['inference_ratio']:.2f} times the plain forward pass"),
+        ("  plain", f"{rate('plain_inference')}"),
+        ("a step", shares),
+        (
+            "matrix peak",
+            f"{record['matrix_peak_operations_per_second'] / 1e9:,.0f} GFLOP/s, of which training "
+            f"does {record['matrix_peak_share']:.0%}",
+        ),
+        ("bandwidth", f"{record['memory_bandwidth_bytes_per_second'] / 1e9:,.1f} GB/s (a large copy)"),
+        ("peak memory", size(record["peak_memory_bytes"])),
+    ]
+    for label, text in rows:
+        say(f"{label:<14} {text}")
