@@ -61,6 +61,17 @@ def test_a_shared_layer_counts_its_parameters_once_and_its_work_twice():
     assert cost.multiply_adds(network, (3, 5, 5)) == 2 * 9 * 25
 
 
+def test_counting_leaves_a_part_that_is_used_twice_as_it_is():
+    """Under both of its names, and where only the tensor is shared."""
+    layer, other = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1)
+    other.weight = layer.weight
+    network = nn.Sequential(layer, nn.ReLU(), layer, other, nn.Flatten(), nn.Linear(3 * 64, 2))
+    before = dict(network.named_parameters(remove_duplicate=False))
+    cost.estimate(network, (3, 8, 8), 2)
+    after = dict(network.named_parameters(remove_duplicate=False))
+    assert all(after[name] is tensor for name, tensor in before.items())
+
+
 def test_the_memory_of_a_step_is_the_sum_of_its_parts():
     network = create("he_resnet8")
     network.conv1.requires_grad_(False)

@@ -14,14 +14,21 @@ def dtype_of(module: nn.Module) -> torch.dtype:
 
 
 def stand_ins(module: nn.Module, device: torch.device) -> dict[str, Tensor]:
-    """Tensors without numbers for all parameters and buffers of a module; shared ones stay shared."""
+    """Tensors without numbers for all parameters and buffers of a module; shared ones stay shared.
+
+    A part that is registered twice has one of its names, for `functional_call` would not restore it else.
+    """
     made: dict[int, Tensor] = {}
     for tensor in (*module.parameters(), *module.buffers()):
         made[id(tensor)] = torch.empty_strided(
             tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device
         ).requires_grad_(tensor.requires_grad)
-    named = (*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False))
-    return {name: made[id(tensor)] for name, tensor in named}
+    return {
+        f"{path}.{name}" if path else name: made[id(tensor)]
+        for path, part in module.named_modules()
+        for name, tensor in (*part._parameters.items(), *part._buffers.items())
+        if tensor is not None
+    }
 
 
 class _Description(NamedTuple):

@@ -90,5 +90,5 @@ def _multiply_adds(module: nn.Module, shape: Shape, batch: int) -> int:
     x = torch.empty(batch, *shape, dtype=dtype_of(module), device="meta")
     abstract = Abstract()
     with mode(module, training=False), torch.inference_mode(False), torch.no_grad(), abstract:
-        functional_call(module, stand_ins(module, x.device), (x,))
+        functional_call(module, stand_ins(module, x.device), (x,), tie_weights=False)
     return abstract.flops // 2

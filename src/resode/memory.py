@@ -241,7 +241,7 @@ def profile(module: nn.Module, shape: Shape, batch: int, dtype: torch.dtype | No
         token = _watch.set(watching)
         try:
             with torch.enable_grad(), saved_tensors_hooks(watching.keep, lambda tensor: tensor):
-                functional_call(module, tensors, (x,))
+                functional_call(module, tensors, (x,), tie_weights=False)
         finally:
             _watch.reset(token)
         watching.close()
