@@ -26,6 +26,7 @@ COMMANDS = (
     "regrid",
     "twist",
     "analyze",
+    "bench",
     "report",
     "doctor",
 )

@@ -19,7 +19,7 @@ from tests.cli.conftest import TINY
         (("train", "quickstart", "--set", "epochs=zero"), "'epochs'"),
         (("train", "quickstart", "--set", "optimiser.lr=1"), "did you mean 'optimizer'"),
         (("train", "quickstart", "--precision", "fp8"), "'precision' cannot be 'fp8'"),
-        (("train", "quickstart", "--compile", "maybe"), "choose one of on, off"),
+        (("train", "quickstart", "--compile", "maybe"), "choose one of auto, on, off"),
         (("train", "quickstart", "--device", "gpu"), "unknown device 'gpu'"),
         (("train", "quickstart", "--memory-budget", "lots"), "'memory_budget'"),
         (("train", "quickstart", "--memory-budget", "0"), "'memory_budget'"),

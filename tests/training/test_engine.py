@@ -18,7 +18,7 @@ import resode
 from resode import training, weights
 from resode.data import Dataset, Images
 from resode.errors import DivergenceError, InputError, IntegrityError, ResourceError, Stopped
-from resode.training import Experiment, Observer, Run, checkpoints, precision
+from resode.training import Experiment, Observer, Run, checkpoints, choosing
 from resode.training.launch import train
 from resode.training.setup import prepare
 from tests.conftest import DIGITS_IN_A_FLASH
@@ -371,10 +371,11 @@ class TestDirectory:
 
 def test_what_auto_chose_is_written_and_obeyed_by_resume(tiny, tmp_path, monkeypatch):
     experiment = tiny.replace(precision="auto")
-    monkeypatch.setattr(precision, "_block_seconds", lambda half: 0.1 if half else 1.0)
+    monkeypatch.setattr(choosing, "SHORT", 0)
+    monkeypatch.setattr(choosing, "step_seconds", lambda *of: 0.1 if of[2].precision == "bf16" else 1.0)
     with pytest.raises(Stopped):
         train(None, experiment, out=tmp_path / "run", observer=StopAt(1))
-    monkeypatch.setattr(precision, "_block_seconds", lambda half: 1.0)
+    monkeypatch.setattr(choosing, "step_seconds", lambda *of: 1.0)
     assert train(None, experiment, out=tmp_path / "run", resume=True).summary["precision"] == "bf16"
 
 

@@ -63,12 +63,12 @@ def bench(
     from resode.training.runs import environment
     from resode.training.setup import prepare
 
-    choice("--compile", compile_, ("on", "off"))
+    choice("--compile", compile_, ("auto", "on", "off"))
     options = {
         "data.source": data,
         "device": device,
         "precision": precision,
-        "compile": None if compile_ is None else compile_ == "on",
+        "compile": {"on": True, "off": False}.get(compile_ or "", compile_),
         "plugins": plugins or None,
     }
     given = {path: value for path, value in options.items() if value is not None}

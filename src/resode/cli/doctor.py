@@ -38,8 +38,10 @@ def _software() -> Iterator[tuple[str, str]]:
 def _hardware() -> Iterator[tuple[str, str]]:
     import torch
 
+    from resode.models import create
     from resode.quantities import size
-    from resode.training.precision import choose_device, choose_precision
+    from resode.training.choosing import choose
+    from resode.training.precision import choose_device, place
     from resode.training.runs import environment
 
     device = choose_device("auto")
@@ -48,8 +50,11 @@ def _hardware() -> Iterator[tuple[str, str]]:
     yield "threads", str(torch.get_num_threads())
     yield "memory", size(facts["memory_bytes"])
     yield "device", f"{device}" + (f" ({facts['gpu']})" if facts["gpu"] else "")
-    precision, reason = choose_precision("auto", device)
-    yield "precision", f"{precision}: {reason}"
+    network = place(create("he_resnet20"), device)
+    form = choose(
+        network, (3, 32, 32), precision="auto", compile_=False, batch=16, images=10**7, device=device
+    )
+    yield "precision", f"{form} for ResNet-20: {form.reason}"
 
 
 def _places() -> Iterator[tuple[str, str]]:

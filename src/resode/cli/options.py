@@ -43,7 +43,11 @@ TrainingPrecisionOption = Annotated[
     str | None, typer.Option("--precision", metavar="P", help="auto, fp32 or bf16.")
 ]
 CompileOption = Annotated[
-    str | None, typer.Option("--compile", metavar="C", help="on or off (torch.compile).")
+    str | None, typer.Option("--compile", metavar="C", help="auto, on or off (torch.compile).")
+]
+FreezeOption = Annotated[
+    str | None,
+    typer.Option("--compile", metavar="C", help="on or off: faster for many images, after some seconds."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
 

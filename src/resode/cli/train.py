@@ -92,7 +92,7 @@ def train(
     from resode.training import Experiment
     from resode.training.runs import weights_file
 
-    choice("--compile", compile_, ("on", "off"))
+    choice("--compile", compile_, ("auto", "on", "off"))
     options = {
         "data.source": None if data is None else data,
         "data.on_bad_image": choice("--on-bad-image", on_bad_image, ("error", "skip")),
@@ -100,7 +100,7 @@ def train(
         "device": device,
         "precision": precision,
         "memory_budget": memory_budget,
-        "compile": None if compile_ is None else compile_ == "on",
+        "compile": {"on": True, "off": False}.get(compile_ or "", compile_),
         "init.path": None if init is None else str(weights_file(init)),
         "plugins": plugins or None,
     }

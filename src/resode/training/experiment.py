@@ -343,7 +343,7 @@ class Experiment(Section):
     twist: Annotated[tuple[Twisting, ...], BeforeValidator(_listed)] = ()
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    compile: bool = False
+    compile: bool | Literal["auto"] = "auto"
     sync_batchnorm: bool = False
     device: str = "auto"
     evaluation: Evaluation = Evaluation()

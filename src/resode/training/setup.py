@@ -31,14 +31,16 @@ from resode.data import (
     validation_split,
 )
 from resode.errors import InputError, IntegrityError
+from resode.memory import Shape
 from resode.mode import mode
 from resode.models import DynamicNet, create, created_as
 from resode.models.budget import take
 from resode.training.changes import changed
+from resode.training.choosing import choose
 from resode.training.experiment import Data, Experiment, Model
 from resode.training.initial import initial_optimiser_state, resolve_init
 from resode.training.methods import check_given, described, fitted
-from resode.training.precision import choose_device, choose_precision, place
+from resode.training.precision import choose_device, place
 from resode.training.processes import ALONE, World
 
 
@@ -179,13 +181,15 @@ def prepare(
     train_index, validation_index = validation_split(data.train, experiment.data.validation, experiment.seed)
     experiment, notes = resolve_init(experiment, module, data)
     section = _resolve_data(experiment.data, data, train_index)
-    precision, reason = choose_precision(experiment.precision, device)
-    notes += [f"precision {precision}: {reason}"] if experiment.precision == "auto" else []
     model = _resolve_model(experiment, data) if module is None else model_of(module)
-    experiment = experiment.replace(data=section, device=str(device), precision=precision, model=model)
+    experiment = experiment.replace(data=section, device=str(device), model=model)
     if module is None and experiment.init is not None:
         _check_model(experiment, None)
     module = place(_built(experiment, module), device)
+    _check_network(module, data, device)
+    _check_smallest_batch(module, data, device, len(train_index), experiment.batch_size, world)
+    experiment, lines = _resolve_form(experiment, module, image_shape(data), device, len(train_index))
+    notes += lines
     experiment, lines = _resolve_gradients(experiment, module, data)
     notes += lines
     optimiser_state = initial_optimiser_state(experiment, module)
@@ -208,11 +212,10 @@ def prepare(
     training = loader(
         train_index,
         batch_size=experiment.batch_size,
-        dtype=torch.bfloat16 if precision == "bf16" else torch.float32,
+        dtype=torch.bfloat16 if experiment.precision == "bf16" else torch.float32,
         augmentation=Augmentation(**experiment.augment.model_dump()),
         seed=experiment.seed,
     )
-    _check_network(module, training, data)
     if isinstance(module, DynamicNet):
         notes += [f"warning: {line}" for line in module.warnings(int(height), int(width))]
     held_out = len(validation_index) > 0
@@ -285,6 +288,18 @@ def image_shape(data: Dataset) -> tuple[int, int, int]:
     """(C, H, W) of the images."""
     height, width, channels = data.train.pixels.shape[1:]
     return int(channels), int(height), int(width)
+
+
+def _resolve_form(
+    experiment: Experiment, module: nn.Module, shape: Shape, device: torch.device, samples: int
+) -> tuple[Experiment, list[str]]:
+    """Choose precision and compilation, where they are left open."""
+    form = choose(
+        module, shape, precision=experiment.precision, compile_=experiment.compile,
+        batch=experiment.batch_size, images=experiment.epochs * samples, device=device,
+    )  # fmt: skip
+    notes = [f"{form}: {form.reason}"] if form.reason else []
+    return experiment.replace(precision=form.precision, compile=form.compile), notes
 
 
 def _resolve_gradients(
@@ -379,7 +394,7 @@ def _without_numbers(experiment: Experiment) -> nn.Module | None:
 
 
 @torch.no_grad()
-def _check_network(module: nn.Module, loader: Loader, data: Dataset) -> None:
+def _check_network(module: nn.Module, data: Dataset, device: torch.device) -> None:
     """One image through the network: does it take this size, and give a logit for every class?"""
     if not any(p.requires_grad for p in module.parameters()):
         raise InputError("the network has no trainable parameter")
@@ -388,34 +403,35 @@ def _check_network(module: nn.Module, loader: Loader, data: Dataset) -> None:
         raise InputError(
             f"the network has parameters of {other}; training keeps them in fp32: module.float()"
         )
-    height, width, channels = data.train.pixels.shape[1:]
-    image = torch.zeros(1, channels, height, width, device=loader.device)
+    shape = image_shape(data)
     try:
         with mode(module, training=False):
-            logits = module(image)
+            logits = module(torch.zeros(1, *shape, device=device))
     except RuntimeError as error:
-        first = str(error).splitlines()[0]
-        raise InputError(
-            f"the network does not take the images of {data.name} ({channels}x{height}x{width}): {first}"
-        ) from None
+        size, first = "x".join(map(str, shape)), str(error).splitlines()[0]
+        raise InputError(f"the network does not take the images of {data.name} ({size}): {first}") from None
     if not isinstance(logits, Tensor) or logits.shape != (1, len(data.classes)):
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise InputError(
             f"the network gives an output of shape {got} for one image; {data.name} has "
             f"{len(data.classes)} classes"
         )
-    if loader.samples % loader.batch_size == 1:
-        _check_batch_of_one(module, image, loader)
 
 
-def _check_batch_of_one(module: nn.Module, image: Tensor, loader: Loader) -> None:
-    """The last batch of an epoch is one image: can the network be trained on that?"""
+def _check_smallest_batch(
+    module: nn.Module, data: Dataset, device: torch.device, samples: int, batch_size: int, world: World
+) -> None:
+    """Where a process gets a single image of a batch: can the network be trained on that?"""
+    sizes = (min(batch_size, samples), samples % batch_size or batch_size)
+    if all(size // world.size > 1 for size in sizes):
+        return
     trial = copy.deepcopy(module)
     try:
-        with mode(trial, training=True):
-            trial(image)
+        with mode(trial, training=True), torch.no_grad():
+            trial(torch.zeros(1, *image_shape(data), device=device))
     except ValueError as error:
         raise InputError(
-            f"the last batch of an epoch would be a single image ({loader.samples:,} in batches of "
-            f"{loader.batch_size}): {error}; choose another batch_size"
+            f"the last batch of an epoch would be a single image ({samples:,} in batches of "
+            f"{batch_size}{f', {world.size} processes' if world.size > 1 else ''}): {error}; choose another "
+            "batch_size"
         ) from None
