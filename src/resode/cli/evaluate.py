@@ -11,6 +11,7 @@ import typer
 from resode.cli.options import (
     DataOption,
     DeviceOption,
+    FreezeOption,
     JsonOption,
     OnBadImageOption,
     PluginOption,
@@ -32,6 +33,7 @@ def evaluate(
     on_bad_image: OnBadImageOption = None,
     split: Annotated[str, typer.Option("--split", metavar="S", help="test or train.")] = "test",
     precision: PrecisionOption = None,
+    compile_: FreezeOption = None,
     batch_size: Annotated[int, typer.Option("--batch-size", metavar="N", min=1)] = 500,
     device: DeviceOption = None,
     json_: JsonOption = False,
@@ -48,9 +50,12 @@ def evaluate(
 
         resode evaluate akamaster20.safetensors --data cifar10 --json
 
+        resode evaluate runs/r20 --data cifar10 --split train --precision bf16 --compile on
+
     \f
     """
     load_plugins(plugin)
+    choice("--compile", compile_, ("on", "off"))
     choice("--precision", precision, ("fp32", "bf16"))
     choice("--split", split, ("test", "train"))
     from resode import weights
@@ -65,7 +70,7 @@ def evaluate(
     source, bad = str(source), choice("--on-bad-image", on_bad_image, ("error", "skip")) or "error"
     module = weights.load(file)
     images, skipped = _images(source, split, bad, card.preprocessing)
-    scores = _score(module, images, precision or "fp32", batch_size, device)
+    scores = _score(module, images, precision or "fp32", batch_size, device, compile_ == "on")
     if not math.isfinite(scores.loss):
         raise IntegrityError(f"{path}: the loss on {source} is {scores.loss}: the weights are not finite")
     name = card.specification.name if card.specification else type(module).__name__
@@ -138,10 +143,16 @@ def _places(source: str, found: Sequence[str], wanted: Sequence[str]) -> "np.nda
 
 
 def _score(
-    module: "Loaded", images: "Images", precision: str, batch_size: int, device_name: str | None
+    module: "Loaded",
+    images: "Images",
+    precision: str,
+    batch_size: int,
+    device_name: str | None,
+    freeze: bool,
 ) -> "Scores":
     """Score the network on labelled images, each once."""
     from resode import data, training
+    from resode.training.inference import Frozen
     from resode.training.precision import choose_device, place
 
     device = choose_device(device_name or "auto")
@@ -154,4 +165,6 @@ def _score(
         device=device,
         dtype=next(module.parameters()).dtype,
     )
-    return training.evaluate(place(module, device), loader, precision=precision)
+    placed = place(module, device)
+    network = Frozen(placed) if freeze else placed
+    return training.evaluate(network, loader, precision=precision)

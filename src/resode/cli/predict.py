@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from resode.cli.options import DeviceOption, JsonOption, PluginOption, load_plugins
+from resode.cli.options import (
+    DeviceOption,
+    FreezeOption,
+    JsonOption,
+    PluginOption,
+    PrecisionOption,
+    choice,
+    load_plugins,
+)
 from resode.errors import InputError, IntegrityError, ResodeError
 
 if TYPE_CHECKING:
@@ -23,6 +31,8 @@ def predict(
         list[Path], typer.Argument(metavar="IMAGE...", help="Image files, or folders of them.")
     ],
     top: Annotated[int, typer.Option("--top", metavar="K", min=1, help="Classes to show an image.")] = 3,
+    precision: PrecisionOption = None,
+    compile_: FreezeOption = None,
     device: DeviceOption = None,
     json_: JsonOption = False,
     plugin: PluginOption = None,
@@ -41,6 +51,8 @@ def predict(
     \f
     """
     load_plugins(plugin)
+    choice("--compile", compile_, ("on", "off"))
+    choice("--precision", precision, ("fp32", "bf16"))
     from resode import weights
     from resode.training.precision import choose_device
     from resode.training.runs import weights_file
@@ -49,7 +61,7 @@ def predict(
     module = weights.load(weights_file(path))
     module.to(choose_device(device or "auto"))
     pixels, readable, mistakes = _read(files, module.preprocessing)
-    rows = _classify(module, pixels, readable, top)
+    rows = _classify(module, pixels, readable, top, precision == "bf16", compile_ == "on")
     _show(rows, json_)
     if mistakes := [*missing, *mistakes]:
         worst = max(mistakes, key=lambda error: error.exit_code)
@@ -95,17 +107,25 @@ def _read(
 
 
 def _classify(
-    module: "Loaded", pixels: "list[torch.Tensor]", files: list[Path], top: int
+    module: "Loaded",
+    pixels: "list[torch.Tensor]",
+    files: list[Path],
+    top: int,
+    half: bool = False,
+    freeze: bool = False,
 ) -> list[dict[str, Any]]:
     import torch
 
+    from resode.training.inference import Frozen
+
     classes = module.preprocessing.classes
+    network = Frozen(module) if freeze else module
     device = next(module.parameters()).device
     rows: list[dict[str, Any]] = []
-    with torch.inference_mode():
+    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=half):
         for start in range(0, len(pixels), _BATCH):
             batch = torch.stack(pixels[start : start + _BATCH]).to(device)
-            probabilities = module(module.preprocessing(batch)).softmax(1).cpu()
+            probabilities = network(module.preprocessing(batch)).float().softmax(1).cpu()
             if not probabilities.isfinite().all():
                 raise IntegrityError("the network's outputs are not finite: its weights are damaged")
             best = probabilities.topk(min(top, probabilities.shape[1]))
