@@ -211,6 +211,28 @@ def resnet1202() -> list[str]:
     ]
 
 
+def speed() -> list[str]:
+    """What each step from the plain loop to the engine gives."""
+    if not (HERE / "speed.json").exists():
+        return ["Not run yet."]
+    r = read("speed.json")
+    rows = [
+        f"`{r['command']}`, {r['networks'][0]['rounds']} rounds, {hardware(r['environment'])}:",
+        "",
+        "| recipe | form | images/s | of the plain loop |",
+        "|---|---|---|---|",
+    ]
+    for network in r["networks"]:
+        label = f"{network['recipe']}, batch {network['batch_size']}"
+        for name, found in network["forms"].items():
+            spread = "" if name == "plain" else f" ({found['lowest']:.2f} to {found['highest']:.2f})"
+            rows.append(
+                f"| {label} | {name} | {found['images_per_second']:,.0f} | **{found['ratio']:.2f}**{spread} |"
+            )
+            label = ""
+    return rows
+
+
 PAGES: dict[str, dict[str, Callable[[], list[str]]]] = {
     "README.md": {
         "demo": demo,
@@ -223,6 +245,7 @@ PAGES: dict[str, dict[str, Callable[[], list[str]]]] = {
     },
     "docs/twist.md": {"twist_cost": twist_cost, "twist": twist},
     "docs/memory.md": {"memory": memory, "resnet1202": resnet1202},
+    "docs/speed.md": {"speed": speed},
 }
 
 
