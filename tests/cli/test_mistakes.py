@@ -4,6 +4,8 @@ import pickle
 
 import pytest
 
+from resode.cli import main
+from resode.errors import InputError, Stopped
 from tests.cli.conftest import TINY
 
 
@@ -146,3 +148,20 @@ def test_a_place_that_cannot_be_written_exits_5(resode):
 
 def test_debug_shows_the_traceback(resode):
     assert "Traceback" in resode("train", "quickstrat", "--debug").err
+
+
+def test_another_process_says_which_it_is_and_leaves_a_stop_to_the_first(monkeypatch, capsys):
+    monkeypatch.setenv("RANK", "3")
+    for error, code, said in (
+        (InputError("no such recipe"), 2, "resode: rank 3: no such recipe\n"),
+        (Stopped(15, "stopped and saved"), 143, ""),
+    ):
+
+        def fail(*_, error=error, **__):
+            raise error
+
+        monkeypatch.setattr("resode.cli.app", fail)
+        with pytest.raises(SystemExit) as exit_:
+            main(["list"])
+        assert exit_.value.code == code
+        assert capsys.readouterr().err == said

@@ -106,6 +106,7 @@ def _describe(error: Exception) -> tuple[int, tuple[str, ...]]:
 
 
 def _fail(code: int, messages: tuple[str, ...]) -> NoReturn:
-    for message in messages:
-        print(f"resode: {message}", file=sys.stderr)
+    rank = os.environ.get("RANK", "0")  # of several processes; what stops all of them is told by the first
+    for message in messages if rank == "0" or code < 128 else ():
+        print(f"resode: {message}" if rank == "0" else f"resode: rank {rank}: {message}", file=sys.stderr)
     sys.exit(code)

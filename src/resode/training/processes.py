@@ -157,8 +157,7 @@ def together() -> Iterator[World]:
         if not _is_of_a_peer(error):
             raise
         raise ResourceError(
-            f"rank {world.rank}: another process of this run has gone ({str(error).splitlines()[0][:100]}); "
-            "go on with --resume"
+            f"another process of this run has gone ({str(error).splitlines()[0][:100]}); go on with --resume"
         ) from error
     finally:
         _leave()
