@@ -27,6 +27,7 @@ COMMANDS = (
     "twist",
     "analyze",
     "bench",
+    "compare",
     "report",
     "doctor",
 )

@@ -16,6 +16,7 @@ import typer
 from resode.cli import (
     analyze,
     bench,
+    compare,
     doctor,
     evaluate,
     import_,
@@ -62,6 +63,7 @@ app.command("regrid")(regrid.regrid)
 app.command("twist")(twist.twist)
 app.command("analyze")(analyze.analyze)
 app.command("bench")(bench.bench)
+app.command("compare")(compare.compare)
 app.command("report")(report.report)
 app.command("doctor")(doctor.doctor)
 

@@ -1,0 +1,256 @@
+"""Comparison: groups of runs that differ in their seed alone, side by side, with what they cost.
+
+Every figure is of the last epoch. A table that mixes protocols (data, split, epochs, augmentation, ...) says
+where they differ.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from resode import cost
+from resode.errors import InputError, ResodeError
+from resode.models import create
+from resode.report.run import Run, read
+from resode.report.statistics import Difference, Mean, difference_of, mean_of
+
+# What may differ between runs of one group: it decides neither the network nor what it learns, or it is
+# derived from the seed (the mean of the images that are left to train on).
+ASIDE = ("seed", "device", "checkpoint", "about", "name", "plugins", "compile")
+ASIDE_OF_DATA = ("mean", "std", "fingerprint")
+# What has to be the same for errors to be compared: a name, and where it stands in a run.
+PROTOCOL = {
+    "data": ("data", "source"),
+    "held out": ("data", "validation"),
+    "epochs": ("epochs",),
+    "batch size": ("batch_size",),
+    "augmentation": ("augment",),
+    "optimiser": ("optimizer",),
+    "schedule": ("schedule",),
+    "label smoothing": ("label_smoothing",),
+    "average": ("average",),
+    "precision": ("precision",),
+    "weights to start from": ("init",),
+}
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs of one experiment with different seeds.
+
+    Args:
+        name: of the arm.
+        runs: by seed.
+    """
+
+    name: str
+    runs: Mapping[int, Run]
+
+    @property
+    def finished(self) -> dict[int, Run]:
+        """Those that came to their end."""
+        return {seed: run for seed, run in self.runs.items() if run.finished}
+
+    def errors(self, split: str) -> dict[int, float]:
+        """Top-1 errors in percent by seed, on the images of `test` or `validation`."""
+        found = {seed: getattr(run.result, split) for seed, run in self.finished.items()}
+        return {seed: scores.top1_error for seed, scores in found.items() if scores is not None}
+
+    def median_of(self, key: str) -> float | None:
+        """The median of a figure of the summaries."""
+        values = [v for run in self.finished.values() if (v := getattr(run.result, key)) is not None]
+        return median(values) if values else None
+
+
+@dataclass(frozen=True)
+class Row:
+    """A group in figures; errors in percent, differences in points against the first group."""
+
+    name: str
+    seeds: tuple[int, ...]
+    unfinished: int
+    test: Mean | None
+    validation: Mean | None
+    difference: Difference | None
+    published: float | None
+    parameters: int | None
+    multiply_adds: int | None
+    evaluations: float | None
+    seconds: float | None
+    peak_memory_bytes: int | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Rows, and what a reader has to know about them."""
+
+    rows: tuple[Row, ...]
+    remarks: tuple[str, ...]
+    split: str
+
+
+def compare(groups: Sequence[Group], split: str = "test") -> Comparison:
+    """Put groups side by side; the first that has a finished run is the one to compare the others with.
+
+    Args:
+        groups: at least one.
+        split: what differences are of: the test images, or the held-out ones (`validation`).
+
+    Raises:
+        InputError: no group has a finished run.
+    """
+    if not any(group.finished for group in groups):
+        raise InputError("none of these runs is finished: go on with `resode train --resume --out RUN`")
+    groups = sorted(groups, key=lambda group: not group.finished)
+    base = groups[0].errors(split)
+    rows = []
+    for group in groups:
+        test, validation = group.errors("test"), group.errors("validation")
+        rows.append(
+            Row(
+                name=group.name,
+                seeds=tuple(sorted(group.finished)),
+                unfinished=len(group.runs) - len(group.finished),
+                test=mean_of(list(test.values())) if test else None,
+                validation=mean_of(list(validation.values())) if validation else None,
+                difference=None if group is groups[0] else difference_of(base, group.errors(split)),
+                published=_published(group),
+                parameters=_whole(group.median_of("parameters")),
+                multiply_adds=_multiply_adds(group),
+                evaluations=_evaluations(group),
+                seconds=group.median_of("seconds"),
+                peak_memory_bytes=_whole(group.median_of("peak_memory_bytes")),
+            )
+        )
+    return Comparison(tuple(rows), tuple(_remarks(groups)), split)
+
+
+def grouped(paths: Iterable[Path]) -> list[Group]:
+    """Runs by what they have in common beside the seed, in the order in which they come.
+
+    A folder that is no run stands for the runs in it, however deep.
+
+    Raises:
+        InputError: a path that holds no run, the same seed twice in one group.
+    """
+    found: dict[str, dict[int, Run]] = {}
+    for path in paths:
+        for folder in _runs_in(path):
+            run = read(folder)
+            seed = int(run.setting("seed") or run.result.seed or 0)
+            members = found.setdefault(_identity(run), {})
+            if seed in members:
+                raise InputError(
+                    f"{folder} and {members[seed].path}: the same experiment with the same seed {seed}; "
+                    "leave one out"
+                )
+            members[seed] = run
+    return _named([dict(sorted(members.items())) for members in found.values()])
+
+
+def _runs_in(path: Path) -> list[Path]:
+    if (path / "experiment.yaml").is_file() or not path.is_dir():
+        return [path]
+    inside = sorted(found.parent for found in path.rglob("experiment.yaml"))
+    if not inside:
+        raise InputError(f"{path}: holds no run; name one that `resode train` wrote")
+    return inside
+
+
+def _identity(run: Run) -> str:
+    return json.dumps(_kept(run), sort_keys=True, default=str)
+
+
+def _kept(run: Run) -> dict[str, Any]:
+    """The experiment of a run, but for what is set aside."""
+    kept = {key: value for key, value in run.experiment.items() if key not in ASIDE}
+    if isinstance(data := kept.get("data"), Mapping):
+        kept["data"] = {key: value for key, value in data.items() if key not in ASIDE_OF_DATA}
+    return kept
+
+
+def _named(groups: Sequence[Mapping[int, Run]]) -> list[Group]:
+    """Groups by the name of their recipe; those of one name also by the settings in which they differ."""
+    first = [next(iter(members.values())) for members in groups]
+    names = [str(run.setting("name") or run.path.name) for run in first]
+    made = []
+    for name, members, run in zip(names, groups, first, strict=True):
+        alike = [other for other, other_name in zip(first, names, strict=True) if other_name == name]
+        flat = [_flat(_kept(other)) for other in alike]
+        differing = sorted({key for one in flat for key in one if any(o.get(key) != one[key] for o in flat)})
+        own = _flat(_kept(run))
+        told = ", ".join(f"{key}={own[key]}" for key in differing if key in own)
+        made.append(Group(f"{name} ({told})" if told else name, members))
+    return made
+
+
+def _flat(values: Any, path: str = "") -> dict[str, str]:
+    if isinstance(values, Mapping):
+        return {
+            key: text
+            for name, value in values.items()
+            for key, text in _flat(value, f"{path}.{name}" if path else str(name)).items()
+        }
+    return {path: str(values)}
+
+
+def _remarks(groups: Sequence[Group]) -> Iterable[str]:
+    """Where protocols differ, and what is missing."""
+    runs = [(group.name, run) for group in groups for run in group.finished.values()]
+    for label, path in PROTOCOL.items():
+        told: dict[str, str] = {}
+        for name, run in runs:
+            told.setdefault(_told(run, path), name)
+        if len(told) > 1:
+            listed = "; ".join(f"{name}: {value}" for value, name in told.items())
+            yield f"protocols differ in {label}: {listed}"
+    hashes = {run.result.data.fingerprint for _, run in runs if run.result.data.fingerprint}
+    if len(hashes) > 1 and len({_told(run, PROTOCOL["data"]) for _, run in runs}) == 1:
+        yield "protocols differ in data: the same name, but not the same images"
+    for group in groups:
+        if waiting := len(group.runs) - len(group.finished):
+            yield f"{group.name}: {waiting} of {len(group.runs)} runs not finished, left out"
+
+
+def _told(run: Run, path: tuple[str, ...]) -> str:
+    value: Any = run.experiment
+    for key in path:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return json.dumps(value, sort_keys=True, default=str)
+
+
+def _published(group: Group) -> float | None:
+    found = next(iter(group.runs.values())).result.published
+    return None if found is None else found.top1_error
+
+
+def _whole(value: float | None) -> int | None:
+    return None if value is None else round(value)
+
+
+def _multiply_adds(group: Group) -> int | None:
+    """Of one image, counted on the network that the experiment names; None of a network of the user's."""
+    run = next(iter(group.runs.values()))
+    model = run.experiment.get("model")
+    if not isinstance(model, Mapping) or "name" not in model:
+        return None
+    options = {key: value for key, value in model.items() if key != "name"}
+    try:
+        with torch.device("meta"):
+            network = create(str(model["name"]), **options)
+        side = run.experiment.get("data", {}).get("image_size") or 32
+        return cost.multiply_adds(network, (int(options.get("in_channels") or 3), int(side), int(side)))
+    except (ResodeError, RuntimeError, NotImplementedError, ValueError, TypeError):
+        return None
+
+
+def _evaluations(group: Group) -> float | None:
+    """Evaluations of fields in a training step, in the last epoch."""
+    found = [run.epochs[-1].function_evaluations for run in group.finished.values() if run.epochs]
+    known = [value for value in found if value is not None]
+    return median(known) if known else None

@@ -1,0 +1,102 @@
+"""Tables: a comparison as plain data, CSV, Markdown, and cells for a terminal."""
+
+import csv
+import io
+from typing import Any
+
+from resode.quantities import MISSING, count, duration, number, percent, size
+from resode.report.comparison import Comparison
+from resode.report.statistics import Difference, Mean
+
+COLUMNS = (
+    "arm", "n", "test_error", "test_deviation", "test_low", "test_high", "validation_error",
+    "validation_deviation", "difference", "difference_low", "difference_high", "p", "common_seeds",
+    "published_error", "parameters", "multiply_adds", "evaluations", "seconds", "peak_memory_bytes",
+)  # fmt: skip
+
+
+def records(comparison: Comparison) -> list[dict[str, Any]]:
+    """The rows as plain data, by `COLUMNS`."""
+    found = []
+    for row in comparison.rows:
+        test, validation, difference = row.test, row.validation, row.difference
+        values = (
+            row.name, len(row.seeds), test and test.mean, test and test.deviation, test and test.low,
+            test and test.high, validation and validation.mean, validation and validation.deviation,
+            difference and difference.mean, difference and difference.low, difference and difference.high,
+            difference and difference.p, difference and len(difference.seeds), row.published,
+            row.parameters, row.multiply_adds, row.evaluations, row.seconds, row.peak_memory_bytes,
+        )  # fmt: skip
+        found.append(dict(zip(COLUMNS, values, strict=True)))
+    return found
+
+
+def as_csv(comparison: Comparison) -> str:
+    """The rows as CSV; what is not known is empty."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(records(comparison))
+    return text.getvalue()
+
+
+HEADS = ("arm", "n", "test error", "validation error", "less the first", "published", "parameters",
+         "multiply-adds", "evaluations", "time", "memory")  # fmt: skip
+
+
+def cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+    """Heads and rows as text; a column of which nothing is known is left out."""
+    rows = [
+        [
+            row.name,
+            str(len(row.seeds)),
+            _mean(row.test),
+            _mean(row.validation),
+            _difference(row.difference),
+            percent(row.published),
+            count(row.parameters),
+            MISSING if row.multiply_adds is None else f"{row.multiply_adds / 1e6:,.1f} M",
+            number(row.evaluations),
+            duration(row.seconds),
+            size(row.peak_memory_bytes),
+        ]
+        for row in comparison.rows
+    ]
+    shown = [place for place in range(len(HEADS)) if any(row[place] != MISSING for row in rows)]
+    return [HEADS[place] for place in shown], [[row[place] for place in shown] for row in rows]
+
+
+def as_markdown(comparison: Comparison) -> str:
+    """A table, and the remarks below it."""
+    heads, rows = cells(comparison)
+    lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
+    lines += [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows]
+    return (
+        "\n".join([*lines, "", *(f"- {text}" for text in (*comparison.remarks, legend(comparison)))]) + "\n"
+    )
+
+
+def legend(comparison: Comparison) -> str:
+    """What the figures are."""
+    of = "test error" if comparison.split == "test" else "validation error"
+    return (
+        "errors of the last epoch: mean \N{PLUS-MINUS SIGN} standard deviation of a run [bootstrap interval "
+        f"of the mean, 95 %]; less the first: points of {of} over common seeds [Student's interval, 95 %]"
+    )
+
+
+def _mean(found: Mean | None) -> str:
+    if found is None:
+        return MISSING
+    spread = "" if found.deviation is None else f" \N{PLUS-MINUS SIGN} {found.deviation:.2f}"
+    interval = "" if found.low is None else f" [{found.low:.2f}, {found.high:.2f}]"
+    return f"{found.mean:.2f}{spread} %{interval}"
+
+
+def _difference(found: Difference | None) -> str:
+    if found is None:
+        return MISSING
+    if found.low is None:
+        return f"{found.mean:+.2f} (one seed)"
+    p = "" if found.p is None else f", p {found.p:.2g}"
+    return f"{found.mean:+.2f} [{found.low:+.2f}, {found.high:+.2f}]{p}"

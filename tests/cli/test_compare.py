@@ -1,0 +1,48 @@
+"""`resode compare` on runs as training leaves them."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from resode.cli import main
+
+RESULTS = Path(__file__).parent.parent.parent / "results"
+RUNS = [str(RESULTS / name) for name in ("short-resnet20", "short-resnet20-validation")]
+
+
+def said(capsys, *words, code=0):
+    with pytest.raises(SystemExit) as exit_:
+        main(["compare", *words])
+    assert (exit_.value.code or 0) == code
+    return capsys.readouterr()
+
+
+def test_runs_of_two_protocols_are_shown_and_it_is_said(capsys):
+    told = said(capsys, *RUNS)
+    assert "protocols differ in held out" in told.err
+    assert "test error" in told.out
+    record = json.loads(said(capsys, *RUNS, "--json").out)
+    assert len(record["rows"]) == 2
+    assert record["rows"][0]["parameters"] == 269_722
+    difference = record["rows"][1]["test_error"] - record["rows"][0]["test_error"]
+    assert record["rows"][1]["difference"] == pytest.approx(difference)
+
+
+def test_the_base_is_chosen_by_name(capsys):
+    rows = json.loads(said(capsys, *RUNS, "--base", "validation=5000", "--json").out)["rows"]
+    assert "5000" in rows[0]["arm"]
+    assert rows[0]["difference"] is None
+    for base, message in (("short", "more than one arm of that name"), ("none", "no arm of that name")):
+        assert message in said(capsys, *RUNS, "--base", base, code=2).err
+
+
+@pytest.mark.parametrize("form", ["markdown", "csv"])
+def test_it_is_printed_as_text(capsys, form):
+    out = said(capsys, *RUNS, "--as", form).out
+    assert out.startswith("| arm |" if form == "markdown" else "arm,n,test_error")
+
+
+def test_what_is_no_run_is_told(capsys, tmp_path):
+    assert "holds no run" in said(capsys, str(tmp_path), code=2).err
+    assert "no such directory" in said(capsys, str(tmp_path / "none"), code=2).err

@@ -1,0 +1,110 @@
+"""Comparisons: runs are grouped by everything but their seed, paired, and never mixed in silence."""
+
+import copy
+import csv
+import io
+
+import pytest
+
+from resode.errors import InputError
+from resode.report.comparison import compare, grouped
+from resode.report.tables import COLUMNS, as_csv, as_markdown, cells, records
+from tests.report.conftest import EXPERIMENT, SUMMARY
+
+
+@pytest.fixture
+def arm(make_run):
+    """Write the runs of an arm: an error for each seed, and what its experiment has of its own."""
+
+    def write(name, errors, finished=True, **own):
+        paths = []
+        for seed, error in errors.items():
+            experiment, summary = copy.deepcopy(EXPERIMENT), copy.deepcopy(SUMMARY)
+            experiment |= {"seed": seed, **own}
+            experiment["data"] = {**experiment["data"], "mean": [seed / 10]}
+            summary |= {"seed": seed, "test": {"top1_error": error, "samples": 40}}
+            run = make_run(f"{name}-{seed}", experiment=experiment, summary=summary if finished else None)
+            paths.append(run)
+        return paths
+
+    return write
+
+
+WIDE = {"model": {"name": "he_resnet20", "widths": [20, 40, 80]}}
+
+
+def test_runs_that_differ_in_their_seed_are_one_arm(arm):
+    plain, wide = arm("plain", {0: 8.0, 1: 9.0, 2: 10.0}), arm("wide", {2: 9.0, 1: 8.5, 7: 1.0}, **WIDE)
+    groups = grouped([*plain, *wide])
+    assert [len(group.runs) for group in groups] == [3, 3]
+    first, second = compare(groups).rows
+    assert first.name == "he2016/resnet20"
+    assert second.name == "he2016/resnet20 (model.widths=[20, 40, 80])"
+    assert first.seeds == (0, 1, 2)
+    assert first.test.mean == pytest.approx(9)
+    assert first.difference is None
+    assert second.difference.seeds == (1, 2)
+    assert second.difference.mean == pytest.approx(-0.75)
+    assert first.multiply_adds == pytest.approx(40.55e6, rel=1e-3)
+    assert second.multiply_adds > 1.4 * first.multiply_adds
+    assert first.published == 8.75
+
+
+def test_a_folder_stands_for_the_runs_in_it(arm, tmp_path):
+    arm("plain", {0: 8.0, 1: 9.0})
+    assert [sorted(group.runs) for group in grouped([tmp_path])] == [[0, 1]]
+
+
+def test_the_same_run_twice_is_refused(arm):
+    (path,) = arm("plain", {3: 8.0})
+    with pytest.raises(InputError, match="the same experiment with the same seed 3; leave one out"):
+        grouped([path, path])
+
+
+@pytest.mark.parametrize(
+    ("own", "told"),
+    [
+        ({"epochs": 10}, "protocols differ in epochs"),
+        ({"data": {"source": "cifar10", "validation": 0}}, "protocols differ in held out"),
+        ({"augment": {"flip": True}}, "protocols differ in augmentation"),
+        ({"batch_size": 64}, "protocols differ in batch size"),
+        (WIDE, None),
+    ],
+)
+def test_mixed_protocols_are_told(arm, own, told):
+    found = compare(grouped([*arm("plain", {0: 8.0}), *arm("other", {0: 9.0}, **own)]))
+    assert len(found.rows) == 2
+    assert [told in text for text in found.remarks] == ([True] if told else [])
+
+
+def test_what_is_not_finished_is_left_out_and_told(arm):
+    plain = arm("plain", {0: 8.0}) + arm("late", {1: 8.0}, finished=False)
+    found = compare(grouped([*arm("never", {0: 1.0}, finished=False, **WIDE), *plain]))
+    assert [(row.seeds, row.unfinished) for row in found.rows] == [((0,), 1), ((), 1)]
+    assert sum("not finished, left out" in text for text in found.remarks) == 2
+    with pytest.raises(InputError, match="none of these runs is finished"):
+        compare(grouped(arm("alone", {5: 8.0}, finished=False)))
+
+
+def test_differences_on_the_validation_images(arm):
+    groups = grouped([*arm("plain", {0: 8.0}), *arm("wide", {0: 1.0}, **WIDE)])
+    assert compare(groups, "validation").rows[1].difference.mean == 0
+    assert compare(groups, "test").rows[1].difference.mean == -7
+
+
+def test_a_comparison_as_text(arm):
+    errors = {0: 8.0, 1: 9.0, 2: 10.0}
+    less = {seed: error - 1 - seed / 10 for seed, error in errors.items()}
+    found = compare(grouped([*arm("plain", errors), *arm("wide", less, **WIDE)]))
+    rows = list(csv.DictReader(io.StringIO(as_csv(found))))
+    assert [row["n"] for row in rows] == ["3", "3"]
+    assert float(rows[1]["difference"]) == pytest.approx(-1.1)
+    assert tuple(rows[0]) == COLUMNS == tuple(records(found)[0])
+    heads, (_, second) = cells(found)
+    assert "evaluations" not in heads  # nothing is known of it
+    told = dict(zip(heads, second, strict=True))
+    assert told["test error"].startswith("7.90 \N{PLUS-MINUS SIGN} 0.90 % [")
+    assert told["less the first"].startswith("-1.10 [-1.35, -0.85], p 0.0")
+    text = as_markdown(found)
+    assert text.splitlines()[1] == "|" + "---|" * len(heads)
+    assert "95 %" in text
