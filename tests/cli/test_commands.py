@@ -28,6 +28,7 @@ COMMANDS = (
     "analyze",
     "bench",
     "compare",
+    "study",
     "report",
     "doctor",
 )

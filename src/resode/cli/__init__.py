@@ -25,6 +25,7 @@ from resode.cli import (
     regrid,
     report,
     show,
+    study,
     train,
     twist,
 )
@@ -63,6 +64,7 @@ app.command("regrid")(regrid.regrid)
 app.command("twist")(twist.twist)
 app.command("analyze")(analyze.analyze)
 app.command("bench")(bench.bench)
+app.command("study")(study.study)
 app.command("compare")(compare.compare)
 app.command("report")(report.report)
 app.command("doctor")(doctor.doctor)

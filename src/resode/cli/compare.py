@@ -44,7 +44,7 @@ def compare(
     """
     choice("--as", as_, ("table", "markdown", "csv"))
     choice("--on", on, ("test", "validation"))
-    from resode.cli.console import note, say
+    from resode.cli.console import note
     from resode.report import comparison as comparing
     from resode.report import tables
 
@@ -53,17 +53,14 @@ def compare(
     if json_:
         print(json.dumps({"rows": tables.records(found), "remarks": found.remarks}, ensure_ascii=False))
         return
-    if as_ == "csv":
-        print(tables.as_csv(found), end="")
-    elif as_ == "markdown":
+    if as_ == "markdown":
         print(tables.as_markdown(found), end="")
-    else:
-        _show(found)
-    if as_ != "markdown":
+    elif as_ == "csv":
+        print(tables.as_csv(found), end="")
         for text in found.remarks:
             note(text)
-        if as_ == "table":
-            say(tables.legend(found))
+    else:
+        show(found)
 
 
 def _with_base(groups: "list[Group]", base: str | None) -> "list[Group]":
@@ -79,13 +76,14 @@ def _with_base(groups: "list[Group]", base: str | None) -> "list[Group]":
     return [chosen[0], *(group for group in groups if group is not chosen[0])]
 
 
-def _show(found: "Comparison") -> None:
+def show(found: "Comparison") -> None:
+    """Print a comparison; what has to be known about it goes to stderr."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    from resode.cli.console import out
-    from resode.report.tables import cells
+    from resode.cli.console import note, out, say
+    from resode.report.tables import cells, legend
 
     heads, rows = cells(found)
     table = Table(box=box.SIMPLE_HEAD)
@@ -94,3 +92,6 @@ def _show(found: "Comparison") -> None:
     for row in rows:
         table.add_row(*map(Text, row))
     out.print(table)
+    for text in found.remarks:
+        note(text)
+    say(legend(found))

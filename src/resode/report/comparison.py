@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from resode import cost
+from resode import cost, weights
 from resode.errors import InputError, ResodeError
-from resode.models import create
+from resode.models import create, models
 from resode.report.run import Run, read
 from resode.report.statistics import Difference, Mean, difference_of, mean_of
 
@@ -235,18 +235,26 @@ def _whole(value: float | None) -> int | None:
 
 def _multiply_adds(group: Group) -> int | None:
     """Of one image, counted on the network that the experiment names; None of a network of the user's."""
-    run = next(iter(group.runs.values()))
-    model = run.experiment.get("model")
-    if not isinstance(model, Mapping) or "name" not in model:
+    run = next(iter(group.finished.values()), None)
+    model = None if run is None else run.experiment.get("model")
+    if run is None or not isinstance(model, Mapping) or "name" not in model:
         return None
     options = {key: value for key, value in model.items() if key != "name"}
     try:
         with torch.device("meta"):
             network = create(str(model["name"]), **options)
-        side = run.experiment.get("data", {}).get("image_size") or 32
-        return cost.multiply_adds(network, (int(options.get("in_channels") or 3), int(side), int(side)))
+        return cost.multiply_adds(network, _shape(run, str(model["name"])))
     except (ResodeError, RuntimeError, NotImplementedError, ValueError, TypeError):
         return None
+
+
+def _shape(run: Run, model: str) -> tuple[int, int, int]:
+    """(C, H, W) that the weights say they take; else what the model is made for."""
+    try:
+        taken = weights.read_card(run.path / "model.safetensors").preprocessing
+    except ResodeError:
+        return models.entry(model).shape or (3, 32, 32)
+    return taken.channels, *taken.size
 
 
 def _evaluations(group: Group) -> float | None:

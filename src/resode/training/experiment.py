@@ -216,11 +216,15 @@ class Average(Section):
 
 
 class Evaluation(Section):
-    """Evaluation on the held-out images every `every` epochs, and once on the test images at the end."""
+    """Evaluation on the held-out images every `every` epochs, and once on the test images at the end.
+
+    Without `test` they stay unseen: settings that are still to be chosen have no right to them.
+    """
 
     every: PositiveInt = 1
     batch_size: PositiveInt = 500
     precision: Literal["fp32", "bf16"] = "fp32"
+    test: bool = True
 
 
 class Checkpointing(Section):

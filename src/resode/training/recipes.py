@@ -79,7 +79,7 @@ def shipped() -> dict[str, Traversable]:
 def _read(recipe: str, chain: tuple[str, ...]) -> dict[str, Any]:
     if recipe in chain:
         raise InputError(f"{recipe}: its base leads back to itself ({' -> '.join((*chain, recipe))})")
-    values = _parse_yaml(_text(recipe), recipe)
+    values = parse_yaml(_text(recipe), recipe)
     base = values.pop("base", None)
     if base is None:
         return values
@@ -136,7 +136,8 @@ def _unique_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
 _Loader.add_constructor("tag:yaml.org,2002:map", _unique_mapping)
 
 
-def _parse_yaml(text: str, origin: str) -> dict[str, Any]:
+def parse_yaml(text: str, origin: str) -> dict[str, Any]:
+    """The mapping that a YAML text is; `origin` is how errors call it."""
     try:
         values = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:

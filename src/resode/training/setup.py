@@ -66,8 +66,8 @@ class Setup:
         return cost.parameters(self.module)
 
     def test(self) -> Loader | None:
-        """The test images, where the data has any."""
-        if self.dataset.test is None:
+        """The test images, where the data has any and the run may see them."""
+        if self.dataset.test is None or not self.experiment.evaluation.test:
             return None
         return self._in_order(self.dataset.test, np.arange(len(self.dataset.test.labels)), self.world)
 

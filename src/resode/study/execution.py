@@ -1,0 +1,138 @@
+"""Execution: the runs of a study, each a `resode train --resume` of its own, several at a time where it pays.
+
+A run that is finished is not repeated, one that was stopped goes on, one that fails leaves the others alone.
+What a run says is in `seedN.log` beside its folder.
+"""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from resode.errors import (
+    DivergenceError,
+    InputError,
+    IntegrityError,
+    ResodeError,
+    ResourceError,
+    Stopped,
+)
+from resode.study.plan import Job
+from resode.training.runs import Run
+from resode.training.signals import StopRequest, listening
+
+BY_CODE: Mapping[int, type[ResodeError]] = {2: InputError, 3: IntegrityError, 4: DivergenceError}
+
+
+class Progress:
+    """What a study tells while it goes on; this one keeps silent."""
+
+    def started(self, job: Job, left: int) -> None:
+        """A run begins, or goes on; so many are not finished."""
+
+    def finished(self, job: Job, summary: Mapping[str, Any]) -> None:
+        """A run came to its end."""
+
+    def failed(self, job: Job, message: str) -> None:
+        """A run ended otherwise."""
+
+
+@dataclass
+class _Running:
+    job: Job
+    process: subprocess.Popen[bytes]
+    log: IO[bytes] = field(repr=False)
+
+
+def execute(jobs: Sequence[Job], out: Path, *, parallel: int = 1, progress: Progress | None = None) -> None:
+    """Run what is not finished.
+
+    Args:
+        jobs: of the study.
+        out: the folder of the study.
+        parallel: how many runs at a time; they share the cores.
+        progress: is told what happens.
+
+    Raises:
+        Stopped: a signal came; every run has saved.
+        ResodeError: runs have failed, a line each, after all others have come to their end.
+    """
+    progress = progress or Progress()
+    with contextlib.closing(Run(out).lock()), listening() as stop:
+        waiting = [job for job in jobs if not Run(out / job.folder).finished]
+        running: list[_Running] = []
+        mistakes: list[tuple[int, str]] = []
+        try:
+            while (waiting or running) and stop.number is None:
+                while waiting and len(running) < parallel:
+                    job = waiting.pop(0)
+                    progress.started(job, 1 + len(waiting) + len(running))
+                    running.append(_start(job, out, parallel))
+                for each in [r for r in running if r.process.poll() is not None]:
+                    running.remove(each)
+                    mistakes += _ended(each, out, progress)
+                time.sleep(0.05)
+        finally:
+            _stop(running, stop)
+    if stop.number is not None:
+        raise Stopped(stop.number, f"stopped and saved; go on with the same command ({out})")
+    if mistakes:
+        code = max(code for code, _ in mistakes)
+        raise BY_CODE.get(code, ResourceError)(*(message for _, message in mistakes))
+
+
+def unfinished(jobs: Sequence[Job], out: Path) -> int:
+    """How many runs are left to do."""
+    return sum(not Run(out / job.folder).finished for job in jobs)
+
+
+def command(job: Job, out: Path) -> list[str]:
+    """What trains a run, or goes on with it."""
+    words = [sys.executable, "-m", "resode", "train", *job.words]
+    return [*words, "--out", str(out / job.folder), "--resume"]
+
+
+def _start(job: Job, out: Path, parallel: int) -> _Running:
+    folder = out / job.folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    log = folder.with_suffix(".log").open("ab")
+    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // parallel))} if parallel > 1 else {}
+    process = subprocess.Popen(
+        command(job, out),
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, **threads},
+        start_new_session=True,  # Ctrl-C reaches a run once, through us
+    )
+    return _Running(job, process, log)
+
+
+def _ended(running: _Running, out: Path, progress: Progress) -> list[tuple[int, str]]:
+    """Tell how a run ended; its mistakes."""
+    running.log.close()
+    job, code = running.job, running.process.returncode
+    if code == 0:
+        progress.finished(job, Run(out / job.folder).read_summary())
+        return []
+    log = (out / job.folder).with_suffix(".log")
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    said = [line.removeprefix("resode: ") for line in lines if line.startswith("resode: ")]
+    message = f"{job.folder}: {said[-1] if said else f'ended with code {code}'} (see {log})"
+    progress.failed(job, message)
+    return [(code if code in BY_CODE else 5, message)]
+
+
+def _stop(running: Sequence[_Running], stop: StopRequest) -> None:
+    """Let every run save and end."""
+    for each in running:
+        each.process.send_signal(signal.SIGTERM if stop.number is None else stop.number)
+    for each in running:
+        each.process.wait()
+        each.log.close()

@@ -1,0 +1,123 @@
+"""Execution: runs of a study end, stop, fail and go on, each by itself."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from resode.cli import main
+from resode.errors import InputError, Stopped
+from resode.study import Progress, execute, read
+from resode.study.execution import unfinished
+from resode.training.runs import Run
+
+TEXT = """
+recipe: quickstart
+set: {epochs: 2, data.validation: 0.2, precision: fp32}
+arms:
+  plain: {set: {model.widths: [4, 4, 8]}}
+  wide: {set: {model.widths: [8, 8, 8]}}
+seeds: [0, 1]
+"""
+
+
+@pytest.fixture
+def plan(tmp_path):
+    def written(text=TEXT):
+        (tmp_path / "widths.yaml").write_text(text)
+        return read(tmp_path / "widths.yaml")
+
+    return written
+
+
+class Told(Progress):
+    def __init__(self):
+        self.words = []
+
+    def started(self, job, left):
+        self.words.append(("started", str(job.folder), left))
+
+    def finished(self, job, summary):
+        self.words.append(("finished", str(job.folder), summary["status"]))
+
+    def failed(self, job, message):
+        self.words.append(("failed", str(job.folder), message))
+
+
+@pytest.mark.slow
+def test_a_study_runs_is_compared_and_is_not_repeated(plan, tmp_path, capsys):
+    plan(TEXT + "choose: validation")
+    words = ["study", str(tmp_path / "widths.yaml"), "--out", str(tmp_path / "out"), "--jobs", "2"]
+
+    def said():
+        with pytest.raises(SystemExit) as exit_:
+            main(words)
+        assert not exit_.value.code
+        return capsys.readouterr()
+
+    first = said()
+    assert first.err.count("begins") == 4
+    assert "chosen on the held-out images: " in first.out
+    folders = [tmp_path / "out" / arm / f"seed{seed}" for arm in ("plain", "wide") for seed in (0, 1)]
+    summaries = [Run(folder).read_summary() for folder in folders]
+    assert all(summary["test"] is None for summary in summaries)
+    best = min(("plain", "wide"), key=lambda arm: sum(
+        s["validation"]["top1_error"] for f, s in zip(folders, summaries, strict=True) if f.parent.name == arm
+    ))  # fmt: skip
+    assert f"held-out images: {best} (" in first.out
+    assert "| plain | 2 |" in (tmp_path / "out" / "comparison.md").read_text()
+    changed = [folder.stat().st_mtime_ns for folder in folders]
+    again = said()
+    assert "0 to do" in again.err
+    assert again.out == first.out
+    assert [folder.stat().st_mtime_ns for folder in folders] == changed
+
+
+@pytest.mark.slow
+def test_a_run_that_fails_leaves_the_others_alone(plan, tmp_path):
+    jobs = plan().jobs()
+    taken = tmp_path / "out" / jobs[0].folder
+    taken.mkdir(parents=True)
+    (taken / "notes.txt").write_text("mine")  # a folder that holds no run is not written over
+    told = Told()
+    with pytest.raises(InputError, match=r"plain/seed0: .*is not empty and holds no run"):
+        execute(jobs, tmp_path / "out", progress=told, parallel=2)
+    assert sorted(word[0] for word in told.words) == ["failed"] + ["finished"] * 3 + ["started"] * 4
+    assert unfinished(jobs, tmp_path / "out") == 1
+    (taken / "notes.txt").unlink()
+    execute(jobs, tmp_path / "out")
+    assert unfinished(jobs, tmp_path / "out") == 0
+
+
+@pytest.mark.slow
+def test_a_study_that_is_stopped_goes_on_and_ends_in_the_same_bits(plan, tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    jobs = [job for job in plan(TEXT.replace("epochs: 2", "epochs: 6")).jobs() if job.seed == 0]
+    out = tmp_path / "out"
+
+    def stop_when_begun():
+        end = time.monotonic() + 120
+        while not (out / jobs[0].folder / "metrics.csv").is_file() and time.monotonic() < end:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=stop_when_begun, daemon=True).start()
+    with pytest.raises(Stopped, match="go on with the same command"):
+        execute(jobs, out)
+    assert (out / jobs[0].folder / "checkpoints").is_dir()
+    assert unfinished(jobs, out) == 2
+    execute(jobs, out)
+    whole = [sys.executable, "-m", "resode", "train", *jobs[0].words, "--out", str(tmp_path / "whole")]
+    subprocess.run(whole, check=True, capture_output=True)
+    weights = [folder / "model.safetensors" for folder in (out / jobs[0].folder, tmp_path / "whole")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+def test_one_study_at_a_time(plan, tmp_path):
+    (tmp_path / "out").mkdir()
+    with Run(tmp_path / "out").lock(), pytest.raises(InputError, match="another process"):
+        execute(plan().jobs(), tmp_path / "out")
