@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from resode.cli import main
+from resode.study import read as read_study
 from resode.training import Experiment
 
 ROOT = Path(__file__).parent.parent
@@ -103,3 +104,9 @@ def test_the_figures_are_those_of_the_records():
     check = [sys.executable, str(ROOT / "results" / "tables.py"), "--check"]
     environment = {k: v for k, v in os.environ.items() if k != "COLUMNS"}
     subprocess.run(check, check=True, env=environment)
+
+
+def test_the_study_is_understood(tmp_path):
+    (tmp_path / "widths.yaml").write_text(blocks("yaml")[0], encoding="utf-8")
+    jobs = read_study(tmp_path / "widths.yaml").jobs()
+    assert len(jobs) == 2 * 2 * 3
