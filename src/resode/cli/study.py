@@ -7,10 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from resode.study.execution import Progress
-
 if TYPE_CHECKING:
-    from resode.study import Job, Study
+    from resode.study import Job, Progress, Study
 
 
 def study(
@@ -65,7 +63,7 @@ def study(
     )
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        execute(planned, folder, parallel=parallel, progress=_Told())
+        execute(planned, folder, parallel=parallel, progress=_narrator())
     finally:
         _compare(plan, planned, folder)
 
@@ -118,27 +116,23 @@ def _compare(plan: "Study", planned: "tuple[Job, ...]", folder: Path) -> None:
     note(f"table: {folder / 'comparison.md'}, {folder / 'comparison.csv'}")
 
 
-class _Told(Progress):
+def _narrator() -> "Progress":
     """Progress on stderr, a line a run."""
+    from resode.cli.console import note
+    from resode.quantities import duration
+    from resode.study import Progress
 
-    def started(self, job: "Job", left: int) -> None:
-        """A run begins."""
-        from resode.cli.console import note
+    class Narrator(Progress):
+        def started(self, job: "Job", left: int) -> None:
+            note(f"{job.folder} begins ({left} left)")
 
-        note(f"{job.folder} begins ({left} left)")
+        def finished(self, job: "Job", summary: Mapping[str, Any]) -> None:
+            kind = "test" if summary.get("test") else "validation"
+            scores = summary.get(kind)
+            error = f"{scores['top1_error']:.2f} % {kind} error, " if scores else ""
+            note(f"{job.folder}: {error}{duration(summary.get('seconds'))}")
 
-    def finished(self, job: "Job", summary: Mapping[str, Any]) -> None:
-        """A run is done."""
-        from resode.cli.console import note
-        from resode.quantities import duration
+        def failed(self, job: "Job", message: str) -> None:
+            note(f"failed: {message}")
 
-        scores = summary.get("test") or summary.get("validation") or {}
-        kind = "test" if summary.get("test") else "validation"
-        error = f"{scores['top1_error']:.2f} % {kind} error, " if scores else ""
-        note(f"{job.folder}: {error}{duration(summary.get('seconds'))}")
-
-    def failed(self, job: "Job", message: str) -> None:
-        """A run failed."""
-        from resode.cli.console import note
-
-        note(f"failed: {message}")
+    return Narrator()
