@@ -7,8 +7,10 @@ import io
 import pytest
 
 from resode.errors import InputError
+from resode.models import create
 from resode.report.comparison import compare, grouped
 from resode.report.tables import COLUMNS, as_csv, as_markdown, cells, records
+from resode.weights import Card, Preprocessing, Specification, save
 from tests.report.conftest import EXPERIMENT, SUMMARY
 
 
@@ -24,12 +26,17 @@ def arm(make_run):
             experiment["data"] = {**experiment["data"], "mean": [seed / 10]}
             summary |= {"seed": seed, "test": {"top1_error": error, "samples": 40}}
             run = make_run(f"{name}-{seed}", experiment=experiment, summary=summary if finished else None)
+            options = {k: v for k, v in experiment["model"].items() if k != "name"}
+            save(create("he_resnet20", **options), run / "model.safetensors", Card(
+                Specification("he_resnet20", options), PREPROCESSING
+            ))  # fmt: skip
             paths.append(run)
         return paths
 
     return write
 
 
+PREPROCESSING = Preprocessing((0.5,) * 3, (0.2,) * 3, (32, 32), 3, tuple("0123456789"))
 WIDE = {"model": {"name": "he_resnet20", "widths": [20, 40, 80]}}
 
 
@@ -53,6 +60,12 @@ def test_runs_that_differ_in_their_seed_are_one_arm(arm):
 def test_a_folder_stands_for_the_runs_in_it(arm, tmp_path):
     arm("plain", {0: 8.0, 1: 9.0})
     assert [sorted(group.runs) for group in grouped([tmp_path])] == [[0, 1]]
+
+
+def test_a_file_is_refused(arm):
+    (path,) = arm("plain", {3: 8.0})
+    with pytest.raises(InputError, match="does not say how it was trained"):
+        grouped([path / "model.safetensors"])
 
 
 def test_the_same_run_twice_is_refused(arm):

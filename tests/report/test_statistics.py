@@ -62,13 +62,19 @@ def test_seeds_in_common_decide_what_is_known():
     one = difference_of({0: 1.0, 3: 5.0}, {0: 2.5})
     assert (one.mean, one.low, one.high, one.p) == (1.5, None, None, None)
     equal = difference_of({0: 1.0, 1: 2.0}, {0: 2.0, 1: 3.0})
-    assert (equal.mean, equal.low, equal.high, equal.p) == (1, 1, 1, None)
+    assert (equal.mean, equal.low, equal.high, equal.p) == (1, None, None, None)
+
+
+def test_differences_that_are_equal_but_for_rounding_have_no_interval():
+    found = difference_of({0: 2.777778, 1: 3.055556, 2: 2.5}, {0: 3.055556, 1: 3.333334, 2: 2.777778})
+    assert found.mean == pytest.approx(0.277778)
+    assert (found.low, found.high, found.p) == (None, None, None)
 
 
 @given(st.dictionaries(st.integers(0, 9), st.floats(0, 100), min_size=3))
 def test_a_difference_to_itself_is_nothing(errors):
     found = difference_of(errors, errors)
-    assert (found.mean, found.low, found.high, found.p) == (0, 0, 0, None)
+    assert (found.mean, found.low, found.high, found.p) == (0, None, None, None)
 
 
 def test_p_is_uniform_where_nothing_differs():

@@ -9,8 +9,9 @@ import time
 
 import pytest
 
-from resode.cli import main
+from resode.cli import main, study
 from resode.errors import InputError, Stopped
+from resode.report.comparison import grouped
 from resode.study import Progress, execute, read
 from resode.study.execution import unfinished
 from resode.training.runs import Run
@@ -75,6 +76,17 @@ def test_a_study_runs_is_compared_and_is_not_repeated(plan, tmp_path, capsys):
     assert "0 to do" in again.err
     assert again.out == first.out
     assert [folder.stat().st_mtime_ns for folder in folders] == changed
+    groups = grouped([tmp_path / "out"])
+    assert [(group.name, sorted(group.runs)) for group in groups] == [("plain", [0, 1]), ("wide", [0, 1])]
+
+    (tmp_path / "out" / "wide" / "seed1").rename(tmp_path / "aside")  # an incomplete study chooses nothing
+    incomplete = plan(TEXT + "choose: validation")
+    study._compare(incomplete, incomplete.jobs(), tmp_path / "out")
+    told = capsys.readouterr()
+    assert "1 of 4 runs are not finished" in told.err
+    assert "chosen" not in told.out
+    with pytest.raises(InputError, match=r"was started with model\.widths=.*, now it is"):
+        execute(plan(TEXT.replace("[4, 4, 8]", "[4, 4, 4]") + "choose: validation").jobs(), tmp_path / "out")
 
 
 @pytest.mark.slow

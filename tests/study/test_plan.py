@@ -77,6 +77,7 @@ def test_what_chooses_on_held_out_images_sees_no_test_images(study):
         ("recipe: quickstart\nset: {seed: 1}", "list `seeds` instead"),
         ("recipe: quickstart\nseeds: [1, 1]", "the seed 1 stands twice"),
         ("recipe: quickstart\ngrid: {epochs: [1, 1]}", "two arms are called 'epochs=1'"),
+        ("recipe: quickstart\narms: {a b: , a_b: }", "two arms would share the folder a_b/seed0"),
         ("recipe: quickstart\nseeds: []", "seeds"),
         ("recipe: quickstart\nchoose: test", "choose"),
         ("recipe: quickstart\nsede: [1]", "sede"),
@@ -92,6 +93,17 @@ def test_all_mistakes_are_told_at_once(study):
     with pytest.raises(InputError) as error:
         study("recipe: quickstart\narms: {a: {set: {epochs: none}}, b: {set: {model.width: 3}}}").jobs()
     assert len(error.value.messages) == 2
+
+
+def test_no_arm_leaves_the_folder_of_the_study(study):
+    (job,) = study("recipe: quickstart\narms: {..: }").jobs()
+    assert job.folder.parts[0] == "_"
+
+
+def test_a_file_that_is_no_text_is_told(tmp_path):
+    (tmp_path / "widths.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match="cannot be read as text"):
+        read(tmp_path / "widths.yaml")
 
 
 def test_a_dry_run_lists_and_writes_nothing(tmp_path):

@@ -114,6 +114,16 @@ def test_synchronising_keeps_the_very_tensors():
     assert list(before) == list(after)
     assert all(after[name] is tensor for name, tensor in before.items())
     assert not any(type(m) is nn.BatchNorm2d for m in network.modules())
+    back = processes.desynchronise(network).state_dict(keep_vars=True)
+    assert all(back[name] is tensor for name, tensor in before.items())
+    assert not any(isinstance(m, SynchronisedBatchNorm2d) for m in network.modules())
+
+
+def test_a_layer_that_stands_twice_is_synchronised_twice():
+    norm = nn.BatchNorm2d(3)
+    network = synchronise(nn.ModuleDict({"a": norm, "b": nn.Sequential(norm), "c": norm}))
+    assert network["a"] is network["c"] is network["b"][0]
+    assert type(network["a"]) is SynchronisedBatchNorm2d
 
 
 @pytest.mark.slow
@@ -223,9 +233,10 @@ def test_what_happens_to_one_process_happens_to_all(tmp_path):
     run(tmp_path / "whole", **options)
     expected = load_file(tmp_path / "whole" / "model.safetensors")
 
-    code, told = interrupted(tmp_path / "stopped", signal.SIGTERM, **options)
+    code, told = interrupted(tmp_path / "stopped", signal.SIGTERM, restarts=1, **options)
     assert code != 0
     assert "and saved; go on with: resode train --resume" in told
+    assert "ended on purpose" in told  # and is not started again
     assert 'Traceback (most recent call last):\n  File "' + str(tmp_path) not in told
     assert not (tmp_path / "stopped" / "summary.json").exists()
     said = run(tmp_path / "stopped", "--resume", **options)
@@ -266,6 +277,15 @@ def test_one_process_is_a_world_of_its_own(monkeypatch):
         assert world.most([1, 2.5]) == [1, 2.5]
         network = nn.Linear(2, 2)
         assert world.joined(network, network) is network
+
+
+def test_every_process_has_a_gpu_of_its_own(monkeypatch):
+    world = processes.World(rank=3, size=4, local=1)
+    assert world.device("cuda:0") == world.device("cuda") == "cuda:1"
+    assert world.device("cpu") == "cpu"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert world.device("auto") == "cuda:1"
+    assert processes.ALONE.device("auto") == "auto"
 
 
 def test_a_world_that_is_no_number_is_told(monkeypatch):

@@ -10,7 +10,6 @@ import copy
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import cycle
 from pathlib import Path
 from statistics import median
 
@@ -21,7 +20,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from resode import cost
-from resode.data import Images, Loader
+from resode.data import Batch, Images, Loader
 from resode.mode import mode
 from resode.models.budget import differentiated, take
 from resode.training.engine import Trainer
@@ -45,7 +44,8 @@ class Bench:
         plain_inference: of the plain forward pass on one fixed batch.
         parts: the share of a step's time in each of `PARTS`.
         peak_memory_bytes: of the process, or of the GPU's allocator.
-        operations: multiplications and additions a second in training: three forward passes a step.
+        operations: multiplications and additions a second in training: three forward passes a step; None of a
+            network that cannot be counted.
         matrix_peak: the same of a large matrix product here, in the precision of the run.
         bandwidth: bytes a second of a large copy, those read and those written.
     """
@@ -57,7 +57,7 @@ class Bench:
     plain_inference: float
     parts: dict[str, float]
     peak_memory_bytes: int
-    operations: float
+    operations: float | None
     matrix_peak: float
     bandwidth: float
 
@@ -74,7 +74,8 @@ def bench(setup: Setup, seconds: float = 20.0, rounds: int = 4) -> Bench:
     _rate(lambda: _step(trainer), 0.0, setup.device)
     peak_memory_bytes, plain, plain_loader = setup.peak_memory(), Plain(setup), Plain(setup)
     evaluation = setup.test() or setup.validation or setup.training
-    batches = cycle(evaluation)
+    batches = _endless(evaluation)
+    work = _operations(setup)
     kinds: dict[str, Callable[[], int]] = {
         "training": lambda: _step(trainer),
         "plain_training": plain.step,
@@ -94,10 +95,23 @@ def bench(setup: Setup, seconds: float = 20.0, rounds: int = 4) -> Bench:
         **found,
         parts=_parts(trainer, seconds / 10),
         peak_memory_bytes=peak_memory_bytes,
-        operations=3 * 2 * cost.multiply_adds(setup.module, image_shape(setup.dataset)) * found["training"],
+        operations=None if work is None else work * found["training"],
         matrix_peak=_matrix_peak(setup.device, torch.bfloat16 if half else torch.float32),
         bandwidth=_bandwidth(setup.device),
     )
+
+
+def _operations(setup: Setup) -> int | None:
+    """Of training, for an image; None of a network of the user's that asks for numbers."""
+    try:
+        return 3 * 2 * cost.multiply_adds(setup.module, image_shape(setup.dataset))
+    except Exception:  # whatever it does with what it asks for
+        return None
+
+
+def _endless(loader: Loader) -> Iterator[Batch]:
+    while True:
+        yield from loader
 
 
 def _step(trainer: Trainer) -> int:
@@ -108,8 +122,8 @@ def _step(trainer: Trainer) -> int:
     return min(trainer.setup.experiment.batch_size, trainer.setup.training.samples)
 
 
-def _evaluated(setup: Setup, batch: object) -> int:
-    return evaluate(setup.module, [batch], precision=setup.experiment.evaluation.precision).samples  # type: ignore[list-item]
+def _evaluated(setup: Setup, batch: Batch) -> int:
+    return evaluate(setup.module, [batch], precision=setup.experiment.evaluation.precision).samples
 
 
 def _rate(do: Callable[[], int], seconds: float, device: torch.device) -> float:

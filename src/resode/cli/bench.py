@@ -41,7 +41,7 @@ def bench(
     """Measure how fast a recipe trains and infers here, against the plain loop in the same run.
 
     The plain loop is fp32, NCHW, eager, with `.item()` each step: once on one fixed batch, once through a
-    DataLoader with transforms of each image. Nothing is written.
+    DataLoader with transforms of each image. No run is written.
 
     Examples:
 
@@ -92,6 +92,7 @@ def bench(
 
 
 def _record(found: "Bench") -> dict[str, Any]:
+    work = found.operations
     return {
         "train_images_per_second": round(found.training, 1),
         "plain_train_images_per_second": round(found.plain_training, 1),
@@ -102,9 +103,9 @@ def _record(found: "Bench") -> dict[str, Any]:
         "inference_ratio": round(found.inference / found.plain_inference, 3),
         "step_shares": {part: round(share, 4) for part, share in found.parts.items()},
         "peak_memory_bytes": found.peak_memory_bytes,
-        "operations_per_second": round(found.operations),
+        "operations_per_second": None if work is None else round(work),
         "matrix_peak_operations_per_second": round(found.matrix_peak),
-        "matrix_peak_share": round(found.operations / found.matrix_peak, 4),
+        "matrix_peak_share": None if work is None else round(work / found.matrix_peak, 4),
         "memory_bandwidth_bytes_per_second": round(found.bandwidth),
     }
 
@@ -117,6 +118,8 @@ def _tell(record: dict[str, Any]) -> None:
         return f"{record[f'{key}_images_per_second']:>9,.0f} images/s"
 
     shares = ", ".join(f"{part} {share:.0%}" for part, share in record["step_shares"].items())
+    share = record["matrix_peak_share"]
+    used = "" if share is None else f", of which training does {share:.0%}"
     compiled = ", compiled" if record["compile"] else ""
     rows = [
         ("recipe", f"{record['recipe']}, batch {record['batch_size']}, {record['precision']}{compiled}"),
@@ -128,8 +131,7 @@ def _tell(record: dict[str, Any]) -> None:
         ("a step", shares),
         (
             "matrix peak",
-            f"{record['matrix_peak_operations_per_second'] / 1e9:,.0f} GFLOP/s, of which training "
-            f"does {record['matrix_peak_share']:.0%}",
+            f"{record['matrix_peak_operations_per_second'] / 1e9:,.0f} GFLOP/s{used}",
         ),
         ("bandwidth", f"{record['memory_bandwidth_bytes_per_second'] / 1e9:,.1f} GB/s (a large copy)"),
         ("peak memory", size(record["peak_memory_bytes"])),

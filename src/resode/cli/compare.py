@@ -73,6 +73,8 @@ def _with_base(groups: "list[Group]", base: str | None) -> "list[Group]":
         raise InputError(
             f"--base {base}: {'more than one arm' if chosen else 'no arm'} of that name ({names})"
         )
+    if not chosen[0].finished:
+        raise InputError(f"--base {base}: none of its runs is finished")
     return [chosen[0], *(group for group in groups if group is not chosen[0])]
 
 

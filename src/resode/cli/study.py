@@ -53,6 +53,7 @@ def study(
     if dry_run:
         _list(planned, folder)
         return
+    from resode import durable
     from resode.cli.console import note
     from resode.study.execution import unfinished
 
@@ -61,7 +62,8 @@ def study(
         f"{plan.name}: {len(planned)} runs in {folder}, {unfinished(planned, folder)} to do, "
         f"{parallel} at a time"
     )
-    folder.mkdir(parents=True, exist_ok=True)
+    with durable.writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     try:
         execute(planned, folder, parallel=parallel, progress=_narrator())
     finally:
@@ -93,6 +95,7 @@ def _compare(plan: "Study", planned: "tuple[Job, ...]", folder: Path) -> None:
     from resode.report import comparison as comparing
     from resode.report import tables
     from resode.report.run import read as read_run
+    from resode.study.execution import unfinished
     from resode.training.runs import Run
 
     groups: dict[str, dict[int, Any]] = {}
@@ -106,7 +109,10 @@ def _compare(plan: "Study", planned: "tuple[Job, ...]", folder: Path) -> None:
     show(found)
     durable.write_text(folder / "comparison.md", tables.as_markdown(found))
     durable.write_text(folder / "comparison.csv", tables.as_csv(found))
-    if plan.choose is not None and not any(row.unfinished for row in found.rows):
+    left = unfinished(planned, folder)
+    if left:
+        note(f"{left} of {len(planned)} runs are not finished; the same command goes on")
+    if plan.choose is not None and not left:
         best = min(found.rows, key=lambda row: row.validation.mean if row.validation else float("inf"))
         if best.validation is not None:
             say(

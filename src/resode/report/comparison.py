@@ -15,7 +15,6 @@ import torch
 
 from resode import cost, weights
 from resode.errors import InputError, ResodeError
-from resode.models import create, models
 from resode.report.run import Run, read
 from resode.report.statistics import Difference, Mean, difference_of, mean_of
 
@@ -139,22 +138,46 @@ def grouped(paths: Iterable[Path]) -> list[Group]:
         InputError: a path that holds no run, the same seed twice in one group.
     """
     found: dict[str, dict[int, Run]] = {}
+    arms: dict[str, str] = {}
     for path in paths:
+        of_study = _arms(path)
         for folder in _runs_in(path):
             run = read(folder)
             seed = int(run.setting("seed") or run.result.seed or 0)
-            members = found.setdefault(_identity(run), {})
+            arm = of_study.get(str(folder.relative_to(path))) if of_study else None
+            identity = _identity(run) if arm is None else f"{path}: {arm}"
+            if arm is not None:
+                arms[identity] = arm
+            members = found.setdefault(identity, {})
             if seed in members:
                 raise InputError(
                     f"{folder} and {members[seed].path}: the same experiment with the same seed {seed}; "
                     "leave one out"
                 )
             members[seed] = run
-    return _named([dict(sorted(members.items())) for members in found.values()])
+    alone = [key for key in found if key not in arms]
+    named = dict(zip(alone, _named([dict(sorted(found[key].items())) for key in alone]), strict=True))
+    return [
+        named[key] if key in named else Group(arms[key], dict(sorted(members.items())))
+        for key, members in found.items()
+    ]
+
+
+def _arms(path: Path) -> dict[str, str]:
+    """The arm of each run in the folder of a study; of any other folder nothing."""
+    try:
+        found = json.loads((path / "arms.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _runs_in(path: Path) -> list[Path]:
-    if (path / "experiment.yaml").is_file() or not path.is_dir():
+    if not path.exists():
+        raise InputError(f"{path}: no such directory; name one that `resode train` wrote")
+    if not path.is_dir():
+        raise InputError(f"{path}: a file, which does not say how it was trained; name its run")
+    if (path / "experiment.yaml").is_file():
         return [path]
     inside = sorted(found.parent for found in path.rglob("experiment.yaml"))
     if not inside:
@@ -234,27 +257,19 @@ def _whole(value: float | None) -> int | None:
 
 
 def _multiply_adds(group: Group) -> int | None:
-    """Of one image, counted on the network that the experiment names; None of a network of the user's."""
+    """Of one image, counted on the network that training ended with; None of a network of the user's."""
     run = next(iter(group.finished.values()), None)
-    model = None if run is None else run.experiment.get("model")
-    if run is None or not isinstance(model, Mapping) or "name" not in model:
+    if run is None:
         return None
-    options = {key: value for key, value in model.items() if key != "name"}
     try:
+        card = weights.read_card(run.path / "model.safetensors")
+        if card.specification is None:
+            return None
         with torch.device("meta"):
-            network = create(str(model["name"]), **options)
-        return cost.multiply_adds(network, _shape(run, str(model["name"])))
+            network = card.specification.build()
+        return cost.multiply_adds(network, (card.preprocessing.channels, *card.preprocessing.size))
     except (ResodeError, RuntimeError, NotImplementedError, ValueError, TypeError):
         return None
-
-
-def _shape(run: Run, model: str) -> tuple[int, int, int]:
-    """(C, H, W) that the weights say they take; else what the model is made for."""
-    try:
-        taken = weights.read_card(run.path / "model.safetensors").preprocessing
-    except ResodeError:
-        return models.entry(model).shape or (3, 32, 32)
-    return taken.channels, *taken.size
 
 
 def _evaluations(group: Group) -> float | None:

@@ -17,6 +17,7 @@ from scipy import stats
 
 LEVEL = 0.95
 RESAMPLES = 10_000
+ROUNDING = 1e-5  # points; differences of records that are rounded, and equal but for that
 
 
 @dataclass(frozen=True)
@@ -63,9 +64,9 @@ class Difference:
     Args:
         seeds: those that both have.
         mean: of the differences.
-        low: where its interval begins; None of one seed.
+        low: where its interval begins; None of one seed, or where all differences are equal.
         high: where it ends.
-        p: of Student's test; None of one seed, or where all differences are equal.
+        p: of Student's test.
     """
 
     seeds: tuple[int, ...]
@@ -84,7 +85,9 @@ def difference_of(base: Mapping[int, float], other: Mapping[int, float]) -> Diff
     mean, n = fmean(found), len(found)
     if n == 1:
         return Difference(seeds, mean, None, None, None)
+    if max(found) - min(found) <= ROUNDING:
+        return Difference(seeds, mean, None, None, None)
     error = stdev(found) / math.sqrt(n)
     half = float(stats.t.ppf((1 + LEVEL) / 2, n - 1)) * error
-    p = float(2 * stats.t.sf(abs(mean) / error, n - 1)) if error > 0 else None
+    p = float(2 * stats.t.sf(abs(mean) / error, n - 1))
     return Difference(seeds, mean, mean - half, mean + half, p)

@@ -97,6 +97,7 @@ def _difference(found: Difference | None) -> str:
     if found is None:
         return MISSING
     if found.low is None:
-        return f"{found.mean:+.2f} (one seed)"
+        over = "one seed" if len(found.seeds) == 1 else f"the same for {len(found.seeds)} seeds"
+        return f"{found.mean:+.2f} ({over})"
     p = "" if found.p is None else f", p {found.p:.2g}"
     return f"{found.mean:+.2f} [{found.low:+.2f}, {found.high:+.2f}]{p}"

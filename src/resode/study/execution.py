@@ -5,6 +5,7 @@ What a run says is in `seedN.log` beside its folder.
 """
 
 import contextlib
+import ctypes
 import os
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from resode import durable
 from resode.errors import (
     DivergenceError,
     InputError,
@@ -24,9 +26,11 @@ from resode.errors import (
     Stopped,
 )
 from resode.study.plan import Job
+from resode.training.launch import agreed
 from resode.training.runs import Run
 from resode.training.signals import StopRequest, listening
 
+ARMS = "arms.json"  # in the folder of a study: the arm of each run
 BY_CODE: Mapping[int, type[ResodeError]] = {2: InputError, 3: IntegrityError, 4: DivergenceError}
 
 
@@ -48,6 +52,7 @@ class _Running:
     job: Job
     process: subprocess.Popen[bytes]
     log: IO[bytes] = field(repr=False)
+    said: int  # bytes of the log before
 
 
 def execute(jobs: Sequence[Job], out: Path, *, parallel: int = 1, progress: Progress | None = None) -> None:
@@ -65,6 +70,9 @@ def execute(jobs: Sequence[Job], out: Path, *, parallel: int = 1, progress: Prog
     """
     progress = progress or Progress()
     with contextlib.closing(Run(out).lock()), listening() as stop:
+        _check_finished(jobs, out)
+        arms = {str(job.folder): job.arm for job in jobs}
+        durable.write_json(out / ARMS, arms)  # by which `resode compare` knows them
         waiting = [job for job in jobs if not Run(out / job.folder).finished]
         running: list[_Running] = []
         mistakes: list[tuple[int, str]] = []
@@ -79,12 +87,27 @@ def execute(jobs: Sequence[Job], out: Path, *, parallel: int = 1, progress: Prog
                     mistakes += _ended(each, out, progress)
                 time.sleep(0.05)
         finally:
-            _stop(running, stop)
+            mistakes += _stop(running, stop, out)
     if stop.number is not None:
-        raise Stopped(stop.number, f"stopped and saved; go on with the same command ({out})")
+        failed = [message for _, message in mistakes]
+        raise Stopped(stop.number, *failed, f"stopped and saved; go on with the same command ({out})")
     if mistakes:
         code = max(code for code, _ in mistakes)
         raise BY_CODE.get(code, ResourceError)(*(message for _, message in mistakes))
+
+
+def _check_finished(jobs: Sequence[Job], out: Path) -> None:
+    """Refuse results of other settings: those of a study file that has been changed since."""
+    mistakes: list[str] = []
+    for job in jobs:
+        run = Run(out / job.folder)
+        if run.exists:
+            try:
+                agreed(job.experiment(), run)
+            except InputError as error:
+                mistakes += error.messages
+    if mistakes:
+        raise InputError(*mistakes)
 
 
 def unfinished(jobs: Sequence[Job], out: Path) -> int:
@@ -101,7 +124,7 @@ def command(job: Job, out: Path) -> list[str]:
 def _start(job: Job, out: Path, parallel: int) -> _Running:
     folder = out / job.folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    log = folder.with_suffix(".log").open("ab")
+    log = _log_of(job, out).open("ab")
     threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // parallel))} if parallel > 1 else {}
     process = subprocess.Popen(
         command(job, out),
@@ -110,8 +133,20 @@ def _start(job: Job, out: Path, parallel: int) -> _Running:
         stdin=subprocess.DEVNULL,
         env={**os.environ, **threads},
         start_new_session=True,  # Ctrl-C reaches a run once, through us
+        preexec_fn=_end_with_parent,
     )
-    return _Running(job, process, log)
+    return _Running(job, process, log, log.tell())
+
+
+def _end_with_parent() -> None:
+    """In a run: save and end when the study is killed (Linux; elsewhere it goes on by itself)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+
+def _log_of(job: Job, out: Path) -> Path:
+    folder = out / job.folder
+    return folder.parent / f"{folder.name}.log"
 
 
 def _ended(running: _Running, out: Path, progress: Progress) -> list[tuple[int, str]]:
@@ -121,18 +156,27 @@ def _ended(running: _Running, out: Path, progress: Progress) -> list[tuple[int, 
     if code == 0:
         progress.finished(job, Run(out / job.folder).read_summary())
         return []
-    log = (out / job.folder).with_suffix(".log")
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    log = _log_of(job, out)
+    lines = log.read_bytes()[running.said :].decode(errors="replace").splitlines()
     said = [line.removeprefix("resode: ") for line in lines if line.startswith("resode: ")]
     message = f"{job.folder}: {said[-1] if said else f'ended with code {code}'} (see {log})"
     progress.failed(job, message)
     return [(code if code in BY_CODE else 5, message)]
 
 
-def _stop(running: Sequence[_Running], stop: StopRequest) -> None:
-    """Let every run save and end."""
+def _stop(running: Sequence[_Running], stop: StopRequest, out: Path) -> list[tuple[int, str]]:
+    """Let every run save and end; a second signal ends them at once. Mistakes of those that could not."""
+    try:
+        for each in running:
+            each.process.send_signal(signal.SIGTERM if stop.number is None else stop.number)
+        for each in running:
+            each.process.wait()
+    except BaseException:
+        for each in running:
+            each.process.kill()
+        raise
+    stopped = {0, *(128 + number for number in (signal.SIGINT, signal.SIGTERM))}
+    failed = [each for each in running if each.process.returncode not in stopped]
     for each in running:
-        each.process.send_signal(signal.SIGTERM if stop.number is None else stop.number)
-    for each in running:
-        each.process.wait()
         each.log.close()
+    return [mistake for each in failed for mistake in _ended(each, out, Progress())]

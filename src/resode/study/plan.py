@@ -73,13 +73,19 @@ class Study(_Section):
         mistakes += [f"{self.name}: the seed {seed} stands twice" for seed in _twice(self.seeds)]
         for name, recipe, settings in arms:
             mistakes += self._mistakes(name, recipe, settings)
-        if mistakes:
-            raise InputError(*dict.fromkeys(mistakes))
-        return tuple(
+        jobs = tuple(
             Job(name, seed, recipe, {**settings, "seed": seed})
             for seed in self.seeds
             for name, recipe, settings in arms
         )
+        folders = [str(job.folder) for job in jobs if job.seed == self.seeds[0]]
+        if not mistakes:
+            mistakes += [
+                f"{self.name}: two arms would share the folder {f}; rename one" for f in _twice(folders)
+            ]
+        if mistakes:
+            raise InputError(*dict.fromkeys(mistakes))
+        return jobs
 
     def _arms(self) -> Iterator[tuple[str, str, Settings]]:
         ends = [path.rpartition(".")[2] for path in self.grid]
@@ -126,7 +132,11 @@ class Job:
     @property
     def folder(self) -> Path:
         """Where it lies, within the study's folder."""
-        return Path(re.sub(r"[^\w.,=+-]+", "_", self.arm)) / f"seed{self.seed}"
+        return Path(re.sub(r"[^\w.,=+-]+|^\.+", "_", self.arm)) / f"seed{self.seed}"
+
+    def experiment(self) -> Experiment:
+        """What it trains."""
+        return Experiment.from_recipe(self.recipe, self.settings)
 
     @property
     def words(self) -> list[str]:
@@ -143,8 +153,12 @@ def read(file: Path) -> Study:
     """
     if not file.is_file():
         raise InputError(f"{file}: no such file; a study is a YAML file (`resode study --help` shows one)")
-    values = recipes.parse_yaml(file.read_text(encoding="utf-8"), str(file))
-    values.setdefault("name", file.stem)
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{file}: cannot be read as text ({error})") from None
+    values = recipes.parse_yaml(text, str(file))
+    values.setdefault("name", re.sub(r"[^\w.-]+", "-", file.stem))
     try:
         return Study.model_validate(values)
     except ValidationError as error:

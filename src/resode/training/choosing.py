@@ -1,6 +1,7 @@
 """Precision and compilation: what `auto` means, by timing training steps of the network itself.
 
-The plain form (fp32, eager) is timed first; another is taken only where it is a tenth faster. Compilation
+The plain form (fp32, eager) is timed first; another is taken only where it is a tenth faster. A GPU that
+computes in bf16 does so, without being asked. Compilation
 takes minutes of its own, so it is tried only where a run is long enough to earn them. What was found is kept
 with the machine and the network that it was found for.
 """
@@ -10,7 +11,7 @@ import copy
 import hashlib
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Literal
@@ -40,7 +41,7 @@ class Form:
 
     precision: Precision
     compile: bool
-    reason: str = ""
+    reason: str = field(default="", compare=False)
 
     def __str__(self) -> str:
         return f"{self.precision}, compiled" if self.compile else self.precision
@@ -69,15 +70,18 @@ def choose(
     """
     work = _operations(module, shape)
     kinds: list[Precision] = ["fp32", "bf16"] if precision == "auto" else [precision]
+    reason = ""
     if precision == "auto" and device.type == "cuda":
-        kinds = ["bf16"] if torch.cuda.is_bf16_supported(including_emulation=False) else ["fp32"]
+        half = torch.cuda.is_bf16_supported(including_emulation=False)
+        kinds = ["bf16"] if half else ["fp32"]
+        reason = "this GPU computes in bf16" if half else "this GPU has no bf16"
     if work is not None and work * images < SHORT and precision == "auto" and compile_ in ("auto", False):
         return Form("fp32", compile=False)
     earns = compile_ == "auto" and (work or 0) * images > WORTH[device.type]
     options = [False] if compile_ == "auto" and not earns else [False, True]
     if compile_ != "auto":
         options = [compile_]
-    forms = [Form(kind, option) for option in options for kind in kinds]
+    forms = [Form(kind, option, reason) for option in options for kind in kinds]
     if len(forms) == 1:
         return forms[0]
     images_timed = max(2, min(batch, int(OPERATIONS / (work or 1e9))))

@@ -13,12 +13,12 @@ from torch import nn
 
 from resode import durable, weights
 from resode.data import hub
-from resode.errors import InputError, ResourceError
+from resode.errors import InputError, ResodeError, ResourceError
 from resode.training import checkpoints, divergence
 from resode.training.changes import changed
 from resode.training.engine import Trainer
 from resode.training.experiment import Experiment
-from resode.training.processes import World, restarted, together
+from resode.training.processes import World, desynchronise, restarted, together
 from resode.training.progress import Observer
 from resode.training.runs import Run, environment
 from resode.training.setup import Setup, model_of, prepare
@@ -68,20 +68,24 @@ def train(
         Stopped: a signal came; all is saved.
         ResourceError: disk or device do not suffice; the last checkpoint is whole.
     """
-    with together() as world:
+    with together(experiment.device) as world:
+        run = Run(Path(out) if out is not None else default_directory(experiment))
         told = observer if observer is not None and world.first else Observer()
-        return _train(module, experiment, out, resume or restarted(), told, world)
+        if any(world.all(restarted())):
+            _refuse_what_ended(run, world)
+            resume = True
+        with _marked(run, world):
+            return _train(module, experiment, run, resume, told, world)
 
 
 def _train(
     module: nn.Module | None,
     experiment: Experiment,
-    out: str | Path | None,
+    run: Run,
     resume: bool,
     observer: Observer,
     world: World,
 ) -> Result:
-    run = Run(Path(out) if out is not None else default_directory(experiment))
     if run.path.exists() and not run.path.is_dir():
         raise InputError(f"{run.path}: is a file; choose another --out")
     module = getattr(module, "_orig_mod", module)  # of torch.compile; `compile: true` compiles here
@@ -93,9 +97,7 @@ def _train(
             _refuse_unfit(run, resume)
         resumed, finished = world.told((run.exists, run.finished))
         if resumed:
-            stored = _agreed(
-                experiment if module is None else experiment.replace(model=model_of(module)), run
-            )
+            stored = agreed(experiment if module is None else experiment.replace(model=model_of(module)), run)
             if finished:
                 observer.message(f"{run.path}: this run is finished; nothing is left to do")
                 return _finished(run, module)
@@ -109,9 +111,46 @@ def _train(
                 _resume(trainer)
             else:
                 _begin(trainer)
+            _mark(run, world)
             observer.started(setup, trainer.position.epoch)
             trainer.train(stop)
             return _finish(trainer, stop)
+
+
+# ---------------------------------------------------------------- torchrun --max-restarts
+
+MARK = ".restarts"  # in the run directory while torchrun may start its processes again
+
+
+def _mark(run: Run, world: World) -> None:
+    """From here on a process that dies is replaced."""
+    if world.first and world.size > 1:
+        durable.write_text(run.path / MARK, "")
+
+
+@contextlib.contextmanager
+def _marked(run: Run, world: World) -> Iterator[None]:
+    """A run that ends on purpose (a stop, a mistake, divergence, its end) is not started again."""
+    try:
+        yield
+    except ResourceError:  # another process has gone, say
+        raise
+    except ResodeError:
+        _unmark(run, world)
+        raise
+    else:
+        _unmark(run, world)
+
+
+def _unmark(run: Run, world: World) -> None:
+    if world.first:
+        with contextlib.suppress(OSError):
+            (run.path / MARK).unlink()
+
+
+def _refuse_what_ended(run: Run, world: World) -> None:
+    if not world.told((run.path / MARK).is_file()):
+        raise InputError(f"{run.path}: ended on purpose, or never began; it is not started again")
 
 
 def _prepared(experiment: Experiment, module: nn.Module | None, observer: Observer, world: World) -> Setup:
@@ -153,7 +192,7 @@ def _telling_how_to_go_on(run: Run) -> Iterator[None]:
 
 
 # What a run leaves behind that could not write its first checkpoint.
-_LEFTOVERS = frozenset({".lock", "environment.json", "checkpoints"})
+_LEFTOVERS = frozenset({".lock", ".restarts", "environment.json", "checkpoints"})
 
 
 def _about_data(setup: Setup) -> Iterator[str]:
@@ -177,8 +216,12 @@ def _refuse_unfit(run: Run, resume: bool) -> None:
         raise InputError(f"{run.path}: holds {state}; {mend}, or choose another --out")
 
 
-def _agreed(experiment: Experiment, run: Run) -> Experiment:
-    """The stored experiment, if what is asked for now does not contradict it."""
+def agreed(experiment: Experiment, run: Run) -> Experiment:
+    """The stored experiment of a run, if what is asked for now does not contradict it.
+
+    Raises:
+        InputError: a line for each setting that differs.
+    """
     stored = run.read_experiment()
     asked, kept = experiment.model_dump(mode="json"), stored.model_dump(mode="json")
     if hub.unpinned(kept["data"]["source"]) == asked["data"]["source"]:
@@ -280,6 +323,7 @@ def _finish(trainer: Trainer, stop: StopRequest) -> Result:
     if trainer.world.first:
         durable.write(run.model, lambda path: setup.save_weights(module, path, results))
         run.write_summary(summary)
+    desynchronise(trainer.module)
     if module is not trainer.module:
         trainer.module.load_state_dict(module.state_dict())
     return Result(trainer.module.eval(), run, summary)

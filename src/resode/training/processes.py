@@ -53,7 +53,7 @@ class World:
 
     def device(self, name: str) -> str:
         """The device of this process: of several GPUs its own."""
-        if self.size > 1 and (name == "cuda" or (name == "auto" and torch.cuda.is_available())):
+        if self.size > 1 and (name.startswith("cuda") or (name == "auto" and torch.cuda.is_available())):
             return f"cuda:{self.local}"
         return name
 
@@ -131,8 +131,11 @@ def restarted() -> bool:
 
 
 @contextlib.contextmanager
-def together() -> Iterator[World]:
+def together(device: str = "auto") -> Iterator[World]:
     """Join the other processes, where there are any, within the block.
+
+    Args:
+        device: where they will compute; GPUs are not looked for where it is `cpu`.
 
     Raises:
         ResourceError: there is no GPU for this process, or another process has gone.
@@ -141,12 +144,13 @@ def together() -> Iterator[World]:
     if world.size == 1:
         yield world
         return
-    if torch.cuda.is_available():
+    gpus = torch.cuda.is_available() and device != "cpu"
+    if gpus:
         if world.local >= torch.cuda.device_count():
             count = torch.cuda.device_count()
             raise ResourceError(f"{count} GPUs are here: at most --nproc-per-node {count}, or --device cpu")
         torch.cuda.set_device(world.local)
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
     store, _, _ = next(rendezvous("env://"))
     store = PrefixStore(_fresh_name(store, world), store)
     dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size, timeout=PATIENCE)
@@ -260,16 +264,26 @@ def _reduced(*parts: Tensor) -> tuple[Tensor, ...]:
 
 def synchronise(module: nn.Module) -> nn.Module:
     """Put `SynchronisedBatchNorm2d` in the place of every `nn.BatchNorm2d`, with the very same tensors."""
-    for name, child in module.named_children():
-        if type(child) is nn.BatchNorm2d:
-            setattr(module, name, _synchronised(child))
-        else:
-            synchronise(child)
+    return _exchange(module, nn.BatchNorm2d, SynchronisedBatchNorm2d)
+
+
+def desynchronise(module: nn.Module) -> nn.Module:
+    """The other way round."""
+    return _exchange(module, SynchronisedBatchNorm2d, nn.BatchNorm2d)
+
+
+def _exchange(module: nn.Module, old: type[nn.BatchNorm2d], new: type[nn.BatchNorm2d]) -> nn.Module:
+    made: dict[nn.Module, nn.Module] = {}  # one that stands in several places is one again
+    for part in list(module.modules()):
+        for name, child in part._modules.items():
+            if type(child) is old:
+                made[child] = made.get(child) or _like(child, new)
+                part._modules[name] = made[child]
     return module
 
 
-def _synchronised(norm: nn.BatchNorm2d) -> SynchronisedBatchNorm2d:
-    made = SynchronisedBatchNorm2d(
+def _like(norm: nn.BatchNorm2d, kind: type[nn.BatchNorm2d]) -> nn.BatchNorm2d:
+    made = kind(
         norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats, device="meta"
     )
     for name, parameter in norm.named_parameters():

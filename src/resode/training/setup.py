@@ -294,9 +294,10 @@ def _resolve_form(
     experiment: Experiment, module: nn.Module, shape: Shape, device: torch.device, samples: int
 ) -> tuple[Experiment, list[str]]:
     """Choose precision and compilation, where they are left open."""
+    batch = experiment.batch_size if experiment.memory_budget is None else 2  # a budget is chosen for later
     form = choose(
         module, shape, precision=experiment.precision, compile_=experiment.compile,
-        batch=experiment.batch_size, images=experiment.epochs * samples, device=device,
+        batch=batch, images=experiment.epochs * samples, device=device,
     )  # fmt: skip
     notes = [f"{form}: {form.reason}"] if form.reason else []
     return experiment.replace(precision=form.precision, compile=form.compile), notes
