@@ -19,13 +19,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from resode import durable
 from resode.errors import Stopped
+from resode.models import create
 from resode.training import Experiment, Observer, train
-from resode.training.methods import fixed_bytes
-from resode.training.runs import environment
+from resode.training.methods import fitted, fixed_bytes
+from resode.training.runs import Run
 from resode.training.setup import Setup
 
 HERE = Path(__file__).resolve().parent.parent
@@ -36,10 +35,8 @@ class Watching(Observer):
 
     def __init__(self, file: Path, iterations: int) -> None:
         self.file, self.iterations, self.steps = file, iterations, 0
-        self.lines: list[str] = []
 
     def message(self, text: str) -> None:
-        self.lines.append(text)
         print(text, flush=True)
 
     def started(self, setup: Setup, epoch: int) -> None:
@@ -59,13 +56,19 @@ class Watching(Observer):
 
 def losses(file: Path) -> list[tuple[int, float, float]]:
     """Iteration, loss and seconds; of an iteration that was done twice the later."""
+    if not file.exists():
+        return []
     with file.open(encoding="utf-8") as lines:
         rows = {int(n): (int(n), float(loss), float(seconds)) for n, loss, seconds in csv.reader(lines)}
     return [rows[n] for n in sorted(rows)]
 
 
-def record(out: Path, options: argparse.Namespace, lines: list[str]) -> dict[str, Any]:
+def record(out: Path, options: argparse.Namespace) -> dict[str, Any]:
     """All that is to be known of the run."""
+    experiment = Run(out).read_experiment()
+    assert experiment.model is not None
+    network = create(experiment.model.name, **experiment.model.options)
+    _, told = fitted(experiment.replace(gradients=None), network, (3, 32, 32))
     rows = losses(out.parent / f"{out.name}-losses.csv")
     values = [loss for _, loss, _ in rows]
     tenth = max(1, len(values) // 10)
@@ -77,8 +80,8 @@ def record(out: Path, options: argparse.Namespace, lines: list[str]) -> dict[str
         "loss_last_tenth": round(statistics.mean(values[-tenth:]), 4),
         "losses": [round(value, 4) for value in values],
         "seconds_an_iteration": round(statistics.median(seconds for *_, seconds in rows), 3),
-        "told": [line for line in lines if line.startswith("memory budget")],
-        "environment": environment(torch.device("cpu")),
+        "told": told,
+        "environment": json.loads((out / "environment.json").read_text(encoding="utf-8")),
     }
 
 
@@ -103,11 +106,12 @@ def main() -> None:
     options.out.parent.mkdir(parents=True, exist_ok=True)
     watching = Watching(options.out.parent / f"{options.out.name}-losses.csv", options.iterations)
     resume = (options.out / "experiment.yaml").is_file()
-    try:
-        train(None, experiment, out=options.out, resume=resume, observer=watching)
-    except Stopped as stopped:
-        print(stopped)
-    found = record(options.out, options, watching.lines)
+    if len(losses(watching.file)) < options.iterations:
+        try:
+            train(None, experiment, out=options.out, resume=resume, observer=watching)
+        except Stopped as stopped:
+            print(stopped)
+    found = record(options.out, options)
     if options.record:
         durable.write_json(HERE / "results" / "resnet1202.json", found)
     print(json.dumps({key: value for key, value in found.items() if key != "losses"}, indent=2))

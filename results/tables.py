@@ -207,7 +207,7 @@ def resnet1202() -> list[str]:
         f"The first {r['iterations']} iterations of ResNet-1202 on CIFAR-10 (`{r['command']}`): the loss "
         f"falls from {r['loss_first_tenth']:.2f} (mean of the first tenth) to {r['loss_last_tenth']:.2f} (of "
         f"the last), {r['seconds_an_iteration']:.1f} s an iteration on {hardware(r['environment'])}; "
-        f"{r['told'][0]}."
+        f"{r['told']}."
     ]
 
 
