@@ -8,7 +8,7 @@ backpropagation in the same precision, |g - g'| / |g|.
 
     python benchmarks/memory.py [--depths 20,56,110,1202] [--families he,reversible] [--batch 128]
                                 [--precision fp32] [--budgets 600e6,400e6] [--only-budgets] [--rounds 3]
-                                [--json] [--plot FILE.png]
+                                [--json]
 
 A depth whose plain step does not fit into memory (ResNet-1202 at batch 128: 12 GB in fp32) can be measured
 against it at a smaller --batch; bytes grow in proportion to the batch.
@@ -20,7 +20,6 @@ import json
 import statistics
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -149,36 +148,6 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def plot(rows: list[dict[str, Any]], file: Path) -> None:
-    """Saved bytes over depth, a line for each method."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
-    styles = {"he": "-", "reversible": "--"}
-    kinds = dict.fromkeys((r["family"], r["method"]) for r in rows if not r["method"].startswith("within"))
-    for family, method in kinds:
-        points = [
-            (r["depth"], r["saved_bytes"] / 1e6)
-            for r in rows
-            if (r["family"], r["method"]) == (family, method)
-        ]
-        label = f"{'ResNet' if family == 'he' else 'reversible network'}, {method}"
-        axes.loglog(*zip(*points, strict=True), styles[family], marker="o", markersize=4, label=label)
-    depths = sorted({r["depth"] for r in rows})
-    axes.set_xticks(depths, [str(d) for d in depths])
-    axes.minorticks_off()
-    axes.set_xlabel("layers")
-    axes.set_ylabel("activations of a step, MB")
-    first = rows[0]
-    axes.set_title(f"batch {first['batch']}, {first['precision']}, 32x32 images", fontsize=10)
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, frameon=False)
-    figure.savefig(file, dpi=150)
-
-
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(
@@ -192,7 +161,6 @@ def main() -> None:
     parser.add_argument("--budgets", default="", help="bytes of the whole step to fit, e.g. 600e6,400e6")
     parser.add_argument("--only-budgets", action="store_true", help="and plain backpropagation")
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--plot", type=Path)
     options = parser.parse_args()
     budgets = [int(float(text)) for text in options.budgets.split(",") if text]
     rows = []
@@ -201,8 +169,6 @@ def main() -> None:
             rows += measure(
                 family, depth, options.batch, options.precision, options.rounds, budgets, options.only_budgets
             )
-    if options.plot:
-        plot(rows, options.plot)
     command = " ".join(["python benchmarks/memory.py", *sys.argv[1:]])
     record = {"command": command, "rows": rows, "environment": environment(torch.device("cpu"))}
     print(json.dumps(record, indent=2) if options.json else table(rows))
