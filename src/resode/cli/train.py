@@ -124,14 +124,14 @@ def _train(experiment: "Experiment", out: Path | None, resume: bool) -> None:
     from resode import report, training
     from resode.cli.console import Narrator, note
     from resode.cli.console import out as stdout
-    from resode.training import processes
+    from resode.training import distributed
 
     narrator = Narrator()
     try:
         result = training.train(None, experiment, out=out, resume=resume, observer=narrator)
     finally:
         narrator.close()
-    if not processes.present().first:
+    if not distributed.present().first:
         return
     page = report.write(result.run.path)
     stdout.print(report.table(result.run.path))

@@ -25,11 +25,11 @@ from resode.models.budget import take
 from resode.training import checkpoints, divergence, optimisers
 from resode.training.averaging import RECALIBRATION, ParameterAverage, estimate_statistics
 from resode.training.changes import Carry, changed
+from resode.training.distributed import synchronise
 from resode.training.evaluation import Scores, evaluate
 from resode.training.experiment import Refinement, Twisting
 from resode.training.methods import compiled, fall_back, fitted, reconstruction_error
 from resode.training.precision import place
-from resode.training.processes import synchronise
 from resode.training.progress import Observer, Position, Stopwatch
 from resode.training.runs import Run, format_row
 from resode.training.schedules import learning_rate

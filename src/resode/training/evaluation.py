@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from resode.data import Batch
 from resode.mode import mode
-from resode.training.processes import ALONE, World
+from resode.training.distributed import ALONE, World
 
 _PRECISIONS = {torch.float64: "fp64", torch.bfloat16: "bf16", torch.float16: "fp16"}
 

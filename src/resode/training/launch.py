@@ -16,9 +16,9 @@ from resode.data import hub
 from resode.errors import InputError, ResodeError, ResourceError
 from resode.training import checkpoints, divergence
 from resode.training.changes import changed
+from resode.training.distributed import World, desynchronise, restarted, together
 from resode.training.engine import Trainer
 from resode.training.experiment import Experiment
-from resode.training.processes import World, desynchronise, restarted, together
 from resode.training.progress import Observer
 from resode.training.runs import Run, environment
 from resode.training.setup import Setup, model_of, prepare

@@ -37,11 +37,11 @@ from resode.models import DynamicNet, create, created_as
 from resode.models.budget import take
 from resode.training.changes import changed
 from resode.training.choosing import choose
+from resode.training.distributed import ALONE, World
 from resode.training.experiment import Data, Experiment, Model
 from resode.training.initial import initial_optimiser_state, resolve_init
 from resode.training.methods import check_given, described, fitted
 from resode.training.precision import choose_device, place
-from resode.training.processes import ALONE, World
 
 
 @dataclass(frozen=True)

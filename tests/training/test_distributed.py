@@ -17,8 +17,8 @@ from torch import nn
 from resode.data import Augmentation, Loader, load
 from resode.errors import InputError
 from resode.models import create
-from resode.training import evaluate, processes
-from resode.training.processes import SynchronisedBatchNorm2d, synchronise
+from resode.training import distributed, evaluate
+from resode.training.distributed import SynchronisedBatchNorm2d, synchronise
 from tests import ranks
 
 WITHOUT_STATISTICS = {
@@ -114,7 +114,7 @@ def test_synchronising_keeps_the_very_tensors():
     assert list(before) == list(after)
     assert all(after[name] is tensor for name, tensor in before.items())
     assert not any(type(m) is nn.BatchNorm2d for m in network.modules())
-    back = processes.desynchronise(network).state_dict(keep_vars=True)
+    back = distributed.desynchronise(network).state_dict(keep_vars=True)
     assert all(back[name] is tensor for name, tensor in before.items())
     assert not any(isinstance(m, SynchronisedBatchNorm2d) for m in network.modules())
 
@@ -269,8 +269,8 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path):
 def test_one_process_is_a_world_of_its_own(monkeypatch):
     for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         monkeypatch.delenv(key, raising=False)
-    with processes.together() as world:
-        assert world == processes.ALONE
+    with distributed.together() as world:
+        assert world == distributed.ALONE
         assert world.first
         assert world.told(3) == 3
         assert world.all("a") == ["a"]
@@ -280,15 +280,15 @@ def test_one_process_is_a_world_of_its_own(monkeypatch):
 
 
 def test_every_process_has_a_gpu_of_its_own(monkeypatch):
-    world = processes.World(rank=3, size=4, local=1)
+    world = distributed.World(rank=3, size=4, local=1)
     assert world.device("cuda:0") == world.device("cuda") == "cuda:1"
     assert world.device("cpu") == "cpu"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert world.device("auto") == "cuda:1"
-    assert processes.ALONE.device("auto") == "auto"
+    assert distributed.ALONE.device("auto") == "auto"
 
 
 def test_a_world_that_is_no_number_is_told(monkeypatch):
     monkeypatch.setenv("RANK", "first")
     with pytest.raises(InputError, match="start by torchrun"):
-        processes.present()
+        distributed.present()
