@@ -72,14 +72,14 @@ def bench(setup: Setup, seconds: float = 20.0, rounds: int = 4) -> Bench:
     """
     trainer = Trainer(setup, Run(Path("/nonexistent")), Observer())
     _rate(lambda: _step(trainer), 0.0, setup.device)
-    peak_memory_bytes, plain, plain_loader = setup.peak_memory(), Plain(setup), Plain(setup)
+    peak_memory_bytes, plain = setup.peak_memory(), Plain(setup)
     evaluation = setup.test() or setup.validation or setup.training
     batches = _endless(evaluation)
     work = _operations(setup)
     kinds: dict[str, Callable[[], int]] = {
         "training": lambda: _step(trainer),
         "plain_training": plain.step,
-        "loading_training": plain_loader.loaded_step,
+        "loading_training": plain.loaded_step,
         "inference": lambda: _evaluated(setup, next(batches)),
         "plain_inference": plain.predict,
     }
@@ -174,7 +174,7 @@ class Plain:
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
-        self.module = copy.deepcopy(setup.module).to(memory_format=torch.contiguous_format).train()  # type: ignore[call-overload]
+        self.module = copy.deepcopy(setup.module).to(memory_format=torch.contiguous_format).train()  # type: ignore[call-overload]  # torch
         take(self.module, ["stored"] * len(differentiated(self.module)))
         self.optimiser = torch.optim.SGD(self.module.parameters(), 1e-4, momentum=0.9)
         batch = setup.training.batch(0, 0)

@@ -160,7 +160,7 @@ def _options(experiment: "Experiment") -> dict[str, Any]:
     """The options of the model, with what the data decides where it is known."""
     from resode.data.catalogue import KNOWN
     from resode.models import models
-    from resode.training.setup import refuse_misfits
+    from resode.training.misfits import refuse_misfits
 
     model, shape = experiment.model, _shape(experiment)
     assert model is not None

@@ -31,10 +31,8 @@ def drift(method: Reversible, flow: Flow, y: Tensor) -> Tensor:
         if k in kept:
             first = kept[k]
             errors = [(a - b).double().square().sum() for a, b in zip(carry, first, strict=True)]
-            error, scale = (
-                torch.stack(errors).sum(),
-                torch.stack([b.double().square().sum() for b in first]).sum(),
-            )
+            sizes = [b.double().square().sum() for b in first]
+            error, scale = torch.stack(errors).sum(), torch.stack(sizes).sum()
             relative = torch.where(error == 0, error, error / scale).sqrt()
             worst = torch.maximum(worst, relative.nan_to_num(nan=torch.inf))
             carry = first

@@ -68,6 +68,8 @@ def choose(
         images: how many the run will see.
         device: where it runs.
     """
+    if precision != "auto" and compile_ != "auto":
+        return Form(precision, compile_)
     work = _operations(module, shape)
     kinds: list[Precision] = ["fp32", "bf16"] if precision == "auto" else [precision]
     reason = ""
@@ -78,9 +80,7 @@ def choose(
     if work is not None and work * images < SHORT and precision == "auto" and compile_ in ("auto", False):
         return Form("fp32", compile=False)
     earns = compile_ == "auto" and (work or 0) * images > WORTH[device.type]
-    options = [False] if compile_ == "auto" and not earns else [False, True]
-    if compile_ != "auto":
-        options = [compile_]
+    options = [compile_] if compile_ != "auto" else [False, True] if earns else [False]
     forms = [Form(kind, option, reason) for option in options for kind in kinds]
     if len(forms) == 1:
         return forms[0]

@@ -254,7 +254,6 @@ class Trainer:
 
         Several processes each do their part, and heed it afterwards.
         """
-        self.world.align(self.module)
         self.world.align(module)
         done = 0
 

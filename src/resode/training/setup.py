@@ -4,7 +4,6 @@ What was left open in the experiment (`auto`, the normalisation, the number of c
 the resolved experiment says it, and rebuilds the same set-up.
 """
 
-import copy
 import math
 import resource
 import sys
@@ -18,8 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from resode import cost, randomness, weights
-from resode.blocks import dynamic_blocks
-from resode.controls import controls_of
 from resode.data import (
     Augmentation,
     Dataset,
@@ -32,7 +29,6 @@ from resode.data import (
 )
 from resode.errors import InputError, IntegrityError
 from resode.memory import Shape
-from resode.mode import mode
 from resode.models import DynamicNet, create, created_as
 from resode.models.budget import take
 from resode.training.changes import changed
@@ -41,6 +37,13 @@ from resode.training.distributed import ALONE, World
 from resode.training.experiment import Data, Experiment, Model
 from resode.training.initial import initial_optimiser_state, resolve_init
 from resode.training.methods import check_given, described, fitted
+from resode.training.misfits import (
+    check_model,
+    check_network,
+    check_precision,
+    check_smallest_batch,
+    refuse_misfits,
+)
 from resode.training.precision import choose_device, place
 
 
@@ -175,7 +178,7 @@ def prepare(
     """
     device = choose_device(experiment.device)
     if module is not None or experiment.init is None:
-        _check_model(experiment, module)  # before any data is read
+        check_model(experiment, module)  # before any data is read
     tell(f"reading {experiment.data.source}")
     data = read_data(experiment.data)
     train_index, validation_index = validation_split(data.train, experiment.data.validation, experiment.seed)
@@ -184,11 +187,12 @@ def prepare(
     model = _resolve_model(experiment, data) if module is None else model_of(module)
     experiment = experiment.replace(data=section, device=str(device), model=model)
     if module is None and experiment.init is not None:
-        _check_model(experiment, None)
+        check_model(experiment, None)
     module = place(_built(experiment, module), device)
-    _check_network(module, data, device)
-    _check_smallest_batch(module, data, device, len(train_index), experiment.batch_size, world)
-    experiment, lines = _resolve_form(experiment, module, image_shape(data), device, len(train_index))
+    shape = image_shape(data)
+    check_network(module, shape, len(data.classes), data.name, device)
+    check_smallest_batch(module, shape, len(train_index), experiment.batch_size, device, world)
+    experiment, lines = _resolve_form(experiment, module, shape, device, len(train_index))
     notes += lines
     experiment, lines = _resolve_gradients(experiment, module, data)
     notes += lines
@@ -314,7 +318,7 @@ def _resolve_gradients(
     shape, lines = image_shape(data), []
     if experiment.gradients is not None:
         take(module, experiment.gradients)
-        _check_precision(module)
+        check_precision(module)
         check_given(experiment, module, shape)
     elif experiment.memory_budget is not None:
         chosen, line = fitted(experiment, module, shape)
@@ -328,15 +332,6 @@ def _resolve_gradients(
     return experiment, lines
 
 
-def refuse_misfits(options: Mapping[str, Any], found: Mapping[str, int], data: str) -> None:
-    """Refuse (`InputError`) classes or channels of a model that are not those of the data."""
-    for key, value in found.items():
-        if options.get(key, value) != value:
-            raise InputError(
-                f"model.{key}={options[key]} does not fit the data {data}, which has {value}; leave it out"
-            )
-
-
 def _resolve_model(experiment: Experiment, data: Dataset) -> Model:
     """Fill in what the data decides: classes and input channels."""
     if experiment.model is None:
@@ -347,92 +342,3 @@ def _resolve_model(experiment: Experiment, data: Dataset) -> Model:
     options = experiment.model.options
     refuse_misfits(options, found, data.name)
     return Model(name=experiment.model.name, **{**options, **found})
-
-
-def _check_model(experiment: Experiment, module: nn.Module | None) -> None:
-    """Can the network be built, and do smoothness, box and changes on the way fit it?"""
-    network = _without_numbers(experiment) if module is None else module
-    if network is None:
-        return
-    asked = {
-        "smoothness": experiment.smoothness is not None,
-        "box": experiment.box is not None,
-        "refine": bool(experiment.refine),
-    }
-    if not controls_of(network):
-        mistakes = [
-            f"{key}: the network has no dynamic blocks whose theta(t) it could act on; leave it out"
-            for key, given in asked.items()
-            if given
-        ]
-        if mistakes:
-            raise InputError(*mistakes)
-    _check_precision(network)
-    for change in experiment.changes:
-        network, _ = changed(network, change)
-        _check_precision(network)
-
-
-def _check_precision(network: nn.Module) -> None:
-    """Can every block be trained in fp32, the precision of states and parameters?"""
-    for block in dynamic_blocks(network):
-        block.check(torch.float32)
-
-
-def _without_numbers(experiment: Experiment) -> nn.Module | None:
-    """The network on the meta device; None where a user's own needs numbers to be built."""
-    if experiment.model is None:
-        return None
-    try:
-        with torch.device("meta"):
-            return create(experiment.model.name, **experiment.model.options)
-    except InputError as error:
-        unknown = any("unknown" in line for line in error.messages)
-        made = [f"was made with --plugin {plugin.path}" for plugin in experiment.plugins if unknown]
-        raise InputError(*(f"{experiment.name}: {line}" for line in (*error.messages, *made))) from None
-    except RuntimeError:
-        return None
-
-
-@torch.no_grad()
-def _check_network(module: nn.Module, data: Dataset, device: torch.device) -> None:
-    """One image through the network: does it take this size, and give a logit for every class?"""
-    if not any(p.requires_grad for p in module.parameters()):
-        raise InputError("the network has no trainable parameter")
-    other = next((p.dtype for p in module.parameters() if p.dtype != torch.float32), None)
-    if other is not None:
-        raise InputError(
-            f"the network has parameters of {other}; training keeps them in fp32: module.float()"
-        )
-    shape = image_shape(data)
-    try:
-        with mode(module, training=False):
-            logits = module(torch.zeros(1, *shape, device=device))
-    except RuntimeError as error:
-        size, first = "x".join(map(str, shape)), str(error).splitlines()[0]
-        raise InputError(f"the network does not take the images of {data.name} ({size}): {first}") from None
-    if not isinstance(logits, Tensor) or logits.shape != (1, len(data.classes)):
-        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise InputError(
-            f"the network gives an output of shape {got} for one image; {data.name} has "
-            f"{len(data.classes)} classes"
-        )
-
-
-def _check_smallest_batch(
-    module: nn.Module, data: Dataset, device: torch.device, samples: int, batch_size: int, world: World
-) -> None:
-    """Where a process gets a single image of a batch: can the network be trained on that?"""
-    sizes = (min(batch_size, samples), samples % batch_size or batch_size)
-    if all(size // world.size > 1 for size in sizes):
-        return
-    trial = copy.deepcopy(module)
-    try:
-        with mode(trial, training=True), torch.no_grad():
-            trial(torch.zeros(1, *image_shape(data), device=device))
-    except ValueError as error:
-        raise InputError(
-            f"the last batch of an epoch would be a single image ({samples:,} in batches of "
-            f"{batch_size}{f', {world.size} processes' if world.size > 1 else ''}): {error}; choose another "
-            "batch_size"
-        ) from None
