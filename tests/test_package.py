@@ -17,6 +17,11 @@ def test_a_wheel_is_complete(tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     needed = {f"resode/recipes/{name}.yaml" for name in shipped()}
-    needed |= {"resode/data/assets/digits.csv.gz", "resode/data/assets/README.md", "resode/report/page.html"}
+    needed |= {
+        "resode/data/assets/digits.csv.gz",
+        "resode/data/assets/README.md",
+        "resode/report/templates/run.html",
+        "resode/report/templates/style.css",
+    }
     assert needed | {"resode/py.typed", "resode/cli/__init__.py"} <= names
     assert not [name for name in names if name.startswith(("tests", "results", "benchmarks"))]

@@ -1,5 +1,6 @@
 """Run directories as training leaves them, whole or in part."""
 
+import copy
 import csv
 import json
 from collections.abc import Callable, Mapping
@@ -8,6 +9,9 @@ from typing import Any
 
 import pytest
 import yaml
+
+from resode.models import create
+from resode.weights import Card, Preprocessing, Specification, save
 
 EXPERIMENT = {
     "name": "he2016/resnet20",
@@ -115,5 +119,30 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
         (path / "checkpoints" / "1408").mkdir(parents=True)
         (path / "model.safetensors").touch()
         return path
+
+    return write
+
+
+PREPROCESSING = Preprocessing((0.5,) * 3, (0.2,) * 3, (32, 32), 3, tuple("0123456789"))
+
+
+@pytest.fixture
+def arm(make_run):
+    """Write the runs of an arm: an error for each seed, and what its experiment has of its own."""
+
+    def write(folder, errors, /, *, finished=True, **own):
+        paths = []
+        for seed, error in errors.items():
+            experiment, summary = copy.deepcopy(EXPERIMENT), copy.deepcopy(SUMMARY)
+            experiment |= {"seed": seed, **own}
+            experiment["data"] = {**experiment["data"], "mean": [seed / 10]}
+            summary |= {"seed": seed, "test": {"top1_error": error, "samples": 40}}
+            run = make_run(f"{folder}-{seed}", experiment=experiment, summary=summary if finished else None)
+            options = {k: v for k, v in experiment["model"].items() if k != "name"}
+            save(create("he_resnet20", **options), run / "model.safetensors", Card(
+                Specification("he_resnet20", options), PREPROCESSING
+            ))  # fmt: skip
+            paths.append(run)
+        return paths
 
     return write

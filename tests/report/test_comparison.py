@@ -1,42 +1,14 @@
 """Comparisons: runs are grouped by everything but their seed, paired, and never mixed in silence."""
 
-import copy
 import csv
 import io
 
 import pytest
 
 from resode.errors import InputError
-from resode.models import create
 from resode.report.comparison import compare, grouped
 from resode.report.tables import COLUMNS, as_csv, as_markdown, cells, records
-from resode.weights import Card, Preprocessing, Specification, save
-from tests.report.conftest import EXPERIMENT, SUMMARY
 
-
-@pytest.fixture
-def arm(make_run):
-    """Write the runs of an arm: an error for each seed, and what its experiment has of its own."""
-
-    def write(name, errors, finished=True, **own):
-        paths = []
-        for seed, error in errors.items():
-            experiment, summary = copy.deepcopy(EXPERIMENT), copy.deepcopy(SUMMARY)
-            experiment |= {"seed": seed, **own}
-            experiment["data"] = {**experiment["data"], "mean": [seed / 10]}
-            summary |= {"seed": seed, "test": {"top1_error": error, "samples": 40}}
-            run = make_run(f"{name}-{seed}", experiment=experiment, summary=summary if finished else None)
-            options = {k: v for k, v in experiment["model"].items() if k != "name"}
-            save(create("he_resnet20", **options), run / "model.safetensors", Card(
-                Specification("he_resnet20", options), PREPROCESSING
-            ))  # fmt: skip
-            paths.append(run)
-        return paths
-
-    return write
-
-
-PREPROCESSING = Preprocessing((0.5,) * 3, (0.2,) * 3, (32, 32), 3, tuple("0123456789"))
 WIDE = {"model": {"name": "he_resnet20", "widths": [20, 40, 80]}}
 
 

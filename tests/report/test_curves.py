@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from resode import report
 from resode.quantities import number
-from resode.report import curves
+from resode.report import axes, curves
 
 MakeRun = Callable[..., Path]
 
@@ -38,8 +38,8 @@ def test_every_curve_stays_in_its_frame(values: list[float | None], stretch: flo
     places = [p for line in plot.lines for p in (*coordinates(line.path), *line.dots)]
     assert len(places) == sum(v is not None and abs(v) <= curves.LARGEST for v in values)
     for x, y in places:
-        assert curves.LEFT <= x <= curves.WIDTH - curves.RIGHT
-        assert curves.TOP <= y <= curves.HEIGHT - curves.BOTTOM
+        assert axes.LEFT <= x <= axes.WIDTH - axes.RIGHT
+        assert axes.TOP <= y <= axes.HEIGHT - axes.BOTTOM
     assert 2 <= len(plot.y_ticks) <= 15
     heights = [tick.at for tick in plot.y_ticks]
     assert heights == sorted(heights, reverse=True)
@@ -69,7 +69,7 @@ def test_a_wide_range_is_logarithmic_with_ticks_in_their_places() -> None:
 def test_zero_lies_on_a_logarithmic_axis() -> None:
     plot = draw([50.0, 5.0, 0.0])
     assert plot is not None
-    assert coordinates(plot.lines[0].path)[-1][1] == curves.HEIGHT - curves.BOTTOM
+    assert coordinates(plot.lines[0].path)[-1][1] == axes.HEIGHT - axes.BOTTOM
 
 
 def test_what_is_not_finite_leaves_a_gap() -> None:
@@ -90,9 +90,7 @@ def test_readings_tile_the_width_and_say_the_values() -> None:
     plot = draw([3.0, 2.5, 2.0])
     assert plot is not None
     assert [r.text for r in plot.readings] == ["epoch 1: train 3", "epoch 2: train 2.5", "epoch 3: train 2"]
-    assert sum(r.width for r in plot.readings) == pytest.approx(
-        curves.WIDTH - curves.LEFT - curves.RIGHT, abs=0.5
-    )
+    assert sum(r.width for r in plot.readings) == pytest.approx(axes.WIDTH - axes.LEFT - axes.RIGHT, abs=0.5)
     long = draw([1.0] * 1000)
     assert long is not None
     assert len(long.readings) <= curves.READINGS
@@ -129,5 +127,5 @@ def test_the_test_error_is_one_point_at_the_last_epoch(make_run: MakeRun) -> Non
     test = next(line for line in error.lines if line.label == "test")
     assert test.path == ""
     assert len(test.dots) == 1
-    assert test.dots[0][0] == curves.WIDTH - curves.RIGHT
+    assert test.dots[0][0] == axes.WIDTH - axes.RIGHT
     assert test.last == "12.50 %"

@@ -1,4 +1,4 @@
-"""`resode report`: a page about a run."""
+"""`resode report`: a page about a run, or about a study."""
 
 from pathlib import Path
 from typing import Annotated
@@ -8,14 +8,20 @@ import typer
 
 def report(
     run: Annotated[
-        Path, typer.Argument(metavar="RUN", help="A run, finished or not, or a .safetensors file.")
+        Path,
+        typer.Argument(metavar="PATH", help="A run or a study, finished or not, or a .safetensors file."),
     ],
     out: Annotated[
         Path | None,
-        typer.Option("--out", metavar="FILE", help="The page (default RUN/report.html, or beside the file)."),
+        typer.Option(
+            "--out", metavar="FILE", help="The page (default PATH/report.html, or beside the file)."
+        ),
     ] = None,
 ) -> None:
-    """Print the result of a run and write a self-contained page about it.
+    """Print the result of a run or a study and write a self-contained page about it.
+
+    The page of a study (a folder of runs) has the error of every run, accuracy against cost, learning curves
+    and confusions, and says where protocols differ.
 
     Examples:
 
@@ -23,12 +29,23 @@ def report(
 
         resode report runs/r20 --out r20.html
 
+        resode report studies/widths
+
     \f
     """
     from resode import report as reports
     from resode.cli.console import note
     from resode.cli.console import out as stdout
 
+    if reports.is_study(run):
+        from resode.cli.compare import show
+
+        study = reports.read_study(run)
+        page = reports.write_study(study, out)
+        if study.comparison is not None:
+            show(study.comparison)
+        note(f"report: {page}")
+        return
     page = reports.write(run, out)
     stdout.print(reports.table(run))
     note(f"report: {page}")

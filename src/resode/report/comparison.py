@@ -141,7 +141,9 @@ def grouped(paths: Iterable[Path]) -> list[Group]:
     arms: dict[str, str] = {}
     for path in paths:
         of_study = _arms(path)
-        for folder in _runs_in(path):
+        places = {folder: place for place, folder in enumerate(of_study)}  # arms in the order of their file
+        inside = _runs_in(path)
+        for folder in sorted(inside, key=lambda f: places.get(str(f.relative_to(path)), len(places))):
             run = read(folder)
             seed = int(run.setting("seed") or run.result.seed or 0)
             arm = of_study.get(str(folder.relative_to(path))) if of_study else None
@@ -226,25 +228,35 @@ def _remarks(groups: Sequence[Group]) -> Iterable[str]:
     """Where protocols differ, and what is missing."""
     runs = [(group.name, run) for group in groups for run in group.finished.values()]
     for label, path in PROTOCOL.items():
-        told: dict[str, str] = {}
-        for name, run in runs:
-            told.setdefault(_told(run, path), name)
-        if len(told) > 1:
-            listed = "; ".join(f"{name}: {value}" for value, name in told.items())
-            yield f"protocols differ in {label}: {listed}"
+        flat = [(name, _setting(run, path)) for name, run in runs]
+        for key in dict.fromkeys(key for _, values in flat for key in values):
+            told: dict[str, list[str]] = {}
+            for name, values in flat:
+                told.setdefault(values.get(key, "none"), []).append(name)
+            if len(told) > 1:
+                listed = "; ".join(f"{value} ({_few(names)})" for value, names in told.items())
+                yield f"protocols differ in {f'{label}, {key}' if key else label}: {listed}"
+    data = PROTOCOL["data"]
     hashes = {run.result.data.fingerprint for _, run in runs if run.result.data.fingerprint}
-    if len(hashes) > 1 and len({_told(run, PROTOCOL["data"]) for _, run in runs}) == 1:
+    if len(hashes) > 1 and all(_setting(run, data) == _setting(runs[0][1], data) for _, run in runs):
         yield "protocols differ in data: the same name, but not the same images"
     for group in groups:
         if waiting := len(group.runs) - len(group.finished):
             yield f"{group.name}: {waiting} of {len(group.runs)} runs not finished, left out"
 
 
-def _told(run: Run, path: tuple[str, ...]) -> str:
+def _setting(run: Run, path: tuple[str, ...]) -> dict[str, str]:
+    """What a run says of a part of its protocol, key by key; nothing of what it leaves out."""
     value: Any = run.experiment
     for key in path:
         value = value.get(key) if isinstance(value, Mapping) else None
-    return json.dumps(value, sort_keys=True, default=str)
+    return {} if value is None else _flat(value)
+
+
+def _few(names: Sequence[str]) -> str:
+    """The arms of these runs; the first few of many."""
+    arms = list(dict.fromkeys(names))
+    return ", ".join(arms[:3]) + (f" and {len(arms) - 3} more" if len(arms) > 3 else "")
 
 
 def _published(group: Group) -> float | None:

@@ -6,39 +6,49 @@ span more than `STRETCH` times; what is not positive then lies on the axis. Infi
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import TypeGuard
 
 from resode.quantities import number, percent
+from resode.report.axes import (
+    BOTTOM,
+    HEIGHT,
+    LARGEST,
+    LEFT,
+    RIGHT,
+    STRETCH,
+    TOP,
+    WIDTH,
+    Axis,
+    Tick,
+    from_zero,
+    round_step,
+    ticks,
+)
+from resode.report.comparison import Group
 from resode.report.run import Epoch, Run
 
-WIDTH, HEIGHT = 600, 330
-LEFT, RIGHT, TOP, BOTTOM = 62, 14, 28, 34
-STRETCH = 4.0
-LARGEST = 1e100  # what a plot can hold; what is larger counts as infinite
 READINGS = 200  # columns at most that answer to the pointer
+TOGETHER = 4  # curves up to which a reading fits its line
 
 Value = float | None
 
 
 @dataclass(frozen=True)
-class Tick:
-    """A labelled place on an axis, in pixels."""
-
-    at: float
-    label: str
-
-
-@dataclass(frozen=True)
 class Line:
-    """One curve: `path` in SVG's notation, `dots` where a point stands alone, its last value as text."""
+    """One curve: `path` in SVG's notation, `dots` where a point stands alone, its last value as text.
+
+    `band` is the area between the least and the largest of several runs; empty for one.
+    """
 
     label: str
     kind: str
     path: str
     dots: tuple[tuple[float, float], ...]
     last: str
+    band: str = ""
 
 
 @dataclass(frozen=True)
@@ -69,31 +79,13 @@ class Plot:
 
 
 @dataclass(frozen=True)
-class Axis:
-    """A scale from `low` to `high` (of numbers) onto `start` to `end` (of pixels)."""
-
-    low: float
-    high: float
-    start: float
-    end: float
-    logarithmic: bool = False
-
-    def __call__(self, value: float) -> float:
-        """The pixel of a value, rounded to a tenth; outside of the scale it stays on its end."""
-        value = min(max(value, self.low), self.high)
-        a, b, x = (
-            map(math.log, (self.low, self.high, value)) if self.logarithmic else (self.low, self.high, value)
-        )
-        return round(self.start + (self.end - self.start) * (x - a) / (b - a), 1)
-
-
-@dataclass(frozen=True)
 class Series:
-    """A named sequence of (epoch, value); `kind` is its colour on the page."""
+    """A named sequence of (epoch, value); `kind` is its colour, `range` the extent of several runs."""
 
     label: str
     kind: str
     points: tuple[tuple[int, Value], ...]
+    range: tuple[tuple[int, float, float], ...] = ()
 
     @property
     def finite(self) -> list[float]:
@@ -127,6 +119,35 @@ def of(run: Run) -> tuple[Plot, ...]:
     return tuple(p for p in plots if p is not None)
 
 
+def of_groups(groups: Sequence[Group], kinds: Mapping[str, str]) -> tuple[Plot, ...]:
+    """Errors and loss of every arm, the mean over its seeds, with the extent of the runs around it."""
+    quantities: dict[str, tuple[Callable[[Epoch], Value], Callable[[Value], str]]] = {
+        "Validation error": (lambda e: e.validation_error, percent),
+        "Training error": (lambda e: e.train_error, percent),
+        "Training loss": (lambda e: e.train_loss, number),
+    }
+    end = max((run.epoch for group in groups for run in group.runs.values()), default=0)
+    plots = (
+        plot(title, [_mean(g, kinds[g.name], value) for g in groups], end, write=write, stretch=STRETCH)
+        for title, (value, write) in quantities.items()
+    )
+    return tuple(p for p in plots if p is not None)
+
+
+def _mean(group: Group, kind: str, value: Callable[[Epoch], Value]) -> Series:
+    """Over the seeds that have come so far; an epoch at which one is not finite has a gap."""
+    by_epoch: dict[int, list[float]] = {}
+    for run in group.runs.values():
+        for epoch in run.epochs:
+            if (found := value(epoch)) is not None:
+                by_epoch.setdefault(epoch.epoch, []).append(found)
+    points = tuple((epoch, fmean(values)) for epoch, values in sorted(by_epoch.items()))
+    extent = (
+        (e, min(v), max(v)) for e, v in sorted(by_epoch.items()) if len(v) > 1 and all(map(_drawable, v))
+    )
+    return Series(group.name, kind, points, tuple(extent))
+
+
 def plot(
     title: str, series: Sequence[Series], end: int, *, write: Callable[[Value], str], stretch: float
 ) -> Plot | None:
@@ -144,56 +165,22 @@ def plot(
         return None
     first = min(e for s in series for e, _ in s.points)
     x = Axis(min(first, 1), max(end, first + 1, 2), LEFT, WIDTH - RIGHT)
-    y, levels = _vertical([v for s in series for v in s.finite], stretch)
+    y, levels = from_zero([v for s in series for v in s.finite], HEIGHT - BOTTOM, TOP, stretch)
     return Plot(
         title=title,
         scale="logarithmic" if y.logarithmic else "linear",
         lines=tuple(_line(s, x, y, write) for s in series),
         x_ticks=tuple(Tick(x(e), f"{e:,}") for e in _epoch_ticks(int(x.low), int(x.high))),
-        y_ticks=tuple(Tick(y(v), number(v)) for v in levels),
-        readings=_readings(series, x, write),
+        y_ticks=ticks(y, levels),
+        readings=_readings(series, x, write) if len(series) <= TOGETHER else (),
     )
-
-
-# ---------------------------------------------------------------- axes
-
-
-def _vertical(values: Sequence[float], stretch: float) -> tuple[Axis, list[float]]:
-    """The vertical axis for these values, and the levels at which it is labelled."""
-    positive = [v for v in values if v > 1 / LARGEST]
-    if min(values) >= 0 and positive and max(positive) > stretch * min(positive):
-        high = max(positive)
-        ladder = _ladder(max(min(positive), high / 1e4), high)
-        decades = math.log10(ladder[-1] / ladder[0])
-        digits = {1, 2, 5} if decades < 2.1 else {1}
-        levels = [v for v in ladder if round(v / 10 ** math.floor(math.log10(v) + 1e-9)) in digits]
-        return Axis(ladder[0], ladder[-1], HEIGHT - BOTTOM, TOP, logarithmic=True), levels
-    low, high = min(0.0, *values), max(0.0, *values)
-    step = _step((high - low if high - low > 1 / LARGEST else 1.0) / 5)
-    lowest, highest = math.floor(low / step + 1e-9), max(math.ceil(high / step - 1e-9), 1)
-    levels = [step * k for k in range(lowest, highest + 1)]
-    return Axis(levels[0], levels[-1], HEIGHT - BOTTOM, TOP), levels
-
-
-def _ladder(low: float, high: float) -> list[float]:
-    """1, 2, 5, 10, 20, ... from the rung at or below `low` to the one at or above `high`."""
-    exponents = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 2)
-    rungs = [float(f"{digit}e{exponent}") for exponent in exponents for digit in (1, 2, 5)]
-    start = max(k for k, rung in enumerate(rungs) if rung <= low * (1 + 1e-9))
-    stop = min(k for k, rung in enumerate(rungs) if rung >= high * (1 - 1e-9))
-    return rungs[start : max(stop, start + 1) + 1]
-
-
-def _step(least: float) -> float:
-    """The least of 1, 2, 5 times a power of ten that is at least `least`."""
-    return next(rung for rung in _ladder(least, least) if rung >= least * (1 - 1e-9))
 
 
 def _epoch_ticks(first: int, last: int) -> list[int]:
     """Round epochs between `first` and `last`, six or so; the first one too where there is room."""
-    step = max(1, round(_step((last - first) / 7)))
-    ticks = list(range(-(-first // step) * step, last + 1, step))
-    return ticks if not ticks or ticks[0] - first < step / 2 else [first, *ticks]
+    step = max(1, round(round_step((last - first) / 7)))
+    found = list(range(-(-first // step) * step, last + 1, step))
+    return found if not found or found[0] - first < step / 2 else [first, *found]
 
 
 def _drawable(value: Value) -> TypeGuard[float]:
@@ -221,7 +208,17 @@ def _line(series: Series, x: Axis, y: Axis, write: Callable[[Value], str]) -> Li
         path="".join(_path(piece) for piece in pieces if len(piece) > 1),
         dots=tuple(piece[0] for piece in pieces if len(piece) == 1),
         last=write(series.points[-1][1]),
+        band=_band(series, x, y),
     )
+
+
+def _band(series: Series, x: Axis, y: Axis) -> str:
+    """There along the largest values, back along the least."""
+    if len(series.range) < 2:
+        return ""
+    there = [(x(epoch), y(high)) for epoch, _, high in series.range]
+    back = [(x(epoch), y(low)) for epoch, low, _ in reversed(series.range)]
+    return _path([*there, *back]) + "Z"
 
 
 def _path(points: Iterable[tuple[float, float]]) -> str:

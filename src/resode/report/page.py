@@ -3,18 +3,15 @@
 Everything that comes from files passes the template's escaping; the same run gives the same bytes.
 """
 
-import importlib.resources
 import json
 import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from resode import durable, quantities
 from resode.errors import InputError
-from resode.report import classes, curves, headline
+from resode.report import axes, classes, curves, headline, templating
 from resode.report.run import Epoch, Run, read
 
 
@@ -44,7 +41,8 @@ def write(run: Path, out: Path | None = None) -> Path:
 def render(run: Run) -> str:
     """The page as a string."""
     result = run.result
-    return _template().render(
+    return templating.render(
+        "run.html",
         run=run,
         result=result,
         title=run.title,
@@ -52,7 +50,7 @@ def render(run: Run) -> str:
         protocol=headline.protocol(run),
         splits=headline.splits(run),
         plots=curves.of(run),
-        curves=curves,
+        axes=axes,
         columns=_columns(run),
         classes=classes.rows(result.test) if result.test else (),
         matrix=classes.matrix(result.test) if result.test else None,
@@ -63,22 +61,6 @@ def render(run: Run) -> str:
             if value is not None
         },
         commands=_commands(run),
-    )
-
-
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters.update(
-        {write.__name__: write for write in (quantities.count, quantities.number, quantities.percent)}
-    )
-    return environment.from_string(
-        importlib.resources.files(__package__).joinpath("page.html").read_text("utf-8")
     )
 
 

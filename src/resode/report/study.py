@@ -1,0 +1,217 @@
+"""Study: the runs of a folder side by side, as one HTML file that needs nothing else.
+
+The error of every run, accuracy against cost, learning curves, confusions. The same runs give the same bytes.
+"""
+
+import functools
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from resode import durable, quantities
+from resode.errors import InputError
+from resode.report import axes, classes, comparison, curves, scatter, strips, tables, templating
+from resode.report.comparison import Comparison, Group
+from resode.report.run import Evaluated
+
+COLOURS = 10  # of arms; then they come again, dashed
+PLAN = "study.yaml"  # in the folder of a study: the file that it was made by
+
+
+@dataclass(frozen=True)
+class Study:
+    """The runs of a folder.
+
+    Args:
+        path: the folder.
+        groups: runs by arm.
+        plan: the file that it was made by, as text; empty where it is but a folder of runs.
+        name: of the study.
+        about: what is asked.
+        split: which errors it is about, `test` or `validation`.
+    """
+
+    path: Path
+    groups: tuple[Group, ...]
+    plan: str
+    name: str
+    about: str
+    split: str
+
+    @functools.cached_property
+    def comparison(self) -> Comparison | None:
+        """The arms side by side; None while no run is finished."""
+        finished = any(group.finished for group in self.groups)
+        return comparison.compare(self.groups, self.split) if finished else None
+
+
+def is_study(path: Path) -> bool:
+    """Whether a folder holds runs and is none."""
+    return path.is_dir() and not (path / "experiment.yaml").is_file() and any(path.rglob("experiment.yaml"))
+
+
+def read(path: Path) -> Study:
+    """The runs in the folder of a study, or in any.
+
+    Raises:
+        InputError: it holds no run.
+        IntegrityError: a file of a run is damaged.
+    """
+    groups = comparison.grouped([path])
+    text, plan = _plan(path / PLAN)
+    tested = any(run.result.test is not None for group in groups for run in group.finished.values())
+    return Study(
+        path=path,
+        groups=tuple(groups),
+        plan=text,
+        name=str(plan.get("name") or path.resolve().name),
+        about=str(plan.get("about") or ""),
+        split="test" if tested and plan.get("choose") is None else "validation",
+    )
+
+
+def _plan(file: Path) -> tuple[str, Mapping[str, Any]]:
+    """The text of a study file and what it says; nothing where there is none."""
+    try:
+        text = file.read_text(encoding="utf-8")
+        found = yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return "", {}
+    return (text, found) if isinstance(found, Mapping) else ("", {})
+
+
+def write(study: Study, out: Path | None = None) -> Path:
+    """Write the page of a study, finished or not, and return where it lies.
+
+    Args:
+        study: as `read` gives it.
+        out: the file to write, atomically (default: `report.html` in the folder).
+
+    Raises:
+        InputError: `out` is a directory.
+        ResourceError: the page cannot be written.
+    """
+    out = Path(out or study.path / "report.html")
+    if out.is_dir():
+        raise InputError(f"{out}: a directory; name a file for the report, such as {out / 'report.html'}")
+    durable.write_text(out, render(study).encode("utf-8", "replace").decode())
+    return out
+
+
+def render(study: Study) -> str:
+    """The page as a string."""
+    groups, split, found = study.groups, study.split, study.comparison
+    kinds = {group.name: _kind(place) for place, group in enumerate(groups)}
+    rows = found.rows if found else ()
+    runs = [(group.name, seed, run) for group in groups for seed, run in group.runs.items()]
+    environments = [run.environment for *_, run in runs if run.environment]
+    heads, cells = tables.cells(found) if found else ([], [])
+    return templating.render(
+        "study.html",
+        axes=axes,
+        study=study,
+        finished=sum(run.finished for *_, run in runs),
+        facts=_facts(groups),
+        kinds=kinds,
+        found=found,
+        heads=heads,
+        cells=cells,
+        legend=tables.legend(found) if found else "",
+        strips=strips.of(groups, rows, kinds, split),
+        layout=strips,
+        scatters=scatter.of(rows, kinds, split),
+        plots=curves.of_groups(groups, kinds),
+        matrices=_matrices(groups, split),
+        by_class=_by_class(groups, split),
+        runs=runs,
+        machines=sorted({_machine(environment) for environment in environments}),
+        commands=_commands(study, found),
+    )
+
+
+def _kind(place: int) -> str:
+    """The colour of an arm on the page."""
+    return f"arm{place % COLOURS}" + (" again" if place >= COLOURS else "")
+
+
+def _facts(groups: Sequence[Group]) -> dict[str, str]:
+    """What the runs have in common; a setting in which they differ is told as that."""
+    runs = [run for group in groups for run in group.runs.values()]
+    seeds = sorted({seed for group in groups for seed in group.runs})
+    facts = {"arms": quantities.count(len(groups)), "seeds": ", ".join(map(str, seeds))}
+    for name, path in {
+        "data": ("data", "source"),
+        "held out": ("data", "validation"),
+        "epochs": ("epochs",),
+        "batch size": ("batch_size",),
+        "precision": ("precision",),
+    }.items():
+        values = dict.fromkeys(run.setting(*path) or "" for run in runs)
+        facts[name] = next(iter(values)) if len(values) == 1 else "differs"
+    return {name: value for name, value in facts.items() if value}
+
+
+def _matrices(groups: Sequence[Group], split: str) -> list[tuple[str, classes.Matrix]]:
+    """The confusion of each arm, summed over its seeds."""
+    found = []
+    for group in groups:
+        summed = _summed(group, split)
+        matrix = classes.matrix(summed) if summed else None
+        if matrix is not None and matrix.written:
+            found.append((group.name, matrix))
+    return found
+
+
+def _by_class(groups: Sequence[Group], split: str) -> list[tuple[str, list[tuple[str, float | None]]]]:
+    """The error on each class, arm by arm; the hardest for the first arm comes first."""
+    by_arm = {
+        group.name: {row.name: 100 - row.accuracy for row in classes.rows(summed)}
+        for group in groups
+        if (summed := _summed(group, split)) is not None
+    }
+    if not by_arm:
+        return []
+    first = next(iter(by_arm.values()))
+    return [(name, [(arm, errors.get(name)) for arm, errors in by_arm.items()]) for name in first]
+
+
+def _summed(group: Group, split: str) -> Evaluated | None:
+    """The confusion of all finished seeds together; None where one has none or they have other classes."""
+    scores = [getattr(run.result, split) for run in group.finished.values()]
+    tables_ = [score.confusion for score in scores if score is not None and score.confusion]
+    if not tables_ or len(tables_) < len(scores) or len({len(table) for table in tables_}) > 1:
+        return None
+    size = len(tables_[0])
+    total = tuple(tuple(sum(t[i][j] for t in tables_) for j in range(size)) for i in range(size))
+    named = {
+        name: 100 * total[i][i] / sum(total[i]) if sum(total[i]) else None
+        for i, name in enumerate(classes.names(scores[0]))
+    }
+    images = sum(map(sum, total))
+    error = 100 * (1 - sum(total[i][i] for i in range(size)) / images) if images else 0.0
+    return Evaluated(top1_error=error, samples=images, per_class=named, confusion=total)
+
+
+def _machine(environment: Mapping[str, Any]) -> str:
+    """`A processor, 2 threads, torch 2.13.0`."""
+    threads = environment.get("threads")
+    told = [environment.get("gpu") or environment.get("cpu"), threads and f"{threads} threads"]
+    versions = [f"{name} {environment[name]}" for name in ("torch", "python") if environment.get(name)]
+    return ", ".join(str(word) for word in [*told, *versions] if word)
+
+
+def _commands(study: Study, found: Comparison | None) -> dict[str, str]:
+    """What to type next."""
+    path = shlex.quote(str(study.path))
+    commands = {"The table again": f"resode compare {path}"}
+    if found and len(found.rows) > 1:
+        base = shlex.quote(found.rows[1].name)
+        commands["Against another arm"] = f"resode compare {path} --base {base}"
+    commands["As Markdown"] = f"resode compare {path} --as markdown"
+    run = next(iter(study.groups[0].runs.values()))
+    commands["One run"] = f"resode report {shlex.quote(str(run.path))}"
+    return commands

@@ -1,0 +1,31 @@
+"""Templating: pages from templates, all values escaped; a page needs no script, font, image or network."""
+
+import functools
+from typing import Any
+
+import jinja2
+
+from resode import quantities
+
+FILTERS = (
+    quantities.count, quantities.duration, quantities.number, quantities.percent, quantities.size,
+)  # fmt: skip
+
+
+def render(template: str, **values: Any) -> str:
+    """The page of a template of this package; what a value is missing is an error."""
+    return _environment().get_template(template).render(**values)
+
+
+@functools.cache
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("resode.report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters.update({write.__name__: write for write in FILTERS})
+    return environment

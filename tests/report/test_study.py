@@ -1,0 +1,130 @@
+"""The page of a study: what it tells of its arms, and that it stands alone."""
+
+import json
+
+import pytest
+
+from resode import report
+from resode.errors import InputError
+from resode.report.scatter import pareto
+from tests.report.conftest import SUMMARY
+from tests.report.pages import HOSTILE, Page, assert_self_contained
+
+WIDE = {"model": {"name": "he_resnet20", "widths": [20, 40, 80]}}
+
+
+def pages(folder):
+    path = report.write_study(report.read_study(folder))
+    return Page(path.read_text()), path.read_text()
+
+
+def with_confusion(run, confusion):
+    summary = json.loads((run / "summary.json").read_text())
+    summary["test"] = {**SUMMARY["test"], "confusion": confusion, "per_class": None}
+    (run / "summary.json").write_text(json.dumps(summary))
+
+
+def test_arms_stand_side_by_side(arm, tmp_path):
+    arm("plain", {0: 8.0, 1: 9.0, 2: 10.0})
+    arm("wide", {0: 7.0, 1: 8.0, 2: 8.5}, **WIDE)
+    found, source = pages(tmp_path)
+    for part in (
+        "arms 2 seeds 0, 1, 2 data cifar10 held out 100 epochs 4 batch size 128 precision bf16",
+        "Test error of the last epoch",
+        "he2016/resnet20 (model.widths=[20, 40, 80])",
+        "9.00 ± 1.00 % [8.00, 10.00]",
+        "-1.17 [-1.88, -0.45], p 0.02",
+        "a dashed mark is the published error",
+        "Test error against multiply-adds of an image",
+        "Validation error",
+        "Training loss",
+        "plain-0",
+        "A processor",
+        f"resode compare {tmp_path}",
+    ):
+        assert part in found.text
+    assert_self_contained(found, source)
+    dots = source.count('<circle class="dot"')
+    assert dots == 6 + 2  # a run each, and each arm against the one cost in which they differ
+    assert report.write_study(report.read_study(tmp_path)).read_text() == source
+
+
+def test_the_front_is_what_no_other_beats():
+    points = [(1.0, 9.0), (2.0, 8.0), (2.0, 8.5), (3.0, 8.0), (4.0, 5.0)]
+    assert pareto(points) == {0, 1, 4}
+    assert pareto([(1.0, 1.0), (1.0, 1.0)]) == {0, 1}
+
+
+def test_confusions_are_summed_over_seeds(arm, tmp_path):
+    first, second = arm("plain", {0: 12.5, 1: 25.0})
+    with_confusion(first, [[16, 4], [1, 19]])
+    with_confusion(second, [[12, 8], [2, 18]])
+    found, _ = pages(tmp_path)
+    assert "Confusion of he2016/resnet20" in found.text
+    assert "0 28 12 1 3 37" in found.text
+    assert "0 30.0 % 1 7.5 %" in found.text  # errors of the classes
+
+
+def test_unfinished_runs_are_told(arm, tmp_path):
+    arm("plain", {0: 8.0, 1: 9.0})
+    arm("late", {2: 9.0}, finished=False)
+    found, _ = pages(tmp_path)
+    assert "2 of 3 runs finished" in found.text
+    assert "1 of 3 runs not finished, left out" in found.text
+    assert "4 of 4" in found.text
+
+
+def test_nothing_finished_is_a_page_of_curves(arm, tmp_path):
+    arm("late", {0: 9.0, 1: 9.5}, finished=False)
+    found, _ = pages(tmp_path)
+    assert "0 of 2 runs finished" in found.text
+    assert "Learning curves" in found.text
+    assert "Accuracy against cost" not in found.text
+
+
+def test_a_study_that_chooses_shows_held_out_errors(arm, tmp_path):
+    arm("plain", {0: 8.0})
+    (tmp_path / "study.yaml").write_text("name: rates\nabout: Which rate?\nchoose: validation\n")
+    found, _ = pages(tmp_path)
+    assert "rates Which rate?" in found.text
+    assert "Validation error of the last epoch" in found.text
+
+
+def test_mixed_protocols_are_told(arm, tmp_path):
+    arm("plain", {0: 8.0})
+    arm("long", {0: 7.0}, epochs=10)
+    found, _ = pages(tmp_path)
+    assert "epochs differs" in found.text
+    assert "protocols differ in epochs: 10 (he2016/resnet20 (epochs=10)); 4 (he2016" in found.text
+
+
+def test_hostile_names_stay_text(arm, tmp_path):
+    clean = HOSTILE.replace("\ud800", "?")
+    arm("plain", {0: 8.0}, name=clean)
+    arm("wide", {0: 7.0}, name=clean, **WIDE)
+    (tmp_path / "study.yaml").write_text(json.dumps({"name": clean, "about": clean}))
+    found, source = pages(tmp_path)
+    assert_self_contained(found, source)
+    assert "49,284" not in found.text
+    assert " ".join(clean.split()) in found.text
+
+
+def test_many_arms_have_colours_of_their_own(arm, tmp_path):
+    for place in range(12):
+        arm(f"arm{place}", {0: 8.0 + place}, batch_size=16 + place)
+    _, source = pages(tmp_path)
+    kinds = {line.split('"')[1] for line in source.splitlines() if line.lstrip().startswith('<g class="arm')}
+    assert len(kinds) == 12
+
+
+def test_a_directory_is_no_page(arm, tmp_path):
+    arm("plain", {0: 8.0})
+    with pytest.raises(InputError, match="a directory; name a file"):
+        report.write_study(report.read_study(tmp_path), tmp_path)
+
+
+def test_a_run_is_no_study(arm, tmp_path):
+    (run,) = arm("plain", {0: 8.0})
+    assert report.is_study(tmp_path)
+    assert not report.is_study(run)
+    assert not report.is_study(tmp_path / "nothing")
