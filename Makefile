@@ -6,6 +6,8 @@ VENV        := .venv
 BIN         := $(VENV)/bin
 PIP         := $(BIN)/python -m pip install --disable-pip-version-check -q
 DEMO        := runs/demo
+# A process a core, each on one thread (tests/conftest.py)
+PYTEST      := $(BIN)/pytest -n auto --maxprocesses 8 --dist worksteal
 
 .PHONY: venv demo check test clean
 venv: $(VENV)/installed
@@ -30,14 +32,14 @@ check: venv
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest -q -m "not slow"
+	$(PYTEST) -q -m "not slow"
 
 test: venv
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest
+	$(PYTEST)
 
 clean:
 	rm -rf $(VENV) build dist runs

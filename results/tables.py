@@ -13,7 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
-from resode import report
+from resode import report, shipped, weights
 
 HERE = Path(__file__).parent
 
@@ -69,6 +69,25 @@ def imports() -> list[str]:
         rows.append(
             f"| {record['format']} {record['model']} | {record['published']} | {record['top1_error']:.2f} % "
             f"| {record['samples']:,}, {record['precision']} |"
+        )
+    return rows
+
+
+def trained() -> list[str]:
+    """The weights that are shipped."""
+    rows = [
+        "| name | test error | data | network | epochs, seed | size |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name in shipped.names():
+        file = HERE.parent / "src" / "resode" / "shipped" / f"{name}.safetensors"
+        card = weights.read_card(file)
+        told, model = card.training, card.specification
+        error = f"{told['test_error']:.2f} % of {told['test_samples']:,}"
+        rows.append(
+            f"| [{name}](src/resode/shipped/{name}.md) | {error} "
+            f"| {told['data']} | {model.name if model else ''} | {told['epochs']}, {told['seed']} "
+            f"| {file.stat().st_size / 1e6:.1f} MB |"
         )
     return rows
 
@@ -240,6 +259,7 @@ PAGES: dict[str, dict[str, Callable[[], list[str]]]] = {
         "first_iterations": first_iterations,
         "dynamic_blocks": dynamic_blocks,
         "imports": imports,
+        "trained": trained,
         "data_path": data_path,
         "dry_run": dry_run,
     },

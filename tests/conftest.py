@@ -3,6 +3,9 @@
 import os
 from pathlib import Path
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # one of several processes: they share the cores, a thread each
+    os.environ["OMP_NUM_THREADS"] = "1"
+
 import pytest
 
 from resode.training import Experiment

@@ -33,7 +33,7 @@ def list_(
     ] = None,
     plugin: PluginOption = None,
 ) -> None:
-    """List models (with their cost), recipes (with published figures), fields, integrators, data.
+    """List models (with their cost) and shipped weights, recipes, fields, integrators, data.
 
     Examples:
 
@@ -59,10 +59,13 @@ def list_(
     }
     found = False
     for each in Kind if kind is None else (kind,):
-        rows = listings[each](pattern)
-        if rows:
-            found = True
-            out.print(_table(str(each), rows))
+        tables = {str(each): listings[each](pattern)}
+        if each is Kind.models:
+            tables["shipped weights"] = _shipped(pattern)
+        for title, rows in tables.items():
+            if rows:
+                found = True
+                out.print(_table(title, rows))
     if not found:
         raise InputError(f"nothing is called '{pattern}'; `resode list` shows all names")
 
@@ -77,13 +80,14 @@ def _table(title: str, rows: list[tuple[str, ...]]) -> object:
 
     heads = {
         "models": (title, "parameters", "multiply-adds", "input", ""),
+        "shipped weights": (title, "test error", "data", "epochs", "seed", "size", "model"),
         "recipes": (title, "epochs", "published error", ""),
         "fields": (title, "f(y)", "N", ""),
         "integrators": (title, "order", "one step", ""),
         "data": (title, ""),
     }[title]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    words, wraps = ("", "f(y)", "N", "one step"), ("", "one step")
+    words, wraps = ("", "f(y)", "N", "one step", "model", "data"), ("", "one step")
     for number, head in enumerate(heads):
         justify: Literal["left", "right"] = "left" if number == 0 or head in words else "right"
         table.add_column(head, justify=justify, no_wrap=head not in wraps)
@@ -111,6 +115,22 @@ def _models(pattern: str | None) -> list[tuple[str, ...]]:
         shape = "x".join(map(str, entry.shape))
         counts = f"{cost.parameters(module):,}", f"{cost.multiply_adds(module, entry.shape) / 1e6:,.1f} M"
         rows.append((name, *counts, shape, entry.summary))
+    return rows
+
+
+def _shipped(pattern: str | None) -> list[tuple[str, ...]]:
+    """Trained weights by name, which every command takes in place of a run."""
+    from resode import shipped, weights
+    from resode.quantities import count, percent, size
+
+    rows: list[tuple[str, ...]] = []
+    for name in shipped.names():
+        if _matches(name, pattern) and (file := shipped.file(name)) is not None:
+            card = weights.read_card(file)
+            told, model = card.training, card.specification
+            figures = percent(told.get("test_error")), str(told.get("data")), count(told.get("epochs"))
+            model_name = model.name if model else ""
+            rows.append((name, *figures, str(told.get("seed")), size(file.stat().st_size), model_name))
     return rows
 
 

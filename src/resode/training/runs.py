@@ -22,8 +22,8 @@ import numpy
 import torch
 from torch import Tensor
 
-from resode import durable, weights
-from resode.errors import InputError, IntegrityError, ResourceError
+from resode import durable, shipped, weights
+from resode.errors import InputError, IntegrityError, ResourceError, nearest
 from resode.training import checkpoints
 from resode.training.experiment import Experiment
 
@@ -129,17 +129,20 @@ class Run:
 
 
 def weights_file(path: str | Path) -> Path:
-    """The weights that PATH stands for: a .safetensors file, a checkpoint, or a run.
+    """The weights that PATH stands for: a .safetensors file, a checkpoint, a run, or a name that is shipped.
 
-    Of a run these are its final weights, or those of its newest checkpoint while it is not finished.
+    Of a run these are its final weights, or those of its newest checkpoint while it is not finished. What is
+    there as a path comes before what is shipped.
 
     Raises:
         InputError: nothing is there.
         IntegrityError: a checkpoint whose content is not what its manifest lists.
     """
-    path = Path(path)
+    name, path = str(path), Path(path)
     if not path.exists():
-        raise InputError(f"{path}: no such run, checkpoint or file")
+        if (found := shipped.file(name)) is not None:
+            return found
+        raise InputError(f"{path}: no such run, checkpoint or file{nearest(name, shipped.names())}")
     if path.is_file():
         return path
     if (path / checkpoints.MANIFEST).is_file():
@@ -177,7 +180,7 @@ def source_of(path: str | Path) -> Source:
         IntegrityError: a checkpoint whose content is not what its manifest lists.
     """
     file, path = weights_file(path), Path(path)
-    if path.is_file():
+    if not path.is_dir():
         return Source(file, None, {})
     checkpoint: checkpoints.Checkpoint | None
     if (path / checkpoints.MANIFEST).is_file():
@@ -191,9 +194,10 @@ def source_of(path: str | Path) -> Source:
 
 
 def load(path: str | Path) -> weights.Loaded:
-    """The network of a run, a checkpoint or a .safetensors file, with its preprocessing.
+    """The network of a run, a checkpoint, a .safetensors file or shipped weights, with its preprocessing.
 
-    As `resode.weights.load`, which see, but PATH may be a directory that `resode train` wrote.
+    As `resode.weights.load`, which see, but PATH may be a directory that `resode train` wrote, or a name that
+    `resode list models` shows, such as "short/resnet20".
     """
     return weights.load(weights_file(path))
 
