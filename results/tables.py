@@ -9,18 +9,27 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from rich.console import Console
 
-from resode import report, shipped, weights
+from resode import quantities, report, shipped, weights
+from resode.report.statistics import mean_of
+from resode.training import Experiment
+from resode.training.recipes import shipped as shipped_recipes
 
 HERE = Path(__file__).parent
 
 
 def read(name: str) -> Any:
     """A JSON record of this folder."""
-    return json.loads((HERE / name).read_text(encoding="utf-8"))
+    return read_json(HERE / name)
+
+
+def read_json(file: Path) -> Any:
+    """A JSON file."""
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def hardware(environment: dict[str, Any]) -> str:
@@ -59,6 +68,42 @@ def runs() -> list[str]:
             f"| {summary['epochs']}, {summary['seed']} | {summary['seconds'] / 60:.1f} min "
             f"| {summary['images_per_second']:,.0f} | {hardware(environment)} |"
         )
+    return rows
+
+
+def published() -> list[str]:
+    """Every recipe that states a published error, and what was reached by it here."""
+    rows = [
+        "| recipe | published error | ours (last epoch) | runs | epochs | trained on | time of a run, "
+        "hardware | command |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    recorded: dict[tuple[str, int, int], list[Path]] = {}
+    for file in sorted(HERE.rglob("summary.json")):
+        summary = read_json(file)
+        if summary["test"] is not None:
+            key = summary["name"], summary["epochs"], summary["data"]["train"]
+            recorded.setdefault(key, []).append(file.parent)
+    for name in shipped_recipes():
+        recipe = Experiment.from_recipe(name)
+        if recipe.about.published is None:
+            continue
+        theirs = f"{recipe.about.published.top1_error:.2f} %"
+        found = {key: folders for key, folders in recorded.items() if key[0] == name}
+        for (_, epochs, images), folders in found.items():
+            ours = mean_of([read_json(f / "summary.json")["test"]["top1_error"] for f in folders])
+            spread = "" if ours.deviation is None else f" ± {ours.deviation:.2f}"
+            seconds = median(read_json(f / "summary.json")["seconds"] for f in folders)
+            environment = read_json(folders[0] / "environment.json")
+            short = "" if epochs == recipe.epochs else f" --set epochs={epochs}"
+            error = f"**{ours.mean:.2f}{spread} %** | {ours.n}"
+            rows.append(
+                f"| {name} | {theirs} | {error} | {epochs} of {recipe.epochs} "
+                f"| {images:,} | {quantities.duration(seconds)}, {hardware(environment)} "
+                f"| `resode train {name}{short}` |"
+            )
+        if not found:
+            rows.append(f"| {name} | {theirs} | not run | | {recipe.epochs} | | | `resode train {name}` |")
     return rows
 
 
@@ -266,6 +311,7 @@ PAGES: dict[str, dict[str, Callable[[], list[str]]]] = {
     "docs/twist.md": {"twist_cost": twist_cost, "twist": twist},
     "docs/memory.md": {"memory": memory, "resnet1202": resnet1202},
     "docs/speed.md": {"speed": speed},
+    "docs/results.md": {"published": published},
 }
 
 
