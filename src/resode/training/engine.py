@@ -35,6 +35,7 @@ from resode.training.runs import Run, format_row
 from resode.training.schedules import learning_rate
 from resode.training.setup import Setup, image_shape
 from resode.training.signals import StopRequest
+from resode.training.sizes import resized, size_at
 
 
 @dataclass
@@ -126,6 +127,8 @@ class Trainer:
     def step(self) -> None:
         """One iteration: data, forward, backward, update."""
         batch = self.setup.training.batch(self.position.epoch, self.position.step)
+        size = size_at(self.setup.experiment.sizes, self.position.iteration, self.iterations)
+        batch = dataclasses.replace(batch, inputs=resized(batch.inputs, size))
         logits, loss = self.predict(batch)
         self.optimiser.zero_grad()
         self.with_smoothness(batch.scale * loss).backward()

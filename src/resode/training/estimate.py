@@ -18,11 +18,12 @@ from resode.training.methods import predicted_cost
 from resode.training.progress import Observer, Position
 from resode.training.runs import Run
 from resode.training.setup import Setup, image_shape, prepare
+from resode.training.sizes import parts
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run would take, from two batches."""
+    """What a run would take, from two batches; `step_seconds` is the mean over the sizes of its images."""
 
     setup: Setup
     step_seconds: float
@@ -39,16 +40,8 @@ def estimate(experiment: Experiment, module: nn.Module | None = None) -> Estimat
     setup = prepare(experiment, copy.deepcopy(module))
     experiment = setup.experiment
     trainer = Trainer(setup, Run(Path("/nonexistent")), Observer())
-    trainer.step()
-    times: list[float] = []
-    while sum(times) < 3.0 and len(times) < 12:
-        trainer.position = Position()  # a whole batch
-        begin = time.perf_counter()
-        trainer.step()
-        if setup.device.type == "cuda":
-            torch.cuda.synchronize(setup.device)
-        times.append(time.perf_counter() - begin)
-    step = statistics.median(times)
+    divided = parts(experiment.sizes, trainer.iterations)
+    step = sum(many * _step_seconds(trainer, first) for first, many in divided) / trainer.iterations
     evaluated = 0
     rounds = -(-experiment.epochs // experiment.evaluation.every)
     if setup.validation is not None:
@@ -61,6 +54,19 @@ def estimate(experiment: Experiment, module: nn.Module | None = None) -> Estimat
         seconds += evaluated * _evaluation_seconds(setup, loader)
     predicted = predicted_cost(experiment, setup.module, image_shape(setup.dataset))
     return Estimate(setup, step, seconds, setup.peak_memory(), predicted)
+
+
+def _step_seconds(trainer: Trainer, iteration: int) -> float:
+    """Seconds of a step at this iteration: the median of several, after one to warm up."""
+    times: list[float] = []
+    while sum(times[1:]) < 3.0 and len(times) < 12:
+        trainer.position = Position(iteration=iteration)  # a whole batch
+        begin = time.perf_counter()
+        trainer.step()
+        if trainer.setup.device.type == "cuda":
+            torch.cuda.synchronize(trainer.setup.device)
+        times.append(time.perf_counter() - begin)
+    return statistics.median(times[1:])
 
 
 def _evaluation_seconds(setup: Setup, loader: Loader) -> float:

@@ -287,6 +287,13 @@ class Twisting(Section):
         return {"tie": self.tie, "degree": self.degree, "coordinates": self.coordinates}
 
 
+class Sizing(Section):
+    """Images of side `size` until a fraction of the training; then the next size, and at last whole ones."""
+
+    until: Annotated[float, Field(gt=0, lt=1)]
+    size: PositiveInt
+
+
 class Drift(Section):
     """What happens where the recovered states of a reversible gradient drift away from the first ones.
 
@@ -324,9 +331,10 @@ class Experiment(Section):
 
     Of networks of dynamic blocks: `smoothness` in time is added to the loss, `box` bounds every parameter of
     the controls after each optimiser step, `refine` doubles the time grids on the way. Any network can be
-    twisted on the way (`twist`). `memory_budget` (bytes, or 600MB) chooses the gradient method of each part
-    so that a step fits; `gradients` is what it chose, in the order of the parts. Where several processes
-    train, `sync_batchnorm` normalises a batch as a whole, not each part of it.
+    twisted on the way (`twist`), and learn from smaller images at first (`sizes`). `memory_budget` (bytes, or
+    600MB) chooses the gradient method of each part so that a step fits; `gradients` is what it chose, in the
+    order of the parts. Where several processes train, `sync_batchnorm` normalises a batch as a whole, not
+    each part of it.
     """
 
     name: str
@@ -345,6 +353,7 @@ class Experiment(Section):
     box: PositiveFloat | None = None
     refine: Annotated[tuple[Refinement, ...], BeforeValidator(_listed)] = ()
     twist: Annotated[tuple[Twisting, ...], BeforeValidator(_listed)] = ()
+    sizes: Annotated[tuple[Sizing, ...], BeforeValidator(_listed)] = ()
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     compile: bool | Literal["auto"] = "auto"
@@ -364,6 +373,13 @@ class Experiment(Section):
             times = [change.at for change in getattr(self, key)]
             if times != sorted(set(times)):
                 raise ValueError(f"the times `at` of {key} must increase")
+        return self
+
+    @model_validator(mode="after")
+    def _sizes_in_order(self) -> typing.Self:
+        times = [part.until for part in self.sizes]
+        if times != sorted(set(times)):
+            raise ValueError("the times `until` of sizes must increase")
         return self
 
     @property

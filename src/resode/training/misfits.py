@@ -19,6 +19,7 @@ from resode.models import create
 from resode.training.changes import changed
 from resode.training.distributed import World
 from resode.training.experiment import Experiment
+from resode.training.sizes import resized_shape
 
 
 def refuse_misfits(options: Mapping[str, Any], found: Mapping[str, int], data: str) -> None:
@@ -96,6 +97,13 @@ def check_network(module: nn.Module, shape: Shape, classes: int, data: str, devi
         raise InputError(
             f"the network gives an output of shape {got} for one image; {data} has {classes} classes"
         )
+
+
+def check_size(shape: Shape, size: int | None, data: str) -> Shape:
+    """The shape of an image whose shorter side is `size`; larger than the images makes no sense."""
+    if size is not None and size > min(shape[1:]):
+        raise InputError(f"sizes: {size} is larger than the images of {data} ({shape[1]}x{shape[2]})")
+    return resized_shape(shape, size)
 
 
 def check_smallest_batch(

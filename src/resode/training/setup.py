@@ -41,6 +41,7 @@ from resode.training.misfits import (
     check_model,
     check_network,
     check_precision,
+    check_size,
     check_smallest_batch,
     refuse_misfits,
 )
@@ -190,7 +191,8 @@ def prepare(
         check_model(experiment, None)
     module = place(_built(experiment, module), device)
     shape = image_shape(data)
-    check_network(module, shape, len(data.classes), data.name, device)
+    for size in (None, *(part.size for part in experiment.sizes)):
+        check_network(module, check_size(shape, size, data.name), len(data.classes), data.name, device)
     check_smallest_batch(module, shape, len(train_index), experiment.batch_size, device, world)
     experiment, lines = _resolve_form(experiment, module, shape, device, len(train_index))
     notes += lines
