@@ -58,6 +58,10 @@ def train(
             help="Bytes of a training step, e.g. 600MB: do steps again to fit.",
         ),
     ] = None,
+    track: Annotated[
+        str | None,
+        typer.Option("--track", metavar="T", help="tensorboard: events of the run, in RUN/tensorboard."),
+    ] = None,
     plugin: PluginOption = None,
 ) -> None:
     """Train a network as a recipe says, on real data, and leave a run directory.
@@ -74,7 +78,7 @@ def train(
 
         resode train he2016/resnet1202 --memory-budget 600MB --precision bf16
 
-        resode train --resume --out runs/r20
+        resode train --resume --out runs/r20 --track tensorboard
 
         torchrun --nproc-per-node 2 -m resode train he2016/resnet56
 
@@ -93,6 +97,7 @@ def train(
     from resode.training.runs import weights_file
 
     choice("--compile", compile_, ("auto", "on", "off"))
+    choice("--track", track, ("tensorboard",))
     options = {
         "data.source": None if data is None else data,
         "data.on_bad_image": choice("--on-bad-image", on_bad_image, ("error", "skip")),
@@ -109,7 +114,7 @@ def train(
     if dry_run:
         _dry_run(experiment)
     else:
-        _train(experiment, out, resume)
+        _train(experiment, out, resume, track)
 
 
 def _overrides(settings: Sequence[str], options: Mapping[str, Any]) -> dict[str, Any]:
@@ -120,17 +125,22 @@ def _overrides(settings: Sequence[str], options: Mapping[str, Any]) -> dict[str,
     return {**dict(parse_overrides(settings)), **given}
 
 
-def _train(experiment: "Experiment", out: Path | None, resume: bool) -> None:
+def _train(experiment: "Experiment", out: Path | None, resume: bool, track: str | None) -> None:
     from resode import report, training
     from resode.cli.console import Narrator, note
     from resode.cli.console import out as stdout
     from resode.training import distributed
+    from resode.training.progress import Observers
+    from resode.training.tracking import TensorBoard
 
-    narrator = Narrator()
+    observers: list[Narrator | TensorBoard] = [Narrator()]
+    if track is not None:
+        observers.append(TensorBoard(out or training.default_directory(experiment)))
     try:
-        result = training.train(None, experiment, out=out, resume=resume, observer=narrator)
+        result = training.train(None, experiment, out=out, resume=resume, observer=Observers(*observers))
     finally:
-        narrator.close()
+        for each in observers:
+            each.close()
     if not distributed.present().first:
         return
     page = report.write(result.run.path)

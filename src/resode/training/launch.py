@@ -100,6 +100,7 @@ def _train(
             stored = agreed(experiment if module is None else experiment.replace(model=model_of(module)), run)
             if finished:
                 observer.message(f"{run.path}: this run is finished; nothing is left to do")
+                observer.finished(run.read_summary())
                 return _finished(run, module)
             experiment = stored.replace(init=None)  # its weights have been read: a checkpoint follows
         setup = _prepared(experiment, module, observer, world)
@@ -323,6 +324,7 @@ def _finish(trainer: Trainer, stop: StopRequest) -> Result:
     if trainer.world.first:
         durable.write(run.model, lambda path: setup.save_weights(module, path, results))
         run.write_summary(summary)
+        trainer.observer.finished(summary)
     desynchronise(trainer.module)
     if module is not trainer.module:
         trainer.module.load_state_dict(module.state_dict())

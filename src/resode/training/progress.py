@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,40 @@ class Observer:
 
     def epoch_ended(self, row: dict[str, Any]) -> None:
         """A row of metrics.csv is complete."""
+
+    def finished(self, summary: Mapping[str, Any]) -> None:
+        """The run came to its end, now or before."""
+
+
+class Observers(Observer):
+    """Tells several."""
+
+    def __init__(self, *observers: Observer) -> None:
+        self.observers = observers
+
+    def message(self, text: str) -> None:
+        for each in self.observers:
+            each.message(text)
+
+    def started(self, setup: Setup, epoch: int) -> None:
+        for each in self.observers:
+            each.started(setup, epoch)
+
+    def stepped(self, epoch: int, step: int, loss: float | None) -> None:
+        for each in self.observers:
+            each.stepped(epoch, step, loss)
+
+    def evaluating(self, done: int, samples: int) -> None:
+        for each in self.observers:
+            each.evaluating(done, samples)
+
+    def epoch_ended(self, row: dict[str, Any]) -> None:
+        for each in self.observers:
+            each.epoch_ended(row)
+
+    def finished(self, summary: Mapping[str, Any]) -> None:
+        for each in self.observers:
+            each.finished(summary)
 
 
 class Stopwatch:

@@ -1,11 +1,16 @@
-"""Signals: Ctrl-C and SIGTERM ask a run to stop after the step in hand; a second one stops it at once."""
+"""Signals: Ctrl-C and SIGTERM ask a run to stop after the step in hand; a later one stops it at once.
+
+Within a second they are one request: torchrun and clusters pass on what has reached every process already.
+"""
 
 import contextlib
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import FrameType
+from typing import Any
 
 
 @dataclass
@@ -23,12 +28,16 @@ def listening() -> Iterator[StopRequest]:
         yield request
         return
     numbers = (signal.SIGINT, signal.SIGTERM)
-    previous = {number: signal.getsignal(number) for number in numbers}
+    previous: dict[int, Any] = {number: signal.getsignal(number) for number in numbers}
+    first = 0.0
 
     def note(number: int, frame: FrameType | None) -> None:
-        request.number = number
-        for each in numbers:
-            signal.signal(each, previous[each])
+        nonlocal first
+        if request.number is None:
+            request.number, first = number, time.monotonic()
+        elif time.monotonic() - first > 1:
+            signal.signal(number, previous[number])
+            signal.raise_signal(number)
 
     for number in numbers:
         signal.signal(number, note)

@@ -1,0 +1,85 @@
+"""Tracking: a run's metrics as events of TensorBoard in `RUN/tensorboard`, a step an epoch (extra `track`).
+
+It is no part of the experiment: a run may be tracked from any epoch on, or when it is finished, and all its
+epochs are there.
+"""
+
+import csv
+import importlib
+import textwrap
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from resode.errors import InputError
+from resode.training.progress import Observer
+from resode.training.runs import Run
+from resode.training.setup import Setup
+
+
+class TensorBoard(Observer):
+    """Writes each column of metrics.csv by epoch, the error on the test images, and the resolved experiment.
+
+    Args:
+        run: the run directory.
+
+    Raises:
+        InputError: the package `tensorboard` is missing.
+    """
+
+    def __init__(self, run: str | Path) -> None:
+        self.run = Run(Path(run))
+        self.folder = self.run.path / "tensorboard"
+        self.writer: Any = None
+        self.known: dict[str, set[int]] = {}  # by tag the steps of earlier processes
+        try:
+            self.write_to = importlib.import_module("torch.utils.tensorboard").SummaryWriter
+            processing = importlib.import_module("tensorboard.backend.event_processing.event_accumulator")
+        except (ImportError, RuntimeError):
+            raise InputError("tracking needs tensorboard: pip install 'resode[track]'") from None
+        self.read_from = processing.EventAccumulator
+
+    def started(self, setup: Setup, epoch: int) -> None:
+        """Go on after `epoch` epochs; what a killed run had told of later ones is forgotten."""
+        self._open(epoch)
+
+    def epoch_ended(self, row: dict[str, Any]) -> None:
+        """A step."""
+        self._write(row)
+        self.writer.flush()
+
+    def finished(self, summary: Mapping[str, Any]) -> None:
+        """The error on the test images, where there are any."""
+        if self.writer is None:  # the run was finished before
+            self._open(summary["epochs"])
+        if summary["test"] and "test_error" not in self.known:
+            self.writer.add_scalar("test_error", summary["test"]["top1_error"], summary["epochs"])
+
+    def close(self) -> None:
+        """Write what is left to write."""
+        if self.writer is not None:
+            self.writer.close()
+
+    def _open(self, epochs: int) -> None:
+        self.known = self._steps()
+        self.writer = self.write_to(self.folder, purge_step=epochs + 1 if self.known else None)
+        if not self.known:
+            text = (self.run.path / "experiment.yaml").read_text(encoding="utf-8")
+            self.writer.add_text("experiment", textwrap.indent(text, "    "), 0)
+        metrics = self.run.path / "metrics.csv"
+        rows = csv.DictReader(metrics.read_text(encoding="utf-8").splitlines()) if metrics.is_file() else ()
+        for row in rows:
+            if int(row["epoch"]) not in self.known.get("train_loss", ()):
+                self._write(row)
+
+    def _steps(self) -> dict[str, set[int]]:
+        """What is known, by the event files that are there."""
+        if not self.folder.is_dir():
+            return {}
+        events = self.read_from(str(self.folder), {"scalars": 0}, purge_orphaned_data=False).Reload()
+        return {tag: {event.step for event in events.Scalars(tag)} for tag in events.Tags()["scalars"]}
+
+    def _write(self, row: Mapping[str, Any]) -> None:
+        for column, value in row.items():
+            if column != "epoch" and value not in (None, ""):  # empty: not measured
+                self.writer.add_scalar(column, float(value), int(row["epoch"]))
