@@ -23,6 +23,8 @@ from tests.cli.conftest import TINY
         (("train", "quickstart", "--precision", "fp8"), "'precision' cannot be 'fp8'"),
         (("train", "quickstart", "--compile", "maybe"), "choose one of auto, on, off"),
         (("train", "quickstart", "--device", "gpu"), "unknown device 'gpu'"),
+        (("train", "quickstart", "--track", "wandb"), "choose one of tensorboard"),
+        (("study", "widths.yaml", "--executor", "lsf"), "choose one of slurm, local"),
         (("train", "quickstart", "--memory-budget", "lots"), "'memory_budget'"),
         (("train", "quickstart", "--memory-budget", "0"), "'memory_budget'"),
         (("train", "quickstart", "--memory-budget", "1MB"), "no gradient method meets it"),

@@ -71,6 +71,9 @@ def test_a_study_runs_is_compared_and_is_not_repeated(plan, tmp_path, capsys):
     ))  # fmt: skip
     assert f"held-out images: {best} (" in first.out
     assert "| plain | 2 |" in (tmp_path / "out" / "comparison.md").read_text()
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "Validation error of the last epoch" in page  # the study chooses by it, wherever it is read again
+    assert read(tmp_path / "out" / "study.yaml") == read(tmp_path / "widths.yaml")
     changed = [folder.stat().st_mtime_ns for folder in folders]
     again = said()
     assert "0 to do" in again.err

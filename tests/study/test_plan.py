@@ -42,6 +42,13 @@ def test_every_arm_has_every_combination_and_seed(study):
     assert str(jobs[4].folder) == "plain,lr=0.05,batch_size=32/seed3"
 
 
+def test_an_arm_is_called_by_the_shortest_end_of_a_path_that_tells_it(study):
+    text = "recipe: dynamicblocks/rk4\nset: {model.states: {steps: 2}, model.controls: {steps: 2}}\n"
+    plan = study(text + "grid: {model.states.steps: [2], model.controls.steps: [1], seed_of.steps: [1]}")
+    names = [name for name, *_ in plan._arms()]
+    assert names == ["states.steps=2,controls.steps=1,seed_of.steps=1"]
+
+
 def test_the_words_of_a_run_are_its_experiment(study):
     """What `resode train` reads from the command line is what the plan says."""
     from resode.training.recipes import parse_overrides

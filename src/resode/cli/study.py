@@ -2,10 +2,13 @@
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from resode.cli.options import choice
 
 if TYPE_CHECKING:
     from resode.study import Job, Progress, Study
@@ -17,8 +20,19 @@ def study(
         Path | None, typer.Option("--out", metavar="DIR", help="Where its runs lie (default studies/NAME).")
     ] = None,
     jobs: Annotated[
-        int, typer.Option("--jobs", metavar="N", min=0, help="Runs at a time (0: one for each core).")
+        int,
+        typer.Option(
+            "--jobs", metavar="N", min=0, help="Runs at a time (0: one for each core; what a cluster lets)."
+        ),
     ] = 0,
+    executor: Annotated[
+        str | None,
+        typer.Option(
+            "--executor",
+            metavar="E",
+            help="slurm: submit each run as a job, and return. local: so on this machine, to try it.",
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List the runs, and which are finished; train nothing.")
     ] = False,
@@ -36,6 +50,13 @@ def study(
     `choose: validation` names the arm of the least error on held-out images; its runs never see test images.
     Stopped or killed, the same command goes on; what is finished is not repeated.
 
+    On a SLURM cluster (`--executor slurm`) the section `slurm` says what a run asks for:
+
+        slurm: {partition: gpu, minutes: 240, gpus: 1, cpus: 8, memory: 32G}
+
+    beside account, qos, setup (a list of shell commands) and sbatch (its other options). The same command
+    shows how the jobs stand, submits again what ended early, and compares what is finished.
+
     Examples:
 
         resode study widths.yaml
@@ -44,30 +65,52 @@ def study(
 
         resode study widths.yaml --dry-run
 
+        resode study widths.yaml --executor slurm --jobs 16
+
     \f
     """
-    from resode.study import execute, read
+    choice("--executor", executor, ("slurm", "local"))
+    from resode.study import read
 
     plan = read(file)
     planned, folder = plan.jobs(), out or Path("studies") / plan.name
     if dry_run:
-        _list(planned, folder)
+        _list(plan, planned, folder, executor)
         return
     from resode import durable
-    from resode.cli.console import note
-    from resode.study.execution import unfinished
 
-    parallel = jobs or _parallel(unfinished(planned, folder))
-    note(
-        f"{plan.name}: {len(planned)} runs in {folder}, {unfinished(planned, folder)} to do, "
-        f"{parallel} at a time"
-    )
     with durable.writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     try:
-        execute(planned, folder, parallel=parallel, progress=_narrator())
+        if executor is None:
+            _execute(plan, planned, folder, jobs)
+        else:
+            _submit(plan, planned, folder, jobs, executor)
     finally:
         _compare(plan, planned, folder)
+
+
+def _execute(plan: "Study", planned: "tuple[Job, ...]", folder: Path, jobs: int) -> None:
+    from resode.cli.console import note
+    from resode.study import cluster, execute
+    from resode.study.execution import unfinished
+
+    cluster.refuse_queued(planned, folder)
+    left = unfinished(planned, folder)
+    parallel = jobs or _parallel(left)
+    note(f"{plan.name}: {len(planned)} runs in {folder}, {left} to do, {parallel} at a time")
+    execute(planned, folder, parallel=parallel, progress=_narrator(), plan=plan)
+
+
+def _submit(plan: "Study", planned: "tuple[Job, ...]", folder: Path, jobs: int, executor: Any) -> None:
+    from resode.cli.console import note
+    from resode.study import cluster
+
+    found = cluster.submit(
+        planned, folder, plan.slurm, name=plan.name, executor=executor, parallel=jobs, tell=note, plan=plan
+    )
+    if any(each.state != "finished" for each in found):
+        note("the jobs go on by themselves; the same command shows them, and compares what is finished")
 
 
 def _parallel(left: int) -> int:
@@ -77,38 +120,41 @@ def _parallel(left: int) -> int:
     return 1 if torch.cuda.is_available() else max(1, min(left, os.cpu_count() or 1))
 
 
-def _list(planned: "tuple[Job, ...]", folder: Path) -> None:
-    from resode.cli.console import say
-    from resode.training.runs import Run
+def _list(plan: "Study", planned: "tuple[Job, ...]", folder: Path, executor: str | None) -> None:
+    from resode.cli.console import note, say
+    from resode.study import cluster
 
-    for job in planned:
-        run = Run(folder / job.folder)
-        state = "finished" if run.finished else "begun" if run.exists else "to do"
-        say(f"{state:<9} {folder / job.folder}   resode train {' '.join(job.words)}")
+    standings = cluster.look(planned, folder)
+    if executor is not None:
+        asked = plan.slurm.model_dump(exclude_none=True, exclude={"setup", "sbatch"})
+        words = [f"{key}={value}" for key, value in {**asked, **plan.slurm.sbatch}.items()]
+        note(f"{sum(s.due for s in standings)} jobs would be submitted to {executor}: {', '.join(words)}")
+    for each in standings:
+        where = f" (job {each.ticket.id})" if each.ticket else ""
+        say(f"{each.state + where:<9} {folder / each.job.folder}   resode train {' '.join(each.job.words)}")
 
 
 def _compare(plan: "Study", planned: "tuple[Job, ...]", folder: Path) -> None:
     """Show what is finished; write it beside the runs."""
     from resode import durable
+    from resode import report as reports
     from resode.cli.compare import show
     from resode.cli.console import note, say
-    from resode.report import comparison as comparing
     from resode.report import tables
-    from resode.report.run import read as read_run
     from resode.study.execution import unfinished
-    from resode.training.runs import Run
 
-    groups: dict[str, dict[int, Any]] = {}
-    for job in planned:
-        if Run(folder / job.folder).exists:
-            groups.setdefault(job.arm, {})[job.seed] = read_run(folder / job.folder)
-    made = [comparing.Group(arm, runs) for arm, runs in groups.items()]
-    if not any(group.finished for group in made):
+    if not reports.is_study(folder):
         return
-    found = comparing.compare(made, "validation" if plan.choose else "test")
+    arms = {job.arm for job in planned}
+    study = reports.read_study(folder)
+    study = replace(study, groups=tuple(group for group in study.groups if group.name in arms))
+    found = study.comparison
+    if found is None:
+        return
     show(found)
     durable.write_text(folder / "comparison.md", tables.as_markdown(found))
     durable.write_text(folder / "comparison.csv", tables.as_csv(found))
+    page = reports.write_study(study)
     left = unfinished(planned, folder)
     if left:
         note(f"{left} of {len(planned)} runs are not finished; the same command goes on")
@@ -119,7 +165,7 @@ def _compare(plan: "Study", planned: "tuple[Job, ...]", folder: Path) -> None:
                 f"chosen on the held-out images: {best.name} ({best.validation.mean:.2f} % validation error, "
                 f"{best.validation.n} seeds); no run has seen the test images"
             )
-    note(f"table: {folder / 'comparison.md'}, {folder / 'comparison.csv'}")
+    note(f"table: {folder / 'comparison.md'}, {folder / 'comparison.csv'}; report: {page}")
 
 
 def _narrator() -> "Progress":

@@ -5,13 +5,12 @@ What a run says is in `seedN.log` beside its folder.
 """
 
 import contextlib
-import ctypes
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -25,12 +24,13 @@ from resode.errors import (
     ResourceError,
     Stopped,
 )
-from resode.study.plan import Job
+from resode.study.job import end_with_parent
+from resode.study.plan import Job, Study
 from resode.training.launch import agreed
 from resode.training.runs import Run
 from resode.training.signals import StopRequest, listening
 
-ARMS = "arms.json"  # in the folder of a study: the arm of each run
+ARMS, PLAN = "arms.json", "study.yaml"  # in the folder of a study: the arm of each run, and its file
 BY_CODE: Mapping[int, type[ResodeError]] = {2: InputError, 3: IntegrityError, 4: DivergenceError}
 
 
@@ -55,7 +55,14 @@ class _Running:
     said: int  # bytes of the log before
 
 
-def execute(jobs: Sequence[Job], out: Path, *, parallel: int = 1, progress: Progress | None = None) -> None:
+def execute(
+    jobs: Sequence[Job],
+    out: Path,
+    *,
+    parallel: int = 1,
+    progress: Progress | None = None,
+    plan: Study | None = None,
+) -> None:
     """Run what is not finished.
 
     Args:
@@ -63,16 +70,14 @@ def execute(jobs: Sequence[Job], out: Path, *, parallel: int = 1, progress: Prog
         out: the folder of the study.
         parallel: how many runs at a time; they share the cores.
         progress: is told what happens.
+        plan: what the jobs are of, to be kept beside them.
 
     Raises:
         Stopped: a signal came; every run has saved.
         ResodeError: runs have failed, a line each, after all others have come to their end.
     """
     progress = progress or Progress()
-    with contextlib.closing(Run(out).lock()), listening() as stop:
-        _check_finished(jobs, out)
-        arms = {str(job.folder): job.arm for job in jobs}
-        durable.write_json(out / ARMS, arms)  # by which `resode compare` knows them
+    with claimed(jobs, out, plan), listening() as stop:
         waiting = [job for job in jobs if not Run(out / job.folder).finished]
         running: list[_Running] = []
         mistakes: list[tuple[int, str]] = []
@@ -91,6 +96,23 @@ def execute(jobs: Sequence[Job], out: Path, *, parallel: int = 1, progress: Prog
     if stop.number is not None:
         failed = [message for _, message in mistakes]
         raise Stopped(stop.number, *failed, f"stopped and saved; go on with the same command ({out})")
+    refuse(mistakes)
+
+
+@contextlib.contextmanager
+def claimed(jobs: Sequence[Job], out: Path, plan: Study | None = None) -> Iterator[None]:
+    """Hold the folder of a study, whose results are of these very settings, within the block."""
+    with contextlib.closing(Run(out).lock()):
+        _check_finished(jobs, out)
+        arms = {str(job.folder): job.arm for job in jobs}
+        durable.write_json(out / ARMS, arms)  # by which `resode compare` knows them
+        if plan is not None:
+            durable.write_text(out / PLAN, plan.to_yaml())
+        yield
+
+
+def refuse(mistakes: Sequence[tuple[int, str]]) -> None:
+    """End with what went wrong, by exit code, if anything did."""
     if mistakes:
         code = max(code for code, _ in mistakes)
         raise BY_CODE.get(code, ResourceError)(*(message for _, message in mistakes))
@@ -124,7 +146,7 @@ def command(job: Job, out: Path) -> list[str]:
 def _start(job: Job, out: Path, parallel: int) -> _Running:
     folder = out / job.folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    log = _log_of(job, out).open("ab")
+    log = log_of(job, out).open("ab")
     threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // parallel))} if parallel > 1 else {}
     process = subprocess.Popen(
         command(job, out),
@@ -133,20 +155,21 @@ def _start(job: Job, out: Path, parallel: int) -> _Running:
         stdin=subprocess.DEVNULL,
         env={**os.environ, **threads},
         start_new_session=True,  # Ctrl-C reaches a run once, through us
-        preexec_fn=_end_with_parent,
+        preexec_fn=end_with_parent,
     )
     return _Running(job, process, log, log.tell())
 
 
-def _end_with_parent() -> None:
-    """In a run: save and end when the study is killed (Linux; elsewhere it goes on by itself)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
-
-
-def _log_of(job: Job, out: Path) -> Path:
+def log_of(job: Job, out: Path) -> Path:
+    """What a run says goes here."""
     folder = out / job.folder
     return folder.parent / f"{folder.name}.log"
+
+
+def last_words(log: Path, said: int) -> str | None:
+    """The last line by which a run told why it ended, after so many bytes of its log."""
+    lines = log.read_bytes()[said:].decode(errors="replace").splitlines() if log.is_file() else []
+    return next((line.removeprefix("resode: ") for line in lines[::-1] if line.startswith("resode: ")), None)
 
 
 def _ended(running: _Running, out: Path, progress: Progress) -> list[tuple[int, str]]:
@@ -156,10 +179,8 @@ def _ended(running: _Running, out: Path, progress: Progress) -> list[tuple[int, 
     if code == 0:
         progress.finished(job, Run(out / job.folder).read_summary())
         return []
-    log = _log_of(job, out)
-    lines = log.read_bytes()[running.said :].decode(errors="replace").splitlines()
-    said = [line.removeprefix("resode: ") for line in lines if line.startswith("resode: ")]
-    message = f"{job.folder}: {said[-1] if said else f'ended with code {code}'} (see {log})"
+    log = log_of(job, out)
+    message = f"{job.folder}: {last_words(log, running.said) or f'ended with code {code}'} (see {log})"
     progress.failed(job, message)
     return [(code if code in BY_CODE else 5, message)]
 

@@ -9,16 +9,18 @@ wide: {set: {model.widths: [20, 38, 77]}}
 grid: {optimizer.lr: [0.1, 0.2]}        # every combination, of every arm
 seeds: [0, 1, 2]
 choose: validation                      # the best arm, on held-out images; test images stay unseen
+slurm: {partition: gpu, minutes: 240, gpus: 1, cpus: 8, memory: 32G}  # of a run, on a cluster
 """
 
 import itertools
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from resode.errors import InputError
@@ -38,6 +40,30 @@ class Arm(_Section):
     set: Settings = {}
 
 
+class Slurm(_Section):
+    """What a run asks a SLURM cluster for.
+
+    Args:
+        partition: as in `sbatch --partition`; so are account and qos.
+        minutes: the time limit; a run that needs longer saves before it, and is queued again.
+        gpus: 1 or none; a run is one process.
+        cpus: cores, each with a thread.
+        memory: e.g. `16G`.
+        setup: shell commands before the training (`module load cuda`).
+        sbatch: any other option of sbatch by its long name (`constraint: a100`).
+    """
+
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    minutes: Annotated[int, Field(gt=0)] = 240
+    gpus: Annotated[int, Field(ge=0, le=1)] = 0
+    cpus: Annotated[int, Field(gt=0)] | None = None
+    memory: Annotated[str, Field(pattern=r"^\d+[KMGT]$")] | None = None
+    setup: list[str] = []
+    sbatch: dict[str, str | int] = {}
+
+
 class Study(_Section):
     """All runs of a study.
 
@@ -51,6 +77,7 @@ class Study(_Section):
         seeds: of every arm, so that arms can be paired.
         choose: `validation` names the arm of the least mean error on held-out images; no run of such a study
             looks at the test images.
+        slurm: what each run asks a cluster for.
     """
 
     name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
@@ -61,6 +88,7 @@ class Study(_Section):
     grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0,)
     choose: Literal["validation"] | None = None
+    slurm: Slurm = Slurm()
 
     def jobs(self) -> tuple["Job", ...]:
         """One a run, seeds last, so that every arm has its first before any has its second.
@@ -87,11 +115,13 @@ class Study(_Section):
             raise InputError(*dict.fromkeys(mistakes))
         return jobs
 
+    def to_yaml(self) -> str:
+        """The file again, with what it leaves out left out."""
+        values = self.model_dump(mode="json", exclude_defaults=True)
+        return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=100)
+
     def _arms(self) -> Iterator[tuple[str, str, Settings]]:
-        ends = [path.rpartition(".")[2] for path in self.grid]
-        short = {
-            path: end if ends.count(end) == 1 else path for path, end in zip(self.grid, ends, strict=True)
-        }
+        short = {path: _ending(path, self.grid) for path in self.grid}
         for name, arm in self.arms.items():
             chosen = arm or Arm()
             recipe = chosen.recipe or self.recipe or ""
@@ -165,6 +195,15 @@ def read(file: Path) -> Study:
         raise InputError(
             *(f"{file}: {'.'.join(map(str, e['loc'])) or 'the file'}: {e['msg']}" for e in error.errors())
         ) from None
+
+
+def _ending(path: str, paths: Iterable[str]) -> str:
+    """The shortest end of a dotted path that no other path has."""
+    parts = path.split(".")
+    ends = (".".join(parts[start:]) for start in range(len(parts) - 1, -1, -1))
+    return next(
+        end for end in ends if end == path or sum(f".{other}".endswith(f".{end}") for other in paths) == 1
+    )
 
 
 def _word(value: Any) -> str:
