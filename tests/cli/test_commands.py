@@ -25,6 +25,7 @@ COMMANDS = (
     "import",
     "regrid",
     "twist",
+    "export",
     "analyze",
     "bench",
     "compare",

@@ -19,6 +19,7 @@ from resode.cli import (
     compare,
     doctor,
     evaluate,
+    export,
     import_,
     list_,
     predict,
@@ -62,6 +63,7 @@ app.command("predict")(predict.predict)
 app.command("import")(import_.import_)
 app.command("regrid")(regrid.regrid)
 app.command("twist")(twist.twist)
+app.command("export")(export.export)
 app.command("analyze")(analyze.analyze)
 app.command("bench")(bench.bench)
 app.command("study")(study.study)

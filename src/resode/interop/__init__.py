@@ -1,7 +1,8 @@
-"""Other people's checkpoints, as our models.
+"""Other people's checkpoints, as our models; our models, for other people's programs.
 
 conversion = convert("akamaster", "resnet20.th", model="he_resnet20")
 weights.save(conversion.module, "resnet20.safetensors", conversion.card)
+export(conversion.module, "resnet20.onnx", card=conversion.card)
 """
 
 from collections.abc import Mapping
@@ -19,12 +20,23 @@ from resode.errors import InputError, nearest
 from resode.interop import akamaster, fattorib, kuangliu, toolbox
 from resode.interop.checkpoints import read
 from resode.interop.dynamicblocks import from_dynamicblocks
+from resode.interop.exporting import Exported, export
 from resode.interop.formats import Format, State, Translation
 from resode.interop.twist import from_twist_block
 from resode.models import models
 from resode.weights import Card, Preprocessing, Specification, fill
 
-__all__ = ["CIFAR10", "FORMATS", "Conversion", "Format", "convert", "from_dynamicblocks", "from_twist_block"]
+__all__ = [
+    "CIFAR10",
+    "FORMATS",
+    "Conversion",
+    "Exported",
+    "Format",
+    "convert",
+    "export",
+    "from_dynamicblocks",
+    "from_twist_block",
+]
 
 FORMATS: dict[str, Format] = {module.FORMAT.name: module.FORMAT for module in (akamaster, fattorib, kuangliu)}
 
