@@ -9,7 +9,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median, stdev
 from typing import Any
 
 from rich.console import Console
@@ -149,6 +149,31 @@ def data_path() -> list[str]:
     ]
 
 
+def robustness() -> list[str]:
+    """Errors of a published checkpoint on changed images."""
+    r = read("robustness.json")
+    found = r["robustness"]
+    errors = {(row["change"], row["amount"]): row["top1_error"] for row in found["rows"]}
+    shown = {
+        "clean": ("clean", 0),
+        "rotated by -30": ("rotation", -30),
+        "+30": ("rotation", 30),
+        "scaled by 0.7": ("scale", 0.7),
+        "1.3": ("scale", 1.3),
+        "FGSM 1/255": ("fgsm", 1),
+        "8/255": ("fgsm", 8),
+        "PGD 1/255": ("pgd", 1),
+        "2/255": ("pgd", 2),
+    }
+    return [
+        f"`{r['command']}`, in part ({found['images']:,} of {found['of']:,} images):",
+        "",
+        f"| {' | '.join(shown)} |",
+        f"|{'---|' * len(shown)}",
+        f"| {' | '.join(f'{errors[key]:.1f} %' for key in shown.values())} |",
+    ]
+
+
 def dry_run() -> list[str]:
     """What a dry run estimated, beside what the run took."""
     r = read("dry_run.json")
@@ -182,6 +207,35 @@ def dynamic_blocks() -> list[str]:
         f"rounds in one process; {plain:.0f} and {ours:.0f} images/s, fp32, no compilation; "
         f"`python benchmarks/dynamic_blocks.py`, {hardware(r['environment'])})."
     ]
+
+
+def states_controls() -> list[str]:
+    """What decides: the states, the controls, or the scheme?"""
+    if not (HERE / "states_controls.json").exists():
+        return ["Not run yet."]
+    r = read("states_controls.json")
+    errors: dict[tuple[str, int, int], dict[int, float]] = {}
+    told: dict[tuple[str, int, int], dict[str, Any]] = {}
+    for run in r["runs"]:
+        point = run["scheme"], run["states"], run["controls"]
+        errors.setdefault(point, {})[run["seed"]] = run["validation_error"]
+        told[point] = run
+    seeds = min(len(found) for found in errors.values())
+    rows = [
+        f"`{r['command']}`, {seeds} seed{'s' if seeds > 1 else ''} a point, one thread a run of "
+        f"{r['environment']['cpu']}; error on {r['runs'][0]['samples']:,} held-out images:",
+        "",
+        "| scheme | steps of the states | control intervals | parameters | evaluations | error |",
+        "|---|---|---|---|---|---|",
+    ]
+    for (scheme, states, controls), found in errors.items():
+        values, run = list(found.values()), told[scheme, states, controls]
+        spread = f" \N{PLUS-MINUS SIGN} {stdev(values):.2f}" if len(values) > 1 else ""
+        rows.append(
+            f"| {scheme} | {states} | {controls} | {run['parameters']:,} | {run['evaluations']:g} "
+            f"| {fmean(values):.2f}{spread} % |"
+        )
+    return rows
 
 
 def twist_cost() -> list[str]:
@@ -307,10 +361,12 @@ PAGES: dict[str, dict[str, Callable[[], list[str]]]] = {
         "trained": trained,
         "data_path": data_path,
         "dry_run": dry_run,
+        "robustness": robustness,
     },
     "docs/twist.md": {"twist_cost": twist_cost, "twist": twist},
     "docs/memory.md": {"memory": memory, "resnet1202": resnet1202},
     "docs/speed.md": {"speed": speed},
+    "docs/dynamic-blocks.md": {"states_controls": states_controls},
     "docs/results.md": {"published": published},
 }
 

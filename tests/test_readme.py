@@ -42,7 +42,7 @@ def test_make_knows_the_two_commands():
 
 def test_the_commands_on_digits_run_as_printed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for digits in (CONSOLE[0], CONSOLE[2], CONSOLE[4], CONSOLE[6]):
+    for digits in (CONSOLE[0], CONSOLE[2], CONSOLE[4], CONSOLE[6], CONSOLE[7]):
         assert all(words[0] == "resode" for words in digits)
         for words in digits:
             run(words[1:])

@@ -1,19 +1,15 @@
-"""The figure of docs/dynamic-blocks.md: errors over numbers of states and controls, for Euler and RK4.
+"""The figure of docs/dynamic-blocks.md: errors over numbers of states and controls, from results/.
 
 python docs/figures/states_controls.py [--out docs/figures/states-controls.png]
 """
 
 import argparse
+import json
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
 
 import matplotlib
 import numpy as np
-import yaml
-
-from resode.report import read
-from resode.report.run import Run
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -23,12 +19,6 @@ INK, MUTED, COLOURS = "#1f2933", "#7b8794", ("#b3541e", "#1f6f8b", "#5b8c2a")
 SCHEMES = {"euler": "Euler", "rk4": "RK4"}
 
 
-def point(run: Run) -> tuple[str, int, int]:
-    """Scheme, steps of the states, intervals of the controls."""
-    model: Any = yaml.safe_load(run.experiment_text)["model"]
-    return model["scheme"], model["states"]["steps"], model["controls"]["steps"]
-
-
 def main() -> None:
     """Draw it."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -36,11 +26,10 @@ def main() -> None:
     arguments = parser.parse_args()
     errors: dict[tuple[str, int, int], list[float]] = {}
     evaluations: dict[tuple[str, int, int], float] = {}
-    for file in sorted((ROOT / "results" / "states-controls").rglob("summary.json")):
-        run = read(file.parent)
-        if run.result.validation is not None:
-            errors.setdefault(point(run), []).append(run.result.validation.top1_error)
-            evaluations[point(run)] = run.epochs[-1].function_evaluations or 0
+    for run in json.loads((ROOT / "results" / "states_controls.json").read_text(encoding="utf-8"))["runs"]:
+        point = run["scheme"], run["states"], run["controls"]
+        errors.setdefault(point, []).append(run["validation_error"])
+        evaluations[point] = run["evaluations"]
     states, controls = (sorted({key[place] for key in errors}) for place in (1, 2))
     values = [fmean(v) for v in errors.values()]
     figure, axes = plt.subplots(1, 3, figsize=(11, 3.7), width_ratios=(1, 1, 1.35), layout="constrained")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import typer
 
+from resode.cli import robustness as column
 from resode.cli.options import (
     DataOption,
     DeviceOption,
@@ -19,9 +20,12 @@ from resode.cli.options import (
     choice,
     load_plugins,
 )
+from resode.cli.robustness import CorruptionsOption, ImagesOption, RobustnessOption
 from resode.errors import InputError, IntegrityError
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from resode.data import Images
     from resode.training import Scores
     from resode.weights import Loaded, Preprocessing
@@ -34,15 +38,21 @@ def evaluate(
     split: Annotated[str, typer.Option("--split", metavar="S", help="test or train.")] = "test",
     precision: PrecisionOption = None,
     compile_: FreezeOption = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", metavar="N", min=1)] = 500,
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", metavar="N", min=1, help="Default 500, of attacks 100.")
+    ] = None,
     device: DeviceOption = None,
+    robustness: RobustnessOption = False,
+    corruptions: CorruptionsOption = None,
+    number: ImagesOption = None,
     json_: JsonOption = False,
     plugin: PluginOption = None,
 ) -> None:
     """Evaluate weights on the test images (full precision unless asked otherwise).
 
     The normalisation is the one stored with the weights; the data is the one they were trained on unless
-    --data names another.
+    --data names another. --robustness tells the errors on rotated and scaled images and under two attacks,
+    FGSM and PGD, which change every pixel by at most 1, 2, 4 or 8 grey levels.
 
     Examples:
 
@@ -52,14 +62,21 @@ def evaluate(
 
         resode evaluate runs/r20 --data cifar10 --split train --precision bf16 --compile on
 
+        resode evaluate runs/r20 --robustness --images 1000
+
+        resode evaluate runs/r20 --corruptions data/CIFAR-10-C
+
     \f
     """
     load_plugins(plugin)
     choice("--compile", compile_, ("on", "off"))
     choice("--precision", precision, ("fp32", "bf16"))
     choice("--split", split, ("test", "train"))
+    column.check(robustness, corruptions, number, precision, compile_)
     from resode import weights
     from resode.cli.console import note, say
+    from resode.training.inference import Frozen
+    from resode.training.precision import choose_device, place
     from resode.training.runs import weights_file
 
     file = weights_file(path)
@@ -69,8 +86,11 @@ def evaluate(
         raise InputError(f"{path}: does not say what it was trained on; give --data")
     source, bad = str(source), choice("--on-bad-image", on_bad_image, ("error", "skip")) or "error"
     module = weights.load(file)
+    corrupted = column.opened(corruptions, module.preprocessing) if corruptions is not None else None
     images, skipped = _images(source, split, bad, card.preprocessing)
-    scores = _score(module, images, precision or "fp32", batch_size, device, compile_ == "on")
+    place(module, choose_device(device or "auto"))
+    network = Frozen(module) if compile_ == "on" else module
+    scores = _score(network, module, images, precision or "fp32", batch_size or 500)
     if not math.isfinite(scores.loss):
         raise IntegrityError(f"{path}: the loss on {source} is {scores.loss}: the weights are not finite")
     name = card.specification.name if card.specification else type(module).__name__
@@ -82,14 +102,20 @@ def evaluate(
         )
     for line in skipped:
         note(f"skipped: {line}")
+    if not json_:
+        say(
+            f"{name} on {source} ({split}, {scores.samples:,} images, {scores.precision}): "
+            f"top-1 error {scores.top1_error:.2f} %, accuracy {scores.top1_accuracy:.2f} %, "
+            f"loss {scores.loss:.4f}"
+        )
+    if robustness:
+        record["robustness"] = column.changed(module, images, number, batch_size or 100, show=not json_)
+    if corrupted is not None:
+        record["corruptions"] = column.corrupted(
+            network, module, corrupted, number, precision or "fp32", batch_size or 500, show=not json_
+        )
     if json_:
         print(json.dumps(record, ensure_ascii=False))
-        return
-    say(
-        f"{name} on {source} ({split}, {scores.samples:,} images, {scores.precision}): "
-        f"top-1 error {scores.top1_error:.2f} %, accuracy {scores.top1_accuracy:.2f} %, "
-        f"loss {scores.loss:.4f}"
-    )
 
 
 def _images(
@@ -107,9 +133,9 @@ def _images(
         raise InputError(
             f"{source}: its images have {channels} channels, the network takes {preprocessing.channels}"
         )
-    places = _places(source, dataset.classes, preprocessing.classes)
-    if not np.array_equal(places, np.arange(len(places))):
-        images = Images.of(images.pixels, places[images.labels])
+    found = places(source, dataset.classes, preprocessing.classes)
+    if not np.array_equal(found, np.arange(len(found))):
+        images = Images.of(images.pixels, found[images.labels])
     return images, dataset.skipped
 
 
@@ -121,7 +147,7 @@ def image_size(source: str, size: tuple[int, int]) -> int | None:
     return None if shape is None or shape[1:] == size or size[0] != size[1] else size[0]
 
 
-def _places(source: str, found: Sequence[str], wanted: Sequence[str]) -> "np.ndarray":
+def places(source: str, found: Sequence[str], wanted: Sequence[str]) -> "np.ndarray":
     """For each class of the data its place among the network's: by name; by number where one has none."""
     from resode.cli.console import note
 
@@ -143,28 +169,19 @@ def _places(source: str, found: Sequence[str], wanted: Sequence[str]) -> "np.nda
 
 
 def _score(
-    module: "Loaded",
-    images: "Images",
-    precision: str,
-    batch_size: int,
-    device_name: str | None,
-    freeze: bool,
+    network: "nn.Module", module: "Loaded", images: "Images", precision: str, batch_size: int
 ) -> "Scores":
-    """Score the network on labelled images, each once."""
+    """Score a network, the module or what was made of it, on labelled images, each once."""
     from resode import data, training
-    from resode.training.inference import Frozen
-    from resode.training.precision import choose_device, place
 
-    device = choose_device(device_name or "auto")
+    own = next(module.parameters())
     loader = data.Loader(
         images,
         np.arange(len(images)),
         batch_size=batch_size,
         mean=module.preprocessing.mean,
         std=module.preprocessing.std,
-        device=device,
-        dtype=next(module.parameters()).dtype,
+        device=own.device,
+        dtype=own.dtype,
     )
-    placed = place(module, device)
-    network = Frozen(placed) if freeze else placed
     return training.evaluate(network, loader, precision=precision)

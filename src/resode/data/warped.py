@@ -72,11 +72,15 @@ def rotated_and_scaled(images: torch.Tensor, angle: torch.Tensor, scale: torch.T
     Returns:
         (N, H, W, C) uint8.
     """
-    height, width, channels = images.shape[1:]
+    v = resampled(images.permute(0, 3, 1, 2).float(), angle, scale)
+    return v.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+
+def resampled(u: torch.Tensor, angle: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """The same of images (N, C, H, W) in floating point, without rounding."""
+    height, width = u.shape[2:]
     cos, sin, zero = torch.cos(angle) / scale, torch.sin(angle) / scale, torch.zeros_like(angle)
     rows = ((cos, -sin * (height / width), zero), (sin * (width / height), cos, zero))  # rows point down
-    affine = torch.stack([torch.stack(row, -1) for row in rows], 1).float()
-    grid = F.affine_grid(affine, [len(images), channels, height, width], align_corners=False)
-    u = images.permute(0, 3, 1, 2).float()
-    v = F.grid_sample(u, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
-    return v.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+    affine = torch.stack([torch.stack(row, -1) for row in rows], 1).to(u)
+    grid = F.affine_grid(affine, list(u.shape), align_corners=False)
+    return F.grid_sample(u, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
