@@ -113,16 +113,13 @@ def corrupted(
     of_pixels = analysis.OfPixels(network, module.preprocessing)
     of = len(found.labels)
     some = min(number or of, of)
-    with waiting(f"{len(found.pixels)} corruptions of {some:,} images, 5 severities") as on_share:
+    with waiting(f"{FOLDER}, {len(found.pixels)} x 5 x {some:,} images") as on_share:
         errors = analysis.corrupted(
             of_pixels, found, number=number, batch_size=batch_size, precision=precision, on_share=on_share
         )
     mean = analysis.mean_error(errors)
-    missing = [name for name in STANDARD if name not in errors]
-    if missing:
-        note(
-            f"{found.folder}: lacks {', '.join(missing)}; so there is no mean over the fifteen standard ones"
-        )
+    if missing := [name for name in STANDARD if name not in errors]:
+        note(f"{found.folder}: lacks {', '.join(missing)}; the mean is of all fifteen, so there is none")
     if show:
         say(f"{FOLDER}, {some:,} of {of:,} images of each severity, top-1 error")
         out.print(_corruptions(errors, mean))
