@@ -58,3 +58,11 @@ def size(value: int | None) -> str:
     if value < 999.5e6:
         return f"{value / 1e6:.{0 if value >= 99.95e6 else 1}f} MB"
     return f"{value / 1e9:.2f} GB"
+
+
+def shortened(text: str, letters: int) -> str:
+    """A text of so many letters: of a longer one the beginning and, twice as much, the end."""
+    if len(text) <= letters:
+        return text
+    begin = (letters - 1) // 3
+    return f"{text[:begin]}\N{HORIZONTAL ELLIPSIS}{text[len(text) - (letters - 1 - begin) :]}"

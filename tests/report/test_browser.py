@@ -75,7 +75,8 @@ def test_a_study_is_readable(arm, tmp_path, width):
         widths = [channels, 2 * channels, 4 * channels]
         errors = {seed: 8.0 + 0.3 * seed - 0.2 * place for seed in range(3)}
         arm(f"width{channels}", errors, model={"name": "he_resnet20", "widths": widths})
-    arms = {f"width{c}-{s}": f"channels={c}" for c in (12, 14, 16, 20) for s in range(3)}
+    name = "scheme=rk4,model.states.steps=4,model.controls.channels"  # as a grid makes them
+    arms = {f"width{c}-{s}": f"{name}={c}" for c in (12, 14, 16, 20) for s in range(3)}
     (tmp_path / "arms.json").write_text(json.dumps(arms))
     page = report.write_study(report.read_study(tmp_path))
     assert_readable(seen(page, width, tmp_path), plots=5)

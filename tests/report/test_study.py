@@ -32,7 +32,7 @@ def test_arms_stand_side_by_side(arm, tmp_path):
         "arms 2 seeds 0, 1, 2 data cifar10 held out 100 epochs 4 batch size 128 precision bf16",
         "Test error of the last epoch",
         "he2016/resnet20 (model.widths=[20, 40, 80])",
-        "9.00 ± 1.00 % [8.00, 10.00]",
+        "9.00 ± 1.00 % [6.52, 11.48]",
         "-1.17 [-1.88, -0.45], p 0.02",
         "a dashed mark is the published error",
         "Test error against multiply-adds of an image",
@@ -128,3 +128,56 @@ def test_a_run_is_no_study(arm, tmp_path):
     assert report.is_study(tmp_path)
     assert not report.is_study(run)
     assert not report.is_study(tmp_path / "nothing")
+
+
+def test_thirty_arms_can_be_told_apart(arm, tmp_path):
+    for place in range(30):
+        arm(f"arm{place}", {0: 8.0 + place}, batch_size=16 + place)
+    _, source = pages(tmp_path)
+    kinds = {line.split('"')[1] for line in source.splitlines() if line.lstrip().startswith('<g class="arm')}
+    assert len(kinds) == 30
+
+
+def test_what_is_missing_is_told(arm, tmp_path):
+    arm("base", {0: 8.0, 1: 9.0})
+    (_, untested) = arm("half", {0: 7.0, 1: 7.5}, batch_size=64)
+    arm("other", {5: 7.0}, batch_size=32)
+    summary = json.loads((untested / "summary.json").read_text())
+    (untested / "summary.json").write_text(json.dumps({**summary, "test": None}))
+    environment = json.loads((untested / "environment.json").read_text())
+    (untested / "environment.json").write_text(json.dumps({**environment, "threads": 7}))
+    found, _ = pages(tmp_path)
+    assert "he2016/resnet20 (batch_size=64): 1 of 2 finished runs have no test error" in found.text
+    assert (
+        "(batch_size=32): shares no seed with he2016/resnet20 (batch_size=128), so there is no" in found.text
+    )
+    assert "times and memory are of different machines: " in found.text
+    assert "he2016/resnet20 (batch_size=64) 1 7.00 %" in found.text  # n is of the error
+
+
+def test_arms_of_one_name_are_told_by_their_folders(arm, tmp_path):
+    first, _ = arm("a", {0: 8.0, 1: 9.0})
+    (tmp_path / "arms.json").write_text(json.dumps({first.name: "he2016/resnet20"}))  # the plan has shrunk
+    groups = report.read_study(tmp_path).groups
+    assert [group.name for group in groups] == ["he2016/resnet20", f"he2016/resnet20 [{tmp_path}]"]
+    _, source = pages(tmp_path)
+    for error in ("8.00 %", "9.00 %"):
+        assert source.count(f"seed {0 if error.startswith('8') else 1}: {error}</title>") == 1
+
+
+def test_a_curve_is_the_mean_of_the_same_seeds_throughout(arm, tmp_path):
+    """A seed that leaves half-way would bend the mean."""
+    from resode.report import curves
+
+    arm("a", {0: 8.0})
+    arm("b", {1: 9.0}, finished=False)
+    (group,) = report.read_study(tmp_path).groups
+    error, *_ = curves.of_groups([group], {group.name: "arm0"})
+    assert error.lines[0].band == ""  # of the finished one alone
+
+
+def test_garbage_in_the_study_file_does_not_stop_the_page(arm, tmp_path):
+    arm("plain", {0: 8.0})
+    for text in ("about: 2020-13-45", "[" * 5000):
+        (tmp_path / "study.yaml").write_text(text)
+        assert "8.00 %" in pages(tmp_path)[0].text

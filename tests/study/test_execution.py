@@ -88,6 +88,19 @@ def test_a_study_runs_is_compared_and_is_not_repeated(plan, tmp_path, capsys):
     told = capsys.readouterr()
     assert "1 of 4 runs are not finished" in told.err
     assert "chosen" not in told.out
+    mine = "# mine\n" + (tmp_path / "widths.yaml").read_text()
+    (tmp_path / "out" / "study.yaml").write_text(mine + "\nname: widths\n")
+    said()
+    assert (tmp_path / "out" / "study.yaml").read_text().startswith("# mine")
+    page = (tmp_path / "out" / "report.html").stat().st_mtime_ns
+    plan(TEXT.replace("epochs: 2", "epochs: 3"))
+    with pytest.raises(SystemExit) as exit_:
+        main(words)
+    told = capsys.readouterr()
+    assert exit_.value.code == 2
+    assert "was started with" in told.err
+    assert told.out == ""  # a study that is refused is not compared
+    assert (tmp_path / "out" / "report.html").stat().st_mtime_ns == page
     with pytest.raises(InputError, match=r"was started with model\.widths=.*, now it is"):
         execute(plan(TEXT.replace("[4, 4, 8]", "[4, 4, 4]") + "choose: validation").jobs(), tmp_path / "out")
 

@@ -119,3 +119,9 @@ def test_a_dry_run_lists_and_writes_nothing(tmp_path):
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout.count("to do") == 8
     assert [path.name for path in tmp_path.iterdir()] == ["widths.yaml"]
+
+
+def test_a_name_that_no_folder_can_have_is_refused(study):
+    plan = study(f"recipe: quickstart\narms: {{{'x' * 250}: {{}}}}")
+    with pytest.raises(InputError, match="has 250 bytes, too many for a folder's name"):
+        plan.jobs()

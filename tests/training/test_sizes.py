@@ -31,6 +31,9 @@ def test_each_iteration_has_its_size():
     assert parts(sizes, 8) == [(0, 2), (2, 2), (4, 4)]
     assert parts([], 8) == [(0, 8)]
     assert parts([Sizing(until=0.01, size=16)], 8) == [(0, 8)]
+    late = [Sizing(until=0.95, size=16)]
+    assert parts(late, 8) == [(0, 7), (7, 1)]  # the last iteration sees whole images
+    assert [size_at(late, i, 8) for i in (6, 7)] == [16, None]
 
 
 def test_images_are_scaled_as_pictures_are():
@@ -44,6 +47,20 @@ def test_images_are_scaled_as_pictures_are():
     assert torch.allclose(resized(torch.full((1, 3, 9, 12), 7.0), 6), torch.full((1, 3, 6, 8), 7.0))
     assert resized(ramp, None) is ramp
     assert resized(ramp, 32) is ramp
+
+
+def test_half_precision_is_scaled_as_full_precision_is():
+    u = torch.randn(2, 3, 8, 8).to(torch.bfloat16, memory_format=torch.channels_last)
+    small = resized(u, 4)
+    assert small.dtype == torch.bfloat16
+    assert torch.equal(small, resized(u.float(), 4).bfloat16())
+
+
+def test_a_last_batch_of_one_image_is_refused_before_training(tmp_path):
+    """Where the last stage of a small image is a single pixel, a batch of one has no variance."""
+    experiment = digits(batch_size=61, sizes=[{"until": 0.9, "size": 4}])
+    with pytest.raises(InputError, match="batch"):
+        train(None, experiment, out=tmp_path / "run")
 
 
 def test_a_step_sees_the_size_of_its_iteration(tmp_path):

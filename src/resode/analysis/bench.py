@@ -9,7 +9,7 @@ step; another one reads its batches through a DataLoader with transforms of each
 import copy
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
@@ -65,11 +65,14 @@ class Bench:
 def bench(setup: Setup, seconds: float = 20.0, rounds: int = 4) -> Bench:
     """Measure a recipe that `resode.training.setup.prepare` has set up; its network is trained a little.
 
+    All images are whole, also of a recipe that begins with smaller ones.
+
     Args:
         setup: says network, data, precision and device.
         seconds: how long all windows take, about.
         rounds: windows of each kind; their median counts.
     """
+    setup = replace(setup, experiment=setup.experiment.replace(sizes=()))
     trainer = Trainer(setup, Run(Path("/nonexistent")), Observer())
     _rate(lambda: _step(trainer), 0.0, setup.device)
     peak_memory_bytes, plain = setup.peak_memory(), Plain(setup)

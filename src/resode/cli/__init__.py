@@ -103,6 +103,8 @@ def _describe(error: Exception) -> tuple[int, tuple[str, ...]]:
         return 2, (f"{usage().rstrip('.')} (see --help)",) if usage() else ()
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return 5, ("no space left on the device that the output goes to",)
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return 2, (f"{str(error.filename)[:60]}...: the name is too long",)
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return 5, ("out of memory: lower batch_size (--set batch_size=64) or choose another --device",)
     if isinstance(error, RuntimeError) and "can't allocate memory" in str(error):

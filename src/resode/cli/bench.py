@@ -76,6 +76,8 @@ def bench(
     setup = prepare(experiment, None, note)
     for line in setup.notes:
         note(line)
+    if setup.experiment.sizes:
+        note("whole images are measured; the smaller ones of the recipe (sizes) take less")
     found = measuring.bench(setup, seconds)
     record = {
         "recipe": recipe,

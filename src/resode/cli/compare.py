@@ -29,7 +29,7 @@ def compare(
 ) -> None:
     """Compare runs: errors of the last epoch over seeds, paired differences, and what each arm cost.
 
-    Runs that differ in their seed alone are one arm: mean, standard deviation, bootstrap interval. Arms are
+    Runs that differ in their seed alone are one arm: mean, standard deviation, interval. Arms are
     compared over the seeds that they share. Where data, split, epochs or augmentation differ, it says so.
 
     Examples:

@@ -32,7 +32,10 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    path: Annotated[str, typer.Argument(metavar="PATH", help="A run, a checkpoint or a .safetensors file.")],
+    path: Annotated[
+        str,
+        typer.Argument(metavar="PATH", help="A run, checkpoint, .safetensors file or shipped name."),
+    ],
     data: DataOption = None,
     on_bad_image: OnBadImageOption = None,
     split: Annotated[str, typer.Option("--split", metavar="S", help="test or train.")] = "test",

@@ -10,7 +10,10 @@ from resode.errors import InputError
 
 
 def export(
-    path: Annotated[str, typer.Argument(metavar="RUN", help="A run, a checkpoint or a .safetensors file.")],
+    path: Annotated[
+        str,
+        typer.Argument(metavar="RUN", help="A run, checkpoint, .safetensors file or shipped name."),
+    ],
     out: Annotated[
         Path, typer.Option("--out", metavar="FILE", help="The .onnx, .pt2 or .safetensors file to write.")
     ],

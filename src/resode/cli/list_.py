@@ -119,7 +119,7 @@ def _models(pattern: str | None) -> list[tuple[str, ...]]:
 
 
 def _shipped(pattern: str | None) -> list[tuple[str, ...]]:
-    """Trained weights by name, which every command takes in place of a run."""
+    """Trained weights by name, which evaluate, predict, export, twist, analyze and --init take for a run."""
     from resode import shipped, weights
     from resode.quantities import count, percent, size
 

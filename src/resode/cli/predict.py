@@ -26,7 +26,10 @@ _BATCH = 256
 
 
 def predict(
-    path: Annotated[str, typer.Argument(metavar="PATH", help="A run, a checkpoint or a .safetensors file.")],
+    path: Annotated[
+        str,
+        typer.Argument(metavar="PATH", help="A run, checkpoint, .safetensors file or shipped name."),
+    ],
     images: Annotated[
         list[Path], typer.Argument(metavar="IMAGE...", help="Image files, or folders of them.")
     ],

@@ -1,8 +1,7 @@
 """`resode study`: many runs from one file."""
 
-import os
+import shlex
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -78,6 +77,9 @@ def study(
         _list(plan, planned, folder, executor)
         return
     from resode import durable
+    from resode.cli.console import note
+    from resode.errors import ResodeError
+    from resode.study.execution import Refused
 
     with durable.writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -86,8 +88,15 @@ def study(
             _execute(plan, planned, folder, jobs)
         else:
             _submit(plan, planned, folder, jobs, executor)
-    finally:
-        _compare(plan, planned, folder)
+    except Refused:
+        raise
+    except ResodeError:
+        try:
+            _compare(plan, planned, folder)
+        except ResodeError as error:  # what stopped the study is told first
+            note(f"not compared: {error}")
+        raise
+    _compare(plan, planned, folder)
 
 
 def _execute(plan: "Study", planned: "tuple[Job, ...]", folder: Path, jobs: int) -> None:
@@ -117,7 +126,9 @@ def _parallel(left: int) -> int:
     """One run a core, each on one thread, does more than one on all; a GPU is not shared unasked."""
     import torch
 
-    return 1 if torch.cuda.is_available() else max(1, min(left, os.cpu_count() or 1))
+    from resode.study.execution import cores
+
+    return 1 if torch.cuda.is_available() else max(1, min(left, cores()))
 
 
 def _list(plan: "Study", planned: "tuple[Job, ...]", folder: Path, executor: str | None) -> None:
@@ -131,7 +142,7 @@ def _list(plan: "Study", planned: "tuple[Job, ...]", folder: Path, executor: str
         note(f"{sum(s.due for s in standings)} jobs would be submitted to {executor}: {', '.join(words)}")
     for each in standings:
         where = f" (job {each.ticket.id})" if each.ticket else ""
-        say(f"{each.state + where:<9} {folder / each.job.folder}   resode train {' '.join(each.job.words)}")
+        say(f"{each.state + where:<9} {folder / each.job.folder}   resode train {shlex.join(each.job.words)}")
 
 
 def _compare(plan: "Study", planned: "tuple[Job, ...]", folder: Path) -> None:
@@ -145,9 +156,7 @@ def _compare(plan: "Study", planned: "tuple[Job, ...]", folder: Path) -> None:
 
     if not reports.is_study(folder):
         return
-    arms = {job.arm for job in planned}
-    study = reports.read_study(folder)
-    study = replace(study, groups=tuple(group for group in study.groups if group.name in arms))
+    study = reports.read_study(folder).of_runs({folder / job.folder for job in planned})
     found = study.comparison
     if found is None:
         return
@@ -161,9 +170,10 @@ def _compare(plan: "Study", planned: "tuple[Job, ...]", folder: Path) -> None:
     if plan.choose is not None and not left:
         best = min(found.rows, key=lambda row: row.validation.mean if row.validation else float("inf"))
         if best.validation is not None:
+            seen = any(row.test is not None for row in found.rows)
             say(
                 f"chosen on the held-out images: {best.name} ({best.validation.mean:.2f} % validation error, "
-                f"{best.validation.n} seeds); no run has seen the test images"
+                f"{best.validation.n} seeds)" + ("" if seen else "; no run has seen the test images")
             )
     note(f"table: {folder / 'comparison.md'}, {folder / 'comparison.csv'}; report: {page}")
 

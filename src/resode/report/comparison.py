@@ -29,12 +29,14 @@ PROTOCOL = {
     "epochs": ("epochs",),
     "batch size": ("batch_size",),
     "augmentation": ("augment",),
+    "image sizes": ("sizes",),
     "optimiser": ("optimizer",),
     "schedule": ("schedule",),
     "label smoothing": ("label_smoothing",),
     "average": ("average",),
     "precision": ("precision",),
     "weights to start from": ("init",),
+    "test precision": ("evaluation", "precision"),
 }
 
 
@@ -126,7 +128,8 @@ def compare(groups: Sequence[Group], split: str = "test") -> Comparison:
                 peak_memory_bytes=_whole(group.median_of("peak_memory_bytes")),
             )
         )
-    return Comparison(tuple(rows), tuple(_remarks(groups)), split)
+    remarks = (*_remarks(groups), *_missing(groups, rows, split))
+    return Comparison(tuple(rows), remarks, split)
 
 
 def grouped(paths: Iterable[Path]) -> list[Group]:
@@ -159,10 +162,25 @@ def grouped(paths: Iterable[Path]) -> list[Group]:
             members[seed] = run
     alone = [key for key in found if key not in arms]
     named = dict(zip(alone, _named([dict(sorted(found[key].items())) for key in alone]), strict=True))
-    return [
-        named[key] if key in named else Group(arms[key], dict(sorted(members.items())))
-        for key, members in found.items()
-    ]
+    return _distinct(
+        [
+            named[key] if key in named else Group(arms[key], dict(sorted(members.items())))
+            for key, members in found.items()
+        ]
+    )
+
+
+def _distinct(groups: Sequence[Group]) -> list[Group]:
+    """Groups whose names differ: one that has the name of an earlier one is told by its folder, too."""
+    seen: set[str] = set()
+    made = []
+    for group in groups:
+        folder = next(iter(group.runs.values())).path
+        name = group.name if group.name not in seen else f"{group.name} [{folder.parent}]"
+        name = name if name not in seen else f"{group.name} [{folder}]"
+        seen.add(name)
+        made.append(Group(name, group.runs))
+    return made
 
 
 def _arms(path: Path) -> dict[str, str]:
@@ -243,6 +261,33 @@ def _remarks(groups: Sequence[Group]) -> Iterable[str]:
     for group in groups:
         if waiting := len(group.runs) - len(group.finished):
             yield f"{group.name}: {waiting} of {len(group.runs)} runs not finished, left out"
+
+
+def _missing(groups: Sequence[Group], rows: Sequence[Row], split: str) -> Iterable[str]:
+    """Errors and differences that a reader would look for in vain, and times that are not of one kind."""
+    for group, row in zip(groups, rows, strict=True):
+        of, known = len(group.finished), len(group.errors(split))
+        if known < of:
+            yield f"{group.name}: {of - known} of {of} finished runs have no {split} error"
+        elif of and row is not rows[0] and row.difference is None and groups[0].errors(split):
+            yield f"{group.name}: shares no seed with {groups[0].name}, so there is no difference"
+    machines: dict[str, list[str]] = {}
+    for group in groups:
+        for run in group.finished.values():
+            machines.setdefault(machine(run), []).append(group.name)
+    if len(machines) > 1:
+        listed = "; ".join(f"{name or 'unknown'} ({_few(names)})" for name, names in machines.items())
+        yield f"times and memory are of different machines: {listed}"
+
+
+def machine(run: Run) -> str:
+    """What a run was trained on: `A processor, 2 threads`."""
+    environment = run.environment
+    threads, processes = environment.get("threads"), environment.get("processes")
+    told = [str(environment.get("gpu") or environment.get("cpu") or "")]
+    told += [f"{threads} thread{'' if threads == 1 else 's'}"] if threads else []
+    told += [f"{processes} processes"] if processes not in (None, 1) else []
+    return ", ".join(filter(None, told))
 
 
 def _setting(run: Run, path: tuple[str, ...]) -> dict[str, str]:

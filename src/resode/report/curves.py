@@ -135,12 +135,14 @@ def of_groups(groups: Sequence[Group], kinds: Mapping[str, str]) -> tuple[Plot, 
 
 
 def _mean(group: Group, kind: str, value: Callable[[Epoch], Value]) -> Series:
-    """Over the seeds that have come so far; an epoch at which one is not finite has a gap."""
+    """Over the finished seeds, where there are any; the epochs that all of them have."""
+    runs = list((group.finished or group.runs).values())
     by_epoch: dict[int, list[float]] = {}
-    for run in group.runs.values():
+    for run in runs:
         for epoch in run.epochs:
             if (found := value(epoch)) is not None:
                 by_epoch.setdefault(epoch.epoch, []).append(found)
+    by_epoch = {epoch: values for epoch, values in by_epoch.items() if len(values) == len(runs)}
     points = tuple((epoch, fmean(values)) for epoch, values in sorted(by_epoch.items()))
     extent = (
         (e, min(v), max(v)) for e, v in sorted(by_epoch.items()) if len(v) > 1 and all(map(_drawable, v))

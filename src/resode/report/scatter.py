@@ -7,18 +7,23 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from resode.quantities import count, duration, number, percent, size
+from resode.quantities import count, duration, number, percent, shortened, size
 from resode.report.axes import BOTTOM, HEIGHT, LEFT, RIGHT, STRETCH, TOP, WIDTH, Tick, around, ticks
 from resode.report.comparison import Row
 
 LETTER, LINE = 8.0, 17.0  # pixels of a label on a phone
+NAME = 28  # letters of a label; so many fit to the left or to the right of any point
+
+
+SCALES = {(False, False): "", (True, False): "log x", (False, True): "log y", (True, True): "log x, log y"}
 
 
 @dataclass(frozen=True)
 class Point:
-    """An arm: place, colour, where its label stands, whether it is on the front."""
+    """An arm: place, colour, its label and where that stands, whether it is on the front."""
 
     name: str
+    label: str
     kind: str
     x: float
     y: float
@@ -31,7 +36,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Scatter:
-    """Errors over one cost; `front` is a path through the arms that no other beats."""
+    """Errors over one cost; `front` joins the arms that no other beats; `scale` says what is logarithmic."""
 
     title: str
     scale: str
@@ -84,7 +89,7 @@ def _scatter(
     path = f"M{on_front[0][0]:g} {on_front[0][1]:g}" + "".join(f"H{px:g}V{py:g}" for px, py in on_front[1:])
     return Scatter(
         title=title,
-        scale="logarithmic" if x.logarithmic else "linear",
+        scale=SCALES[x.logarithmic, y.logarithmic],
         points=_apart(points),
         front=path,
         x_ticks=_spaced(ticks(x, x_levels, write)),
@@ -103,8 +108,11 @@ def pareto(points: Sequence[tuple[float, float]]) -> set[int]:
 
 def _point(name: str, kind: str, x: float, y: float, best: bool, text: str) -> Point:
     """A point with its label to the right, or to the left where there is no room."""
-    left = x + 10 + LETTER * len(name) > WIDTH
-    return Point(name, kind, x, y, x - 10 if left else x + 10, y, "end" if left else "start", best, text)
+    label = shortened(name, NAME)
+    left = x + 10 + LETTER * len(label) > WIDTH
+    return Point(
+        name, label, kind, x, y, x - 10 if left else x + 10, y, "end" if left else "start", best, text
+    )
 
 
 def _apart(points: list[Point]) -> tuple[Point, ...]:
@@ -124,7 +132,7 @@ def _over(a: Point, b: Point) -> bool:
 
 
 def _extent(point: Point) -> tuple[float, float]:
-    length = LETTER * len(point.name)
+    length = LETTER * len(point.label)
     return (
         (point.label_x - length, point.label_x)
         if point.anchor == "end"

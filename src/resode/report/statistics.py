@@ -1,6 +1,7 @@
 """Statistics over seeds: what a mean of few runs says, and what the difference of two says.
 
-    interval of a mean        percentile bootstrap (Efron 1979), resampling the runs
+    interval of a mean        of ten runs or more the percentile bootstrap (Efron 1979), resampling the runs;
+                              of fewer Student's, for the bootstrap of three holds the mean in 75 % of cases
     paired difference         over the seeds that both have: d_s = b_s - a_s; its interval is Student's,
                               mean(d) +- t_{n-1} sd(d) / sqrt(n), and p is of the hypothesis mean(d) = 0
 
@@ -17,6 +18,7 @@ from scipy import stats
 
 LEVEL = 0.95
 RESAMPLES = 10_000
+RESAMPLED = 10  # runs from which on the bootstrap is used
 ROUNDING = 1e-5  # points; differences of records that are rounded, and equal but for that
 
 
@@ -28,7 +30,7 @@ class Mean:
         values: one a run.
         mean: of them.
         deviation: the standard deviation of a run (n - 1); None of one.
-        low: where the interval of the mean begins; None of fewer than three.
+        low: where the interval of the mean begins; None of one.
         high: where it ends.
     """
 
@@ -45,16 +47,18 @@ class Mean:
 
 
 def mean_of(values: Sequence[float]) -> Mean:
-    """The mean of at least one run, with its bootstrap interval; the resamples are the same each time."""
-    mean = fmean(values)
-    if len(values) < 2:
+    """The mean of at least one run, with its interval; the resamples are the same each time."""
+    mean, n = fmean(values), len(values)
+    if n < 2:
         return Mean(tuple(values), mean, None, None, None)
-    if len(values) < 3:
-        return Mean(tuple(values), mean, stdev(values), None, None)
+    deviation = stdev(values)
+    if n < RESAMPLED:
+        half = float(stats.t.ppf((1 + LEVEL) / 2, n - 1)) * deviation / math.sqrt(n)
+        return Mean(tuple(values), mean, deviation, mean - half, mean + half)
     rng = np.random.default_rng(0)
     drawn = rng.choice(np.asarray(values), (RESAMPLES, len(values))).mean(1)
     low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Mean(tuple(values), mean, stdev(values), float(low), float(high))
+    return Mean(tuple(values), mean, deviation, float(low), float(high))
 
 
 @dataclass(frozen=True)

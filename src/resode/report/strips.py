@@ -6,13 +6,13 @@ Coordinates are pixels of a WIDTH x height view box; the scale lies close around
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from resode.quantities import percent
+from resode.quantities import percent, shortened
 from resode.report.axes import WIDTH, Axis, Tick, around, ticks
 from resode.report.comparison import Group, Row
 from resode.report.statistics import Mean
 
-LABELS = 190  # pixels for the names of arms
-ROW, FOOT, HEAD, MARGIN = 34, 30, 8, 16
+ROW, FOOT, HEAD, MARGIN = 50, 30, 4, 16
+NAME, ABOVE = 58, 20  # the letters of a name that fit a phone; how far it stands above its strip
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,7 @@ class Strip:
     """An arm: its name, colour and height; a dot and a text a run, the mean, its interval, the published."""
 
     name: str
+    label: str
     kind: str
     at: float
     dots: tuple[tuple[float, str], ...]
@@ -53,9 +54,9 @@ def of(groups: Sequence[Group], rows: Sequence[Row], kinds: Mapping[str, str], s
     values = [error for _, _, mean in found for error in mean.values]
     values += [row.published for _, row, _ in found if row.published is not None and split == "test"]
     values += [end for _, _, mean in found for end in (mean.low, mean.high) if end is not None]
-    axis, levels = around(values, LABELS, WIDTH - MARGIN, float("inf"))
+    axis, levels = around(values, MARGIN, WIDTH - MARGIN, float("inf"))
     strips = [
-        _strip(group, row, mean, kinds[row.name], HEAD + ROW * (place + 0.5), axis, split)
+        _strip(group, row, mean, kinds[row.name], HEAD + ROW * (place + 0.65), axis, split)
         for place, (group, row, mean) in enumerate(found)
     ]
     return Strips(
@@ -68,7 +69,8 @@ def _strip(group: Group, row: Row, mean: Mean, kind: str, at: float, axis: Axis,
     interval = None if mean.low is None or mean.high is None else (axis(mean.low), axis(mean.high))
     published = axis(row.published) if row.published is not None and split == "test" else None
     text = percent(mean.mean) + (f" of {mean.n} seeds" if mean.n > 1 else "")
-    return Strip(row.name, kind, at, tuple(dots), axis(mean.mean), interval, published, text)
+    label = shortened(row.name, NAME)
+    return Strip(row.name, label, kind, at, tuple(dots), axis(mean.mean), interval, published, text)
 
 
 def _mean(row: Row, split: str) -> Mean | None:

@@ -5,8 +5,8 @@ The error of every run, accuracy against cost, learning curves, confusions. The 
 
 import functools
 import shlex
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,9 @@ from resode import durable, quantities
 from resode.errors import InputError
 from resode.report import axes, classes, comparison, curves, scatter, strips, tables, templating
 from resode.report.comparison import Comparison, Group
-from resode.report.run import Evaluated
+from resode.report.run import Evaluated, Run
 
-COLOURS = 10  # of arms; then they come again, dashed
+COLOURS = 10  # of arms; then they come again, dashed, and again, dotted
 PLAN = "study.yaml"  # in the folder of a study: the file that it was made by
 
 
@@ -47,6 +47,14 @@ class Study:
         """The arms side by side; None while no run is finished."""
         finished = any(group.finished for group in self.groups)
         return comparison.compare(self.groups, self.split) if finished else None
+
+    def of_runs(self, paths: Collection[Path]) -> "Study":
+        """The same with these runs alone."""
+        kept = (
+            Group(g.name, {seed: run for seed, run in g.runs.items() if run.path in paths})
+            for g in self.groups
+        )
+        return replace(self, groups=tuple(group for group in kept if group.runs))
 
 
 def is_study(path: Path) -> bool:
@@ -79,7 +87,7 @@ def _plan(file: Path) -> tuple[str, Mapping[str, Any]]:
     try:
         text = file.read_text(encoding="utf-8")
         found = yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return "", {}
     return (text, found) if isinstance(found, Mapping) else ("", {})
 
@@ -108,7 +116,6 @@ def render(study: Study) -> str:
     kinds = {group.name: _kind(place) for place, group in enumerate(groups)}
     rows = found.rows if found else ()
     runs = [(group.name, seed, run) for group in groups for seed, run in group.runs.items()]
-    environments = [run.environment for *_, run in runs if run.environment]
     heads, cells = tables.cells(found) if found else ([], [])
     return templating.render(
         "study.html",
@@ -128,14 +135,15 @@ def render(study: Study) -> str:
         matrices=_matrices(groups, split),
         by_class=_by_class(groups, split),
         runs=runs,
-        machines=sorted({_machine(environment) for environment in environments}),
+        machines=sorted({_machine(run) for *_, run in runs if run.environment}),
         commands=_commands(study, found),
     )
 
 
 def _kind(place: int) -> str:
     """The colour of an arm on the page."""
-    return f"arm{place % COLOURS}" + (" again" if place >= COLOURS else "")
+    again = place // COLOURS % 3
+    return f"arm{place % COLOURS}" + (f" again{again}" if again else "")
 
 
 def _facts(groups: Sequence[Group]) -> dict[str, str]:
@@ -196,12 +204,12 @@ def _summed(group: Group, split: str) -> Evaluated | None:
     return Evaluated(top1_error=error, samples=images, per_class=named, confusion=total)
 
 
-def _machine(environment: Mapping[str, Any]) -> str:
-    """`A processor, 2 threads, torch 2.13.0`."""
-    threads = environment.get("threads")
-    told = [environment.get("gpu") or environment.get("cpu"), threads and f"{threads} threads"]
-    versions = [f"{name} {environment[name]}" for name in ("torch", "python") if environment.get(name)]
-    return ", ".join(str(word) for word in [*told, *versions] if word)
+def _machine(run: Run) -> str:
+    """`A processor, 2 threads, torch 2.13.0, python 3.11.9`."""
+    versions = [
+        f"{name} {run.environment[name]}" for name in ("torch", "python") if run.environment.get(name)
+    ]
+    return ", ".join(filter(None, [comparison.machine(run), *versions]))
 
 
 def _commands(study: Study, found: Comparison | None) -> dict[str, str]:

@@ -5,7 +5,7 @@ import io
 from typing import Any
 
 from resode.quantities import MISSING, count, duration, number, percent, size
-from resode.report.comparison import Comparison
+from resode.report.comparison import Comparison, Row
 from resode.report.statistics import Difference, Mean
 
 COLUMNS = (
@@ -21,8 +21,9 @@ def records(comparison: Comparison) -> list[dict[str, Any]]:
     for row in comparison.rows:
         test, validation, difference = row.test, row.validation, row.difference
         values = (
-            row.name, len(row.seeds), test and test.mean, test and test.deviation, test and test.low,
-            test and test.high, validation and validation.mean, validation and validation.deviation,
+            row.name, _runs(row, comparison.split), test and test.mean, test and test.deviation,
+            test and test.low, test and test.high, validation and validation.mean,
+            validation and validation.deviation,
             difference and difference.mean, difference and difference.low, difference and difference.high,
             difference and difference.p, difference and len(difference.seeds), row.published,
             row.parameters, row.multiply_adds, row.evaluations, row.seconds, row.peak_memory_bytes,
@@ -49,7 +50,7 @@ def cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     rows = [
         [
             row.name,
-            str(len(row.seeds)),
+            str(_runs(row, comparison.split)),
             _mean(row.test),
             _mean(row.validation),
             _difference(row.difference),
@@ -80,9 +81,16 @@ def legend(comparison: Comparison) -> str:
     """What the figures are."""
     of = "test error" if comparison.split == "test" else "validation error"
     return (
-        "errors of the last epoch: mean \N{PLUS-MINUS SIGN} standard deviation of a run [bootstrap interval "
-        f"of the mean, 95 %]; less the first: points of {of} over common seeds [Student's interval, 95 %]"
+        "errors of the last epoch: mean \N{PLUS-MINUS SIGN} standard deviation of a run [interval of the "
+        "mean, 95 %: Student's, of ten runs or more by bootstrap]; less the first: points of "
+        f"{of} over common seeds [Student's interval, 95 %]"
     )
+
+
+def _runs(row: Row, split: str) -> int:
+    """How many runs the error is of."""
+    found = row.test if split == "test" else row.validation
+    return len(row.seeds) if found is None else found.n
 
 
 def _mean(found: Mean | None) -> str:

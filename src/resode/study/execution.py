@@ -25,10 +25,15 @@ from resode.errors import (
     Stopped,
 )
 from resode.study.job import end_with_parent
-from resode.study.plan import Job, Study
+from resode.study.plan import Job, Study, read
 from resode.training.launch import agreed
 from resode.training.runs import Run
 from resode.training.signals import StopRequest, listening
+
+
+class Refused(InputError):
+    """A study that cannot go on: its folder holds results of other settings."""
+
 
 ARMS, PLAN = "arms.json", "study.yaml"  # in the folder of a study: the arm of each run, and its file
 BY_CODE: Mapping[int, type[ResodeError]] = {2: InputError, 3: IntegrityError, 4: DivergenceError}
@@ -106,9 +111,17 @@ def claimed(jobs: Sequence[Job], out: Path, plan: Study | None = None) -> Iterat
         _check_finished(jobs, out)
         arms = {str(job.folder): job.arm for job in jobs}
         durable.write_json(out / ARMS, arms)  # by which `resode compare` knows them
-        if plan is not None:
+        if plan is not None and not _kept(plan, out / PLAN):
             durable.write_text(out / PLAN, plan.to_yaml())
         yield
+
+
+def _kept(plan: Study, file: Path) -> bool:
+    """Whether a file says the same already (it may be the user's own, with comments)."""
+    try:
+        return read(file) == plan
+    except InputError:
+        return False
 
 
 def refuse(mistakes: Sequence[tuple[int, str]]) -> None:
@@ -129,7 +142,7 @@ def _check_finished(jobs: Sequence[Job], out: Path) -> None:
             except InputError as error:
                 mistakes += error.messages
     if mistakes:
-        raise InputError(*mistakes)
+        raise Refused(*mistakes)
 
 
 def unfinished(jobs: Sequence[Job], out: Path) -> int:
@@ -147,7 +160,7 @@ def _start(job: Job, out: Path, parallel: int) -> _Running:
     folder = out / job.folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     log = log_of(job, out).open("ab")
-    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // parallel))} if parallel > 1 else {}
+    threads = {"OMP_NUM_THREADS": str(_threads(parallel))} if parallel > 1 else {}
     process = subprocess.Popen(
         command(job, out),
         stdout=log,
@@ -158,6 +171,18 @@ def _start(job: Job, out: Path, parallel: int) -> _Running:
         preexec_fn=end_with_parent,
     )
     return _Running(job, process, log, log.tell())
+
+
+def cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _threads(parallel: int) -> int:
+    """Of each of so many runs: its share of the cores, or fewer where the user says so."""
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    share = max(1, cores() // parallel)
+    return min(share, int(asked)) if asked.isdecimal() and int(asked) else share
 
 
 def log_of(job: Job, out: Path) -> Path:

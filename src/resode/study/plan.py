@@ -29,6 +29,9 @@ from resode.training import Experiment, recipes
 Settings = dict[str, Any]
 
 
+LONGEST = 200  # bytes of the name of an arm
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -107,6 +110,11 @@ class Study(_Section):
             for name, recipe, settings in arms
         )
         folders = [str(job.folder) for job in jobs if job.seed == self.seeds[0]]
+        mistakes += [
+            f"{self.name}: arm '{name[:40]}...' has {len(name.encode())} bytes, too many for a folder's name"
+            for name, *_ in arms
+            if len(name.encode()) > LONGEST
+        ]
         if not mistakes:
             mistakes += [
                 f"{self.name}: two arms would share the folder {f}; rename one" for f in _twice(folders)

@@ -192,8 +192,9 @@ def prepare(
     module = place(_built(experiment, module), device)
     shape = image_shape(data)
     for size in (None, *(part.size for part in experiment.sizes)):
-        check_network(module, check_size(shape, size, data.name), len(data.classes), data.name, device)
-    check_smallest_batch(module, shape, len(train_index), experiment.batch_size, device, world)
+        seen = check_size(shape, size, data.name)
+        check_network(module, seen, len(data.classes), data.name, device)
+        check_smallest_batch(module, seen, len(train_index), experiment.batch_size, device, world)
     experiment, lines = _resolve_form(experiment, module, shape, device, len(train_index))
     notes += lines
     experiment, lines = _resolve_gradients(experiment, module, data)

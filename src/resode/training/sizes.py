@@ -14,15 +14,19 @@ from resode.training.experiment import Sizing
 
 
 def size_at(sizes: Sequence[Sizing], iteration: int, iterations: int) -> int | None:
-    """The side of the images of an iteration; None where they are whole."""
-    found = (part.size for part in sizes if iteration < round(part.until * iterations))
-    return next(found, None)
+    """The side of the images of an iteration; None where they are whole, as they are in the last at least."""
+    ends = _ends(sizes, iterations)
+    return next((part.size for part, end in zip(sizes, ends, strict=True) if iteration < end), None)
 
 
 def parts(sizes: Sequence[Sizing], iterations: int) -> list[tuple[int, int]]:
     """(first iteration, how many) for each part of a training: one a size, and the whole images."""
-    ends = [min(round(part.until * iterations), iterations) for part in sizes]
+    ends = _ends(sizes, iterations)
     return [(a, b - a) for a, b in zip([0, *ends], [*ends, iterations], strict=True) if b > a]
+
+
+def _ends(sizes: Sequence[Sizing], iterations: int) -> list[int]:
+    return [min(round(part.until * iterations), iterations - 1) for part in sizes]
 
 
 def resized_shape(shape: Shape, size: int | None) -> Shape:
@@ -39,4 +43,6 @@ def resized(inputs: Tensor, size: int | None) -> Tensor:
     shape = resized_shape((channels, height, width), size)
     if shape == (channels, height, width):
         return inputs
-    return F.interpolate(inputs, list(shape[1:]), mode="bilinear", align_corners=False, antialias=True)
+    u = inputs.float()  # a CPU scales no other numbers with antialiasing
+    u = F.interpolate(u, list(shape[1:]), mode="bilinear", align_corners=False, antialias=True)
+    return u.to(inputs.dtype)

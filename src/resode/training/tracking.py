@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from resode import durable
 from resode.errors import InputError
 from resode.training.progress import Observer
 from resode.training.runs import Run
@@ -62,6 +63,8 @@ class TensorBoard(Observer):
 
     def _open(self, epochs: int) -> None:
         self.known = self._steps()
+        with durable.writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
         self.writer = self.write_to(self.folder, purge_step=epochs + 1 if self.known else None)
         if not self.known:
             text = (self.run.path / "experiment.yaml").read_text(encoding="utf-8")
