@@ -5,6 +5,7 @@ from pathlib import Path
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # one of several processes: they share the cores, a thread each
     os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ.pop("COLUMNS", None)  # which only a terminal has
 
 import pytest
 

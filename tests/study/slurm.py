@@ -20,6 +20,13 @@ def install(folder: Path) -> None:
         script.chmod(0o755)
 
 
+def say(name: str, state: str) -> None:
+    """Replace what is known of a job at once: others read it meanwhile."""
+    new = KNOWN / f"{name}.state.new"
+    new.write_text(state)
+    new.replace(KNOWN / f"{name}.state")
+
+
 def sbatch(file: str) -> None:
     text = Path(file).read_text()
     if "nowhere" in text:
@@ -32,7 +39,7 @@ def sbatch(file: str) -> None:
         name = str(number) if index is None else f"{number}_{index}"
         own = {"SLURM_ARRAY_JOB_ID": str(number), "SLURM_ARRAY_TASK_ID": str(index)}
         environment = {**os.environ, "SLURM_JOB_ID": name, **({} if index is None else own)}
-        (KNOWN / f"{name}.state").write_text("PENDING")
+        say(name, "PENDING")
         subprocess.Popen(
             [sys.executable, "-S", __file__, "job", name, str(script)],
             env=environment, start_new_session=True, stdin=subprocess.DEVNULL,
@@ -44,12 +51,12 @@ def sbatch(file: str) -> None:
 def job(name: str, script: str) -> None:
     again = KNOWN / f"{name}.again"
     while True:
-        (KNOWN / f"{name}.state").write_text("RUNNING")
+        say(name, "RUNNING")
         code = subprocess.run(["bash", script]).returncode
         if not again.exists():
             break
         again.unlink()
-    (KNOWN / f"{name}.state").write_text("FAILED" if code else "COMPLETED")
+    say(name, "FAILED" if code else "COMPLETED")
 
 
 def srun(*words: str) -> None:

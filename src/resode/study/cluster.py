@@ -232,8 +232,8 @@ def _squeue(ids: Sequence[str]) -> dict[str, str]:
     if answer.returncode and "Invalid job id" not in answer.stderr:  # of jobs that SLURM has forgotten
         said = (answer.stderr.strip().splitlines() or [f"ended with code {answer.returncode}"])[-1]
         raise ResourceError(f"{said}: what is in the queue is not known, so nothing is started; try again")
-    found = dict(line.split(maxsplit=1) for line in answer.stdout.splitlines() if " " in line)
-    return {job: state.strip() for job, state in found.items() if state.strip() not in OVER}
+    found = (line.partition(" ") for line in answer.stdout.splitlines() if line.strip())
+    return {job: state.strip() or "UNKNOWN" for job, _, state in found if state.strip() not in OVER}
 
 
 def _lives(process: str) -> bool:
