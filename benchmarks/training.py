@@ -21,6 +21,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ RECIPES = "short/resnet20,he2016/resnet56,modern/resnet18,dynamicblocks/rk4"
 
 def loop(module: nn.Module, layout: torch.memory_format, fused: bool) -> Callable[[torch.Tensor, Any], None]:
     """A step of a loop of one's own on a copy of the network."""
-    network = copy.deepcopy(module).to(memory_format=layout).train()  # type: ignore[call-overload]  # torch
+    network = copy.deepcopy(module).to(memory_format=layout).train()
     optimiser = torch.optim.SGD(network.parameters(), 1e-4, momentum=0.9, fused=fused)
 
     def step(inputs: torch.Tensor, targets: torch.Tensor) -> None:
@@ -74,14 +75,14 @@ def measure(recipe: str, rounds: int, seconds: float, compile_: bool) -> dict[st
         ("fused", torch.channels_last, True),
     ):
         step = loop(setup.module, layout, fused)
-        forms[name] = lambda step=step: step(batch.inputs, batch.targets)  # type: ignore[misc]  # default binds
+        forms[name] = partial(step, batch.inputs, batch.targets)
 
     def engine_step(trainer: Trainer) -> None:
         if trainer.position.step >= trainer.steps - 1:
             trainer.position = Position(epoch=trainer.position.epoch + 1)
         trainer.step()
 
-    forms |= {name: lambda t=trainer: engine_step(t) for name, trainer in trainers.items()}  # type: ignore[misc]  # likewise
+    forms |= {name: partial(engine_step, trainer) for name, trainer in trainers.items()}
     if compile_:
         fastest = min(trainers, key=lambda name: seconds_of(forms[name], 0))
         precision = trainers[fastest].setup.experiment.precision

@@ -1,10 +1,12 @@
 """The command line, run in this process."""
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+import resode as library
 from resode.cli import main
 
 TINY = (
@@ -17,6 +19,8 @@ TINY = (
     "--precision",
     "fp32",
 )
+
+SETTINGS = {"epochs": 2, "batch_size": 256, "precision": "fp32"}
 
 
 @dataclass(frozen=True)
@@ -54,3 +58,19 @@ def trained(resode, tmp_path) -> Path:
     answer = resode("train", "quickstart", "--out", "run", *TINY)
     assert answer.code == 0, answer.err
     return tmp_path / "run"
+
+
+@pytest.fixture(scope="session")
+def trained_once(tmp_path_factory) -> Path:
+    """A finished run of a small ResNet on digits."""
+    path = tmp_path_factory.mktemp("trained") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RESODE_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+        library.train(None, library.Experiment.from_recipe("quickstart", SETTINGS), out=path)
+    return path
+
+
+@pytest.fixture
+def run(trained_once, tmp_path) -> Path:
+    """A copy of it."""
+    return Path(shutil.copytree(trained_once, tmp_path / "run"))

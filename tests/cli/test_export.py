@@ -15,24 +15,6 @@ from resode import weights
 from resode.interop import exporting
 from resode.training import Run
 
-SETTINGS = {"epochs": 2, "batch_size": 256, "model.widths": [4, 4, 8], "precision": "fp32"}
-
-
-@pytest.fixture(scope="module")
-def trained_once(tmp_path_factory) -> Path:
-    """A finished run of a small ResNet on digits."""
-    path = tmp_path_factory.mktemp("trained") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RESODE_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
-        library.train(None, library.Experiment.from_recipe("quickstart", SETTINGS), out=path)
-    return path
-
-
-@pytest.fixture
-def run(trained_once, tmp_path) -> Path:
-    """A copy of it."""
-    return Path(shutil.copytree(trained_once, tmp_path / "run"))
-
 
 def test_onnx_runtime_alone_gets_the_error_of_evaluate(resode, run, tmp_path):
     answer = resode("export", run, "--out", "net.onnx")

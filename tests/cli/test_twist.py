@@ -1,8 +1,6 @@
 """`resode twist`: a trained network twisted, and trained on."""
 
 import json
-import shutil
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,25 +9,9 @@ from safetensors.torch import load_file
 import resode as library
 from resode.models.twisting import twisted_convolutions
 from resode.training import Run
+from tests.cli.conftest import SETTINGS
 
-SETTINGS = {"epochs": 2, "batch_size": 256, "precision": "fp32"}
 TINY = [word for key, value in SETTINGS.items() for word in ("--set", f"{key}={value}")]
-
-
-@pytest.fixture(scope="module")
-def trained_once(tmp_path_factory) -> Path:
-    """A finished run of a small ResNet on digits."""
-    path = tmp_path_factory.mktemp("trained") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RESODE_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
-        library.train(None, library.Experiment.from_recipe("quickstart", SETTINGS), out=path)
-    return path
-
-
-@pytest.fixture
-def run(trained_once, tmp_path) -> Path:
-    """A copy of it."""
-    return Path(shutil.copytree(trained_once, tmp_path / "run"))
 
 
 def test_a_run_is_twisted_evaluates_the_same_and_is_trained_on(resode, run, tmp_path):

@@ -35,7 +35,7 @@ page.onload = () => {
       e.getBoundingClientRect().right > root.clientWidth + 1 && !e.closest('.box, pre, svg')).map(e => e.outerHTML.slice(0, 80)),
   })
 }
-</script>"""  # noqa: E501
+</script>"""  # noqa: E501  # a page, wrapped as JavaScript is
 
 
 def seen(page, width, tmp_path):

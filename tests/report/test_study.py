@@ -109,14 +109,6 @@ def test_hostile_names_stay_text(arm, tmp_path):
     assert " ".join(clean.split()) in found.text
 
 
-def test_many_arms_have_colours_of_their_own(arm, tmp_path):
-    for place in range(12):
-        arm(f"arm{place}", {0: 8.0 + place}, batch_size=16 + place)
-    _, source = pages(tmp_path)
-    kinds = {line.split('"')[1] for line in source.splitlines() if line.lstrip().startswith('<g class="arm')}
-    assert len(kinds) == 12
-
-
 def test_a_directory_is_no_page(arm, tmp_path):
     arm("plain", {0: 8.0})
     with pytest.raises(InputError, match="a directory; name a file"):

@@ -177,7 +177,8 @@ class Plain:
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
-        self.module = copy.deepcopy(setup.module).to(memory_format=torch.contiguous_format).train()  # type: ignore[call-overload]  # torch
+        self.module = copy.deepcopy(setup.module).train()
+        self.module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # unknown to torch's types
         take(self.module, ["stored"] * len(differentiated(self.module)))
         self.optimiser = torch.optim.SGD(self.module.parameters(), 1e-4, momentum=0.9)
         batch = setup.training.batch(0, 0)
