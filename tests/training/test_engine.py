@@ -35,6 +35,7 @@ VARIANTS = {
         "average.samples": 300,
         "optimizer.decay_norms": False,
     },
+    "muon": {"optimizer.name": "muon", "optimizer.others.lr": 0.05},
     "adamw, bf16": {"optimizer.name": "adamw", "schedule.name": "cosine", "precision": "bf16"},
 }
 MEASURED = {"seconds", "images_per_second", "peak_memory_bytes"}

@@ -2,9 +2,9 @@ import pytest
 import torch
 from torch import nn
 
-from resode.training import optimisers
+from resode.training import muon, optimisers
 from resode.training.averaging import ParameterAverage, estimate_statistics
-from resode.training.experiment import SGD, AdamW
+from resode.training.experiment import SGD, AdamW, Muon
 
 
 def small() -> nn.Module:
@@ -36,13 +36,67 @@ def test_sgd_is_the_formula():
         assert theta.item() == pytest.approx(expected, rel=1e-14)
 
 
+@pytest.mark.parametrize("shape", [(4, 9), (9, 4), (5, 5), (1, 7)])
+def test_muon_makes_singular_values_equal_and_keeps_singular_vectors(shape):
+    torch.manual_seed(0)
+    matrix = torch.randn(shape, dtype=torch.float64)
+    u, s, vt = torch.linalg.svd(matrix, full_matrices=False)
+    found = u.mT @ muon.orthogonalised(1e3 * matrix) @ vt.mT
+    values = found.diagonal()
+    torch.testing.assert_close(found, values.diag(), rtol=0, atol=1e-12)
+    assert values.min() > 0.68
+    assert values.max() < 1.21
+    a, b, c = muon.COEFFICIENTS
+    x = s / s.norm()
+    for _ in range(muon.STEPS):
+        x = a * x + b * x**3 + c * x**5  # the published iteration, of each singular value
+    torch.testing.assert_close(values, x, rtol=1e-10, atol=1e-12)
+
+
+def test_muon_leaves_a_zero_matrix_and_takes_many_at_once():
+    assert not muon.orthogonalised(torch.zeros(3, 5)).any()
+    matrices = torch.randn(4, 3, 5, dtype=torch.float64)
+    one_by_one = torch.stack([muon.orthogonalised(matrix) for matrix in matrices])
+    torch.testing.assert_close(muon.orthogonalised(matrices), one_by_one, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_muon_is_the_formula_for_kernels_and_sgd_for_the_others(nesterov):
+    """W <- (1 - lr wd) W - lr max(1, sqrt(o / i)) O(d); rates follow the schedule in proportion."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(1, 27, 3, bias=False), nn.Flatten(), nn.Linear(27, 2)).double()
+    alone = nn.Linear(27, 2).double()
+    alone.load_state_dict(module[2].state_dict())
+    sgd = SGD(lr=0.05, momentum=0.8, nesterov=True, weight_decay=0.03)
+    section = Muon(lr=0.2, momentum=0.7, nesterov=nesterov, weight_decay=0.1, others=sgd)
+    optimiser, plain = optimisers.build(module, section), optimisers.build(alone, sgd)
+    kernel = module[0].weight.detach().clone()
+    velocity = torch.zeros_like(kernel)
+    for step in range(3):
+        optimisers.set_learning_rate(optimiser, 0.2 / (step + 1))
+        optimisers.set_learning_rate(plain, 0.05 / (step + 1))
+        for own in (*module.parameters(), *alone.parameters()):
+            own.grad = (own.detach() + step).sin()
+        g = (kernel + step).sin()
+        velocity = 0.7 * velocity + g
+        d = g + 0.7 * velocity if nesterov else velocity
+        lr = 0.2 / (step + 1)
+        turned = muon.orthogonalised(d.flatten(1)).view_as(kernel)
+        kernel = (1 - lr * 0.1) * kernel - lr * (27 / 9) ** 0.5 * turned
+        optimiser.step()
+        plain.step()
+        torch.testing.assert_close(module[0].weight.detach(), kernel, rtol=1e-12, atol=1e-12)
+        for own, other in zip(module[2].parameters(), alone.parameters(), strict=True):
+            torch.testing.assert_close(own, other, rtol=1e-12, atol=1e-12)
+
+
 def test_norms_and_biases_can_be_left_undecayed():
     optimiser = optimisers.build(small(), SGD(weight_decay=0.1, decay_norms=False))
     decays = {group["weight_decay"]: len(group["params"]) for group in optimiser.param_groups}
     assert decays == {0.1: 2, 0.0: 4}
 
 
-@pytest.mark.parametrize("section", [SGD(nesterov=True), AdamW()])
+@pytest.mark.parametrize("section", [SGD(nesterov=True), AdamW(), Muon()])
 def test_the_state_travels_by_name_and_goes_on_in_the_same_bits(section):
     module = small()
     optimiser = optimisers.build(module, section)

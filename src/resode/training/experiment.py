@@ -143,6 +143,21 @@ class AdamW(Section):
     decay_norms: bool = True
 
 
+class Muon(Section):
+    """Momentum with equal singular values for kernels of convolutions, SGD for all else (Jordan et al. 2024).
+
+    W <- (1 - lr weight_decay) W - lr max(1, sqrt(o / i)) U V', where U S V' is the momentum as a matrix of
+    o outputs and i inputs. The schedule is of both: all else has the rate `others.lr` where kernels have lr.
+    """
+
+    name: Literal["muon"] = "muon"
+    lr: PositiveFloat = 0.1
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    nesterov: bool = True
+    weight_decay: NonNegativeFloat = 0.05
+    others: SGD = SGD(nesterov=True, weight_decay=5e-4)
+
+
 class Warmup(Section):
     """The first `epochs` run at lr times a factor: constant, or rising linearly from it to 1."""
 
@@ -199,7 +214,7 @@ class LinearExponential(Section):
     warmup: None = None
 
 
-Optimizer = Annotated[SGD | AdamW, Field(discriminator="name")]
+Optimizer = Annotated[SGD | AdamW | Muon, Field(discriminator="name")]
 Schedule = Annotated[
     Constant | MultiStep | Cosine | OneCycle | LinearExponential, Field(discriminator="name")
 ]

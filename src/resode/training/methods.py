@@ -35,7 +35,9 @@ def fixed_bytes(experiment: Experiment, module: nn.Module) -> tuple[int, int, in
 
 def _moments(experiment: Experiment) -> int:
     optimiser = experiment.optimizer
-    moments = int(optimiser.momentum > 0) if optimiser.name == "sgd" else 2
+    moments = {"sgd": int(optimiser.name == "sgd" and optimiser.momentum > 0), "adamw": 2, "muon": 1}[
+        optimiser.name
+    ]
     return moments + (experiment.average is not None)
 
 

@@ -1,4 +1,4 @@
-"""Optimisers: SGD and AdamW over the parameters of a module, one group per weight decay.
+"""Optimisers: SGD, AdamW and Muon over the parameters of a module, in groups of one weight decay.
 
 Their state travels by parameter name (`momentum_buffer/layer1.0.conv1.weight`), never by position. Beside a
 weights file `net.safetensors` it lies in `net.optimiser.safetensors`, which says whose it is by a hash.
@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from resode import durable, weights
 from resode.errors import InputError, IntegrityError
-from resode.training.experiment import SGD, Optimizer
+from resode.training import muon
+from resode.training.experiment import SGD, Muon, Optimizer
 
 
 def build(module: nn.Module, section: Optimizer) -> torch.optim.Optimizer:
@@ -23,6 +24,8 @@ def build(module: nn.Module, section: Optimizer) -> torch.optim.Optimizer:
     With `decay_norms: false`, vectors and scalars (norm scales, biases) are not decayed.
     """
     trainable = [p for p in module.parameters() if p.requires_grad]
+    if isinstance(section, Muon):
+        return _muon(trainable, section)
     decayed = [p for p in trainable if section.decay_norms or p.ndim > 1]
     free = [p for p in trainable if not (section.decay_norms or p.ndim > 1)]
     groups = [
@@ -41,10 +44,23 @@ def build(module: nn.Module, section: Optimizer) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=section.lr, betas=section.betas, eps=section.eps, fused=True)
 
 
+def _muon(trainable: list[nn.Parameter], section: Muon) -> muon.Muon:
+    """Muon for kernels, which have three dimensions or more; SGD for the others, at a rate in proportion."""
+    groups = [
+        {
+            "params": [p for p in trainable if (p.ndim > 2) is kernels],
+            "kernels": kernels, "scale": rule.lr / section.lr, "lr": rule.lr, "momentum": rule.momentum,
+            "nesterov": rule.nesterov, "weight_decay": rule.weight_decay,
+        }
+        for kernels, rule in ((True, section), (False, section.others))
+    ]  # fmt: skip
+    return muon.Muon(group for group in groups if group["params"])
+
+
 def set_learning_rate(optimiser: torch.optim.Optimizer, lr: float) -> None:
-    """Set the learning rate of every group."""
+    """Set the learning rate of every group; a group may have its own in proportion (`scale`)."""
     for group in optimiser.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("scale", 1.0)
 
 
 def state_tensors(optimiser: torch.optim.Optimizer, module: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -137,8 +153,8 @@ _WEIGHTS = "weights_sha256"
 
 def _refuse_misfit(file: Path, tensors: Mapping[str, Tensor], module: nn.Module, section: Optimizer) -> None:
     kept = ["exp_avg", "exp_avg_sq", "step"]
-    if isinstance(section, SGD):
-        kept = ["momentum_buffer"] if section.momentum else []
+    if isinstance(section, SGD | Muon):
+        kept = ["momentum_buffer"] if section.momentum or isinstance(section, Muon) else []
     found = sorted({name.partition("/")[0] for name in tensors})
     if found != kept:
         wanted = ", ".join(kept) or "no state"
