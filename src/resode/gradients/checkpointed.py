@@ -112,7 +112,9 @@ class _Segment:
         self.present, self.again = self.own.present(), False
 
     def __call__(self, *carry: Tensor) -> Carry:
-        return _run(self.chain, self.plan, self.first, carry, record=self.record and not self.again)
+        end = _run(self.chain, self.plan, self.first, carry, record=self.record and not self.again)
+        torch.clear_autocast_cache()  # which keeps the copies of parameters until autocast ends
+        return end
 
     def __enter__(self) -> None:
         self.own.check_unchanged(self.present, twice=True)

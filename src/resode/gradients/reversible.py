@@ -183,6 +183,7 @@ class _Reversed(torch.autograd.Function):
             if method.anchored(k):
                 anchors[k] = carry
             carry = flow.integrator.step(k, flow.grid, f, carry, flow.numbers)
+            torch.clear_autocast_cache()  # which keeps the copies of parameters until autocast ends
         ctx.flow, ctx.randomness, ctx.anchors = flow, randomness, list(anchors)
         ctx.autocast, ctx.present = present_autocast(y), flow.present()
         ctx.save_for_backward(*carry, *(t for anchor in anchors.values() for t in anchor))
