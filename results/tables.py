@@ -18,6 +18,7 @@ from resode import quantities, report, shipped, weights
 from resode.report.statistics import mean_of
 from resode.training import Experiment
 from resode.training.recipes import shipped as shipped_recipes
+from resode.training.sizes import parts
 
 HERE = Path(__file__).parent
 
@@ -351,6 +352,27 @@ def speed() -> list[str]:
     return rows
 
 
+def fast_trials() -> list[str]:
+    """Settings tried for a fast recipe, on held-out images."""
+    rows = [
+        "| optimiser | lr | epochs | pixels, in epochs of whole images | error on 5,000 held-out images |",
+        "|---|---|---|---|---|",
+    ]
+    for folder in sorted((HERE / "fast-trials").iterdir()):
+        summary = read_json(folder / "summary.json")
+        experiment = Experiment.from_recipe(folder / "experiment.yaml")
+        length = summary["iterations"]
+        shares = zip(
+            parts(experiment.sizes, length), [part.size for part in experiment.sizes] + [32], strict=True
+        )
+        whole = experiment.epochs * sum(count / length * (size / 32) ** 2 for (_, count), size in shares)
+        rows.append(
+            f"| {experiment.optimizer.name} | {experiment.optimizer.lr:g} | {experiment.epochs} "
+            f"| {whole:.1f} | {summary['validation']['top1_error']:.2f} % |"
+        )
+    return rows
+
+
 PAGES: dict[str, dict[str, Callable[[], list[str]]]] = {
     "README.md": {
         "demo": demo,
@@ -365,7 +387,7 @@ PAGES: dict[str, dict[str, Callable[[], list[str]]]] = {
     },
     "docs/twist.md": {"twist_cost": twist_cost, "twist": twist},
     "docs/memory.md": {"memory": memory, "resnet1202": resnet1202},
-    "docs/speed.md": {"speed": speed},
+    "docs/speed.md": {"speed": speed, "fast_trials": fast_trials},
     "docs/dynamic-blocks.md": {"states_controls": states_controls},
     "docs/results.md": {"published": published},
 }
