@@ -317,6 +317,26 @@ def memory() -> list[str]:
     return rows[:-1]
 
 
+def deepest() -> list[str]:
+    """The bytes of the deepest networks at the batch that was asked for, least and plain."""
+    rows = [
+        r for part in read("memory.json") for r in part["rows"] if r["depth"] == 1202 and r["batch"] == 128
+    ]
+    lines = ["A training step at batch 128, parameters, gradients and momentum included:", ""]
+    for family, precision, name in (
+        ("he", "bf16", "ResNet-1202"),
+        ("he", "fp32", "ResNet-1202"),
+        ("reversible", "fp32", "a reversible network of that depth"),
+    ):
+        found = [r for r in rows if (r["family"], r["precision"]) == (family, precision)]
+        bytes_of = {r["method"]: r["total_bytes"] / 1e6 for r in found}
+        plain = bytes_of.pop("stored")
+        least = min(bytes_of, key=bytes_of.__getitem__)
+        how = "" if least.startswith("within") else f" ({least})"
+        lines.append(f"- {name}, {precision}: **{bytes_of[least]:,.0f} MB**{how} in place of {plain:,.0f} MB")
+    return lines
+
+
 def resnet1202() -> list[str]:
     """The first iterations of ResNet-1202 within a budget."""
     if not (HERE / "resnet1202.json").exists():
@@ -358,7 +378,7 @@ def fast_trials() -> list[str]:
         "| optimiser | lr | epochs | pixels, in epochs of whole images | error on 5,000 held-out images |",
         "|---|---|---|---|---|",
     ]
-    for folder in sorted((HERE / "fast-trials").iterdir()):
+    for folder in (HERE / "short-resnet20-validation", *sorted((HERE / "fast-trials").iterdir())):
         summary = read_json(folder / "summary.json")
         experiment = Experiment.from_recipe(folder / "experiment.yaml")
         length = summary["iterations"]
@@ -376,6 +396,7 @@ def fast_trials() -> list[str]:
 PAGES: dict[str, dict[str, Callable[[], list[str]]]] = {
     "README.md": {
         "demo": demo,
+        "deepest": deepest,
         "runs": runs,
         "first_iterations": first_iterations,
         "dynamic_blocks": dynamic_blocks,

@@ -151,7 +151,7 @@ class Muon(Section):
     """
 
     name: Literal["muon"] = "muon"
-    lr: PositiveFloat = 0.1
+    lr: PositiveFloat = 0.05
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     nesterov: bool = True
     weight_decay: NonNegativeFloat = 0.05

@@ -16,6 +16,7 @@ from resode.models.budget import Budget, Choice, differentiated, method_of, take
 from resode.models.residual import ResidualNetwork
 from resode.quantities import size
 from resode.training.experiment import Experiment
+from resode.training.optimisers import moments
 
 
 def predicted_cost(experiment: Experiment, module: nn.Module, shape: Shape) -> cost.Cost:
@@ -34,11 +35,7 @@ def fixed_bytes(experiment: Experiment, module: nn.Module) -> tuple[int, int, in
 
 
 def _moments(experiment: Experiment) -> int:
-    optimiser = experiment.optimizer
-    moments = {"sgd": int(optimiser.name == "sgd" and optimiser.momentum > 0), "adamw": 2, "muon": 1}[
-        optimiser.name
-    ]
-    return moments + (experiment.average is not None)
+    return len(moments(experiment.optimizer)) + (experiment.average is not None)
 
 
 def forward_dtype(experiment: Experiment) -> torch.dtype:

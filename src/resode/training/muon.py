@@ -9,16 +9,13 @@ Source: K. Jordan, Muon: an optimizer for hidden layers in neural networks, kell
 
 import math
 from collections.abc import Iterable
-from typing import Any, overload
+from typing import Any
 
 import torch
 from torch import Tensor
 
-COEFFICIENTS = (
-    3.4445,
-    -4.7750,
-    2.0315,
-)  # of the iteration as published: steep at zero, so that five steps do
+# Of the iteration as published: steep at zero, so that five steps do.
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 STEPS = 5
 
 
@@ -31,9 +28,8 @@ def orthogonalised(matrices: Tensor, steps: int = STEPS) -> Tensor:
     """
     if matrices.shape[-2] > matrices.shape[-1]:
         return orthogonalised(matrices.mT, steps).mT
-    x = matrices / torch.linalg.matrix_norm(matrices, keepdim=True).clamp_min(
-        torch.finfo(matrices.dtype).tiny
-    )
+    norms = torch.linalg.matrix_norm(matrices, keepdim=True)
+    x = matrices / norms.clamp_min(torch.finfo(matrices.dtype).tiny)
     a, b, c = COEFFICIENTS
     gram = x @ x.mT
     product = same = torch.eye(x.shape[-2], dtype=x.dtype, device=x.device)
@@ -57,15 +53,9 @@ class Muon(torch.optim.Optimizer):
             for parameter in group["params"]:
                 self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
-    @overload
-    def step(self, closure: None = None) -> None: ...
-    @overload
-    def step(self, closure: Any) -> float: ...
     @torch.no_grad()
-    def step(self, closure: Any = None) -> float | None:
+    def step(self) -> None:  # type: ignore[override]  # without a closure, which nothing here has
         """One step from the gradients; parameters that have none stay."""
-        if closure is not None:
-            raise ValueError("Muon takes no closure")
         for group in self.param_groups:
             moved = [p for p in group["params"] if p.grad is not None]
             directions = [self._direction(p, group) for p in moved]
@@ -74,7 +64,6 @@ class Muon(torch.optim.Optimizer):
             else:
                 for parameter, direction in zip(moved, directions, strict=True):
                     parameter.add_(direction, alpha=-group["lr"])
-        return None
 
     def _direction(self, parameter: Tensor, group: dict[str, Any]) -> Tensor:
         gradient = parameter.grad

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from resode import durable, weights
 from resode.errors import InputError, IntegrityError
 from resode.training import muon
-from resode.training.experiment import SGD, Muon, Optimizer
+from resode.training.experiment import SGD, AdamW, Muon, Optimizer
 
 
 def build(module: nn.Module, section: Optimizer) -> torch.optim.Optimizer:
@@ -55,6 +55,17 @@ def _muon(trainable: list[nn.Parameter], section: Muon) -> muon.Muon:
         for kernels, rule in ((True, section), (False, section.others))
     ]  # fmt: skip
     return muon.Muon(group for group in groups if group["params"])
+
+
+def moments(section: Optimizer) -> tuple[str, ...]:
+    """What an optimiser keeps of the size of a parameter, by name."""
+    match section:
+        case SGD(momentum=0.0):
+            return ()
+        case AdamW():
+            return "exp_avg", "exp_avg_sq"
+        case _:
+            return ("momentum_buffer",)
 
 
 def set_learning_rate(optimiser: torch.optim.Optimizer, lr: float) -> None:
@@ -152,9 +163,9 @@ _WEIGHTS = "weights_sha256"
 
 
 def _refuse_misfit(file: Path, tensors: Mapping[str, Tensor], module: nn.Module, section: Optimizer) -> None:
-    kept = ["exp_avg", "exp_avg_sq", "step"]
-    if isinstance(section, SGD | Muon):
-        kept = ["momentum_buffer"] if section.momentum or isinstance(section, Muon) else []
+    kept = sorted(moments(section))
+    if isinstance(section, AdamW):
+        kept.append("step")
     found = sorted({name.partition("/")[0] for name in tensors})
     if found != kept:
         wanted = ", ".join(kept) or "no state"
