@@ -69,6 +69,19 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def cache_folder(name: str) -> Path:
+    """Where something that can be made again is kept: below $RESODE_CACHE or ~/.cache/resode.
+
+    Raises:
+        RuntimeError: there is no home directory.
+    """
+    if own := os.environ.get("RESODE_CACHE"):
+        return Path(own).expanduser() / name
+    if base := os.environ.get("XDG_CACHE_HOME"):
+        return Path(base) / "resode" / name
+    return Path("~/.cache/resode").expanduser() / name
+
+
 def sha256(path: Path) -> str:
     """The SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:

@@ -12,7 +12,6 @@ Where the cache cannot be written, nothing is cached.
 import contextlib
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 import time
@@ -23,6 +22,7 @@ from typing import Any, Final
 import numpy as np
 
 from resode.data.images import Images
+from resode.durable import cache_folder
 from resode.errors import ResodeError
 
 FORMAT: Final = 1  # raise whenever decoding changes what it returns
@@ -34,11 +34,7 @@ Decoded = tuple[Images, Images | None, tuple[str, ...]]  # train, test, skipped
 
 def directory() -> Path:
     """Where decoded data sets are kept."""
-    if own := os.environ.get("RESODE_CACHE"):
-        return Path(own).expanduser() / "data"
-    if base := os.environ.get("XDG_CACHE_HOME"):
-        return Path(base) / "resode" / "data"
-    return Path("~/.cache/resode/data").expanduser()
+    return cache_folder("data")
 
 
 def key(content: str, **options: Any) -> str:

@@ -21,8 +21,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from resode import cost, durable
-from resode.data import cache
 from resode.errors import ResodeError
+from resode.kernels import batch_norm, library
 from resode.memory import Shape
 from resode.training.methods import compiled
 from resode.training.precision import Precision
@@ -153,12 +153,13 @@ def step_seconds(
 def _key(module: nn.Module, shape: Shape, forms: list[Form], images: int, device: torch.device) -> str:
     here = environment(device)
     machine = [here[name] for name in ("torch", "cpu", "cpu_capability", "threads", "gpu", "cuda")]
-    asked = [str(module), shape, [str(form) for form in forms], images, *machine]
+    kernels = library.version() if batch_norm.available() else None
+    asked = [str(module), shape, [str(form) for form in forms], images, kernels, *machine]
     return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
 
 
 def _folder() -> Path:
-    return cache.directory().parent / "choices"
+    return durable.cache_folder("choices")
 
 
 def _known(key: str) -> Form | None:

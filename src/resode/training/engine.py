@@ -23,6 +23,7 @@ from resode.errors import DivergenceError, Stopped
 from resode.models import created_as
 from resode.models.budget import take
 from resode.training import checkpoints, divergence, optimisers
+from resode.training.allocation import keep_freed_memory
 from resode.training.averaging import RECALIBRATION, ParameterAverage, estimate_statistics
 from resode.training.changes import Carry, changed
 from resode.training.distributed import synchronise
@@ -49,6 +50,7 @@ class Trainer:
     rows: list[dict[str, str]] = field(default_factory=list)  # of metrics.csv
 
     def __post_init__(self) -> None:
+        keep_freed_memory()
         experiment, self.world = self.setup.experiment, self.setup.world
         self.first = self.setup  # with the network that training begins with
         self.adopt(self.setup)

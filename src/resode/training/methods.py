@@ -11,6 +11,7 @@ from resode import cost
 from resode.blocks import DynamicBlock, dynamic_blocks
 from resode.errors import InputError
 from resode.gradients import Checkpointed, Gradient, Reversible, Stored, gradients
+from resode.kernels.fusion import fused
 from resode.memory import Shape
 from resode.models.budget import Budget, Choice, differentiated, method_of, take
 from resode.models.residual import ResidualNetwork
@@ -174,12 +175,12 @@ def compiled(module: nn.Module) -> nn.Module:
     config = torch._dynamo.config  # units share their code, and each kind and mode of them is a graph
     config.recompile_limit = max(config.recompile_limit, 64)
     if all(isinstance(method_of(part), Stored) for part in parts):
-        whole: nn.Module = torch.compile(module, dynamic=False)  # type: ignore[assignment]  # it calls alike
+        whole: nn.Module = torch.compile(module, backend=fused, dynamic=False)  # type: ignore[assignment]  # it calls alike
         return whole
     for part in parts:
         if isinstance(method_of(part), Stored):
-            part.compile(dynamic=False)
+            part.compile(backend=fused, dynamic=False)
             continue
         for unit in part.units() if isinstance(part, ResidualNetwork) else part.controls:
-            unit.compile(dynamic=False)
+            unit.compile(backend=fused, dynamic=False)
     return module

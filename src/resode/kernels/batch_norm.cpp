@@ -1,0 +1,187 @@
+// Batch normalisation of channels-last activations, with what usually follows it, forward and backward.
+//
+//     y = relu(w (x - m) r + b + s),   m = mean(x),  v = mean((x - m)^2),  r = (v + eps)^(-1/2)
+//
+// over the rows of an (R, C) matrix: the pixels of all images by their channels. s and the ReLU are optional.
+// Two passes over the data each way: sums, then values. Sums are taken of x less its first row, over tiles in
+// single precision and over tiles in double precision; rows are divided among threads in order, so that the
+// same number of threads gives the same bits.
+#include <omp.h>
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+namespace {
+
+constexpr int LANES = 16;  // of one vector; channels come in multiples of it
+constexpr int WAYS = 4;    // sums that are taken side by side
+constexpr int TILE = 64;   // rows that are summed in single precision
+
+typedef float Vector __attribute__((vector_size(4 * LANES)));
+typedef int32_t Mask __attribute__((vector_size(4 * LANES)));
+typedef uint32_t Bits __attribute__((vector_size(4 * LANES)));
+typedef uint16_t Halves __attribute__((vector_size(2 * LANES)));
+struct Half {  // bfloat16
+    uint16_t bits;
+};
+
+inline Vector load(const float* p) {
+    Vector v;
+    std::memcpy(&v, p, sizeof v);
+    return v;
+}
+inline Vector load(const Half* p) {
+    Halves h;
+    std::memcpy(&h, p, sizeof h);
+    return (Vector)(__builtin_convertvector(h, Bits) << 16);
+}
+inline void store(float* p, Vector v) { std::memcpy(p, &v, sizeof v); }
+inline void store(Half* p, Vector v) {  // to the nearest, ties to even; NaN stays NaN
+    Bits bits = (Bits)v;
+    Bits rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    Bits nan = Bits{} + 0x7fc0;
+    Halves h = __builtin_convertvector(v == v ? rounded : nan, Halves);
+    std::memcpy(p, &h, sizeof h);
+}
+inline Vector positive(Vector v) { return v < 0 ? Vector{} : v; }  // NaN stays NaN
+
+// Do something for each of the threads, with its share of the rows.
+template <class Each>
+void shared(int64_t rows, int threads, Each each) {
+#pragma omp parallel num_threads(threads)
+    {
+        int64_t thread = omp_get_thread_num();
+        each(thread, rows * thread / threads, rows * (thread + 1) / threads);
+    }
+}
+
+// The sums over all rows of a(k, c) and a(k, c) b(k, c), where k counts elements and c channels.
+template <class Two>
+void sums(int64_t rows, int64_t channels, int threads, double* first, double* second, Two two) {
+    std::vector<double> all(2 * channels * threads);
+    shared(rows, threads, [&](int64_t thread, int64_t begin, int64_t end) {
+        double* own = all.data() + 2 * channels * thread;
+        for (int64_t row = begin; row < end; row += TILE) {
+            int64_t last = row + TILE < end ? row + TILE : end;
+            for (int64_t c = 0; c < channels; c += LANES) {
+                Vector a[WAYS] = {}, q[WAYS] = {};
+                int64_t i = row;
+                for (; i + WAYS <= last; i += WAYS)
+                    for (int way = 0; way < WAYS; ++way) two((i + way) * channels + c, c, a[way], q[way]);
+                for (; i < last; ++i) two(i * channels + c, c, a[0], q[0]);
+                Vector one = (a[0] + a[1]) + (a[2] + a[3]), other = (q[0] + q[1]) + (q[2] + q[3]);
+                for (int j = 0; j < LANES; ++j) {
+                    own[c + j] += one[j];
+                    own[channels + c + j] += other[j];
+                }
+            }
+        }
+    });
+    for (int thread = 0; thread < threads; ++thread)
+        for (int64_t c = 0; c < channels; ++c) {
+            first[c] += all[2 * channels * thread + c];
+            second[c] += all[2 * channels * thread + channels + c];
+        }
+}
+
+// Do something for each vector of elements.
+template <class Each>
+void over(int64_t rows, int64_t channels, int threads, Each each) {
+    shared(rows, threads, [&](int64_t, int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i)
+            for (int64_t c = 0; c < channels; c += LANES) each(i * channels + c, c);
+    });
+}
+
+template <class T, bool add, bool relu>
+void values(int64_t rows, int64_t channels, const T* x, const T* s, const float* mean, const float* scale,
+            const float* b, T* y, int threads) {
+    over(rows, channels, threads, [=](int64_t k, int64_t c) {
+        Vector z = (load(x + k) - load(mean + c)) * load(scale + c) + load(b + c);
+        if (add) z += load(s + k);
+        store(y + k, relu ? positive(z) : z);
+    });
+}
+
+template <class T>
+void forward(int64_t rows, int64_t channels, const T* x, const T* s, const float* w, const float* b,
+             double eps, bool relu, T* y, float* mean, float* variance, float* r, int threads) {
+    std::vector<float> origin(channels), scale(channels);
+    std::vector<double> first(channels), second(channels);
+    for (int64_t c = 0; c < channels; c += LANES) store(origin.data() + c, load(x + c));
+    const float* o = origin.data();
+    sums(rows, channels, threads, first.data(), second.data(), [=](int64_t k, int64_t c, Vector& a, Vector& q) {
+        Vector d = load(x + k) - load(o + c);
+        a += d;
+        q += d * d;
+    });
+    for (int64_t c = 0; c < channels; ++c) {
+        double offset = first[c] / rows, v = second[c] / rows - offset * offset;
+        mean[c] = float(o[c] + offset);
+        variance[c] = float(v < 0 ? 0 : v);
+        r[c] = float(1 / std::sqrt(variance[c] + eps));
+        scale[c] = w[c] * r[c];
+    }
+    auto go = s ? (relu ? values<T, true, true> : values<T, true, false>)
+                : (relu ? values<T, false, true> : values<T, false, false>);
+    go(rows, channels, x, s, mean, scale.data(), b, y, threads);
+}
+
+// dx = w r (h - mean(h) - r^2 (x - m) mean(h (x - m))) with h = g where y > 0, g without a ReLU; ds = h.
+template <class T, bool add, bool relu>
+void backward(int64_t rows, int64_t channels, const T* x, const T* y, const T* g, const float* w,
+              const float* mean, const float* r, T* dx, T* ds, float* dw, float* db, int threads) {
+    std::vector<float> slope(channels), shift(channels), scale(channels);
+    std::vector<double> first(channels), second(channels);
+    auto masked = [=](int64_t k) {
+        Vector h = load(g + k);
+        return relu ? (load(y + k) > 0 ? h : Vector{}) : h;
+    };
+    sums(rows, channels, threads, first.data(), second.data(), [=](int64_t k, int64_t c, Vector& a, Vector& q) {
+        Vector h = masked(k);
+        a += h;
+        q += h * (load(x + k) - load(mean + c));
+    });
+    for (int64_t c = 0; c < channels; ++c) {
+        db[c] = float(first[c]);
+        dw[c] = float(second[c] * r[c]);
+        scale[c] = w[c] * r[c];
+        slope[c] = float(-double(scale[c]) * r[c] * r[c] * second[c] / rows);
+        shift[c] = float(-double(scale[c]) * first[c] / rows);
+    }
+    const float *p = scale.data(), *t = slope.data(), *q = shift.data();
+    over(rows, channels, threads, [=](int64_t k, int64_t c) {
+        Vector h = masked(k);
+        if (add) store(ds + k, h);
+        store(dx + k, load(p + c) * h + (load(t + c) * (load(x + k) - load(mean + c)) + load(q + c)));
+    });
+}
+
+template <class T>
+void backward(int64_t rows, int64_t channels, const void* x, const void* y, const void* g, const float* w,
+              const float* mean, const float* r, void* dx, void* ds, float* dw, float* db, int threads) {
+    auto go = ds ? (y ? backward<T, true, true> : backward<T, true, false>)
+                 : (y ? backward<T, false, true> : backward<T, false, false>);
+    go(rows, channels, (const T*)x, (const T*)y, (const T*)g, w, mean, r, (T*)dx, (T*)ds, dw, db, threads);
+}
+
+}  // namespace
+
+extern "C" void batch_norm_forward(int half, int64_t rows, int64_t channels, const void* x, const void* s,
+                                   const float* w, const float* b, double eps, int relu, void* y, float* mean,
+                                   float* variance, float* r, int threads) {
+    if (half)
+        forward(rows, channels, (const Half*)x, (const Half*)s, w, b, eps, relu, (Half*)y, mean, variance, r,
+                threads);
+    else
+        forward(rows, channels, (const float*)x, (const float*)s, w, b, eps, relu, (float*)y, mean, variance,
+                r, threads);
+}
+
+extern "C" void batch_norm_backward(int half, int64_t rows, int64_t channels, const void* x, const void* y,
+                                    const void* g, const float* w, const float* mean, const float* r, void* dx,
+                                    void* ds, float* dw, float* db, int threads) {
+    (half ? backward<Half> : backward<float>)(rows, channels, x, y, g, w, mean, r, dx, ds, dw, db, threads);
+}

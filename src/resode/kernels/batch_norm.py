@@ -1,0 +1,127 @@
+"""Batch normalisation with what follows it, y = relu(w (x - m) r + b + s), as one operator.
+
+m and v are mean and variance of the batch and its pixels, r = (v + eps)^(-1/2) (Ioffe & Szegedy 2015,
+arXiv:1502.03167), s the other branch of a residual unit. In plain form this takes four or more passes over
+memory, here two; sums are taken in double precision over tiles of 64 pixels in single precision.
+"""
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+from resode.kernels.library import library
+
+LANES = 16  # channels come in multiples of it
+DTYPES = (torch.float32, torch.bfloat16)
+_LAST = torch.channels_last
+
+Statistics = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+def available() -> bool:
+    """Whether the kernels could be built on this machine."""
+    return library() is not None
+
+
+def fits(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> bool:
+    """Whether the operator takes this input: (N, C, H, W) on the CPU, fp32 or bf16, C a multiple of 16."""
+    return (
+        x.device.type == "cpu"
+        and x.dim() == 4
+        and x.dtype in DTYPES
+        and x.shape[1] % LANES == 0
+        and x.numel() > x.shape[1]
+        and weight is not None
+        and bias is not None
+        and weight.dtype == bias.dtype == torch.float32
+    )
+
+
+@torch.library.custom_op("resode::batch_norm", mutates_args=())
+def batch_norm(
+    x: Tensor, other: Tensor | None, weight: Tensor, bias: Tensor, eps: float, relu: bool
+) -> Statistics:
+    """y, mean, variance (of the batch, biased) and r.
+
+    Args:
+        x: (N, C, H, W), fp32 or bf16, as `fits` says.
+        other: of the same shape and type, added before the ReLU.
+        weight: (C,) fp32.
+        bias: (C,) fp32.
+        eps: what keeps r finite.
+        relu: whether negative values become zero (NaN stays NaN).
+    """
+    x = x.contiguous(memory_format=_LAST)
+    other = None if other is None else other.contiguous(memory_format=_LAST)
+    y = torch.empty_like(x)
+    mean, variance, r = (torch.empty_like(weight) for _ in range(3))
+    _call(
+        "batch_norm_forward", x, x, other, weight, bias, ctypes.c_double(eps), int(relu), y, mean, variance, r
+    )
+    return y, mean, variance, r
+
+
+@batch_norm.register_fake
+def _(x: Tensor, other: Tensor | None, weight: Tensor, bias: Tensor, eps: float, relu: bool) -> Statistics:
+    y = torch.empty_like(x, memory_format=_LAST)
+    return y, torch.empty_like(weight), torch.empty_like(weight), torch.empty_like(weight)
+
+
+@torch.library.custom_op("resode::batch_norm_backward", mutates_args=())
+def batch_norm_backward(
+    g: Tensor, x: Tensor, y: Tensor | None, weight: Tensor, mean: Tensor, r: Tensor, other: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The cotangents of x, the other branch (empty where there is none), weight and bias.
+
+    With h = g where y > 0 (h = g where y is None) and means over the batch and its pixels:
+    dx = w r (h - mean(h) - r^2 (x - m) mean(h (x - m))), ds = h, dw = r sum h (x - m), db = sum h.
+    """
+    g, x = g.to(x.dtype).contiguous(memory_format=_LAST), x.contiguous(memory_format=_LAST)
+    y = None if y is None else y.contiguous(memory_format=_LAST)
+    dx = torch.empty_like(x)
+    ds = torch.empty_like(x) if other else x.new_empty(0)
+    dw, db = torch.empty_like(weight), torch.empty_like(weight)
+    kept = ds if other else None
+    _call("batch_norm_backward", x, x, y, g, weight, mean, r, dx, kept, dw, db)
+    return dx, ds, dw, db
+
+
+@batch_norm_backward.register_fake
+def _(
+    g: Tensor, x: Tensor, y: Tensor | None, weight: Tensor, mean: Tensor, r: Tensor, other: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    dx = torch.empty_like(x, memory_format=_LAST)
+    ds = torch.empty_like(dx) if other else x.new_empty(0)
+    return dx, ds, torch.empty_like(weight), torch.empty_like(weight)
+
+
+def _setup(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    x, other, weight, _, _, relu = inputs
+    y, mean, _, r = output
+    ctx.save_for_backward(x, y if relu else None, weight, mean, r)
+    ctx.other = other is not None
+
+
+def _backward(ctx, g, *_):  # type: ignore[no-untyped-def]
+    x, y, weight, mean, r = ctx.saved_tensors
+    dx, ds, dw, db = batch_norm_backward(g, x, y, weight, mean, r, ctx.other)
+    return dx, ds if ctx.other else None, dw, db, None, None
+
+
+batch_norm.register_autograd(_backward, setup_context=_setup)
+
+
+def _call(name: str, shaped: Tensor, *arguments: Tensor | ctypes.c_double | int | None) -> None:
+    """Call a kernel on the (R, C) matrix that `shaped` is."""
+    found = library()
+    assert found is not None, "the kernels are not built"
+    channels = shaped.shape[1]
+    given = [ctypes.c_void_p(each.data_ptr()) if isinstance(each, Tensor) else each for each in arguments]
+    getattr(found, name)(
+        int(shaped.dtype == torch.bfloat16),
+        ctypes.c_int64(shaped.numel() // channels),
+        ctypes.c_int64(channels),
+        *given,
+        torch.get_num_threads(),
+    )

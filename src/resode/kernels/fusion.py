@@ -1,0 +1,122 @@
+"""A compiler's backend that keeps batch normalisation, addition and ReLU together.
+
+`torch.compile(module, backend=fused)`: in the graph of the forward pass every batch normalisation in training
+mode, with an addition and a ReLU that alone use its result, becomes one operator
+(`resode.kernels.batch_norm`); the rest goes to torch's own compiler. Where nothing fits (a GPU, evaluation,
+no C++ compiler) it is torch's compiler alone.
+"""
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.nn import functional as F
+
+from resode.kernels import batch_norm
+
+_ADDITIONS = (operator.add, operator.iadd, torch.add)
+_RELUS = (F.relu, torch.relu, torch.relu_, F.relu_)
+_RELU_METHODS = ("relu", "relu_")
+
+
+def fused(graph: fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+    """The backend of `torch.compile`."""
+    from torch._dynamo.backends.registry import lookup_backend
+
+    fuse(graph)
+    compiled: Callable[..., Any] = lookup_backend("inductor")(graph, inputs)
+    return compiled
+
+
+def fuse(graph: fx.GraphModule) -> int:
+    """Put the operator in the place of what it does; how many times."""
+    if not batch_norm.available():
+        return 0
+    nodes = [node for node in graph.graph.nodes if _is_batch_norm(node)]
+    for node in nodes:
+        _replace(graph.graph, node)
+    if nodes:
+        graph.graph.lint()
+        graph.recompile()
+    return len(nodes)
+
+
+def _is_batch_norm(node: fx.Node) -> bool:
+    if node.op != "call_function" or node.target is not F.batch_norm:
+        return False
+    given = _arguments(node)
+    x, weight, bias = (_value(given[name]) for name in ("input", "weight", "bias"))
+    return (
+        given["training"] is True
+        and isinstance(given["momentum"], float | int)
+        and x is not None
+        and batch_norm.fits(x, weight, bias)
+    )
+
+
+def _arguments(node: fx.Node) -> dict[str, Any]:
+    names = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
+    defaults = {"weight": None, "bias": None, "training": False, "momentum": 0.1, "eps": 1e-5}
+    return defaults | dict(zip(names, node.args, strict=False)) | node.kwargs
+
+
+def _value(node: Any) -> Tensor | None:
+    """The tensor that a node stands for, without its numbers."""
+    found = node.meta.get("example_value") if isinstance(node, fx.Node) else None
+    return found if isinstance(found, Tensor) else None
+
+
+def _replace(graph: fx.Graph, node: fx.Node) -> None:
+    given = _arguments(node)
+    last, other = node, None
+    addition = _only_user(node)
+    if addition is not None and (found := _added_to(node, addition)) is not None:
+        last, other = addition, found
+    after = _only_user(last)
+    relu = after is not None and _is_relu(after)
+    last = after if relu and after is not None else last
+    with graph.inserting_before(last):
+        made = graph.call_function(
+            torch.ops.resode.batch_norm.default,
+            (given["input"], other, given["weight"], given["bias"], float(given["eps"]), relu),
+        )
+        y, mean, variance = (graph.call_function(operator.getitem, (made, k)) for k in range(3))
+        if given["running_mean"] is not None:
+            x = _value(given["input"])
+            assert x is not None
+            n = x.numel() // x.shape[1]
+            for kept, now, factor in (("running_mean", mean, 1.0), ("running_var", variance, n / (n - 1))):
+                now = graph.call_method("detach", (now,))
+                now = now if factor == 1 else graph.call_function(torch.mul, (now, factor))
+                graph.call_method("lerp_", (given[kept], now, float(given["momentum"])))
+    y.meta = dict(last.meta)
+    last.replace_all_uses_with(y)
+    for done in (after if relu else None, addition if other is not None else None, node):
+        if done is not None:
+            graph.erase_node(done)
+
+
+def _only_user(node: fx.Node) -> fx.Node | None:
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def _added_to(node: fx.Node, addition: fx.Node) -> fx.Node | None:
+    """What an addition adds to this node, where both are tensors of one shape and type."""
+    if addition.op != "call_function" or addition.target not in _ADDITIONS:
+        return None
+    if len(addition.args) != 2 or addition.kwargs:
+        return None
+    first, second = addition.args
+    other = second if first is node else first
+    mine, its = _value(node), _value(other)
+    if not isinstance(other, fx.Node) or other is node or mine is None or its is None:
+        return None
+    return other if mine.shape == its.shape and mine.dtype == its.dtype else None
+
+
+def _is_relu(node: fx.Node) -> bool:
+    if node.op == "call_method":
+        return node.target in _RELU_METHODS
+    return node.op == "call_function" and node.target in _RELUS

@@ -1,0 +1,163 @@
+"""A compiler is given batch normalisation with what follows it as one operator, and all else as it was."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import resode
+from resode.kernels import batch_norm, library
+from resode.kernels.fusion import fuse, fused
+
+pytestmark = pytest.mark.skipif(not batch_norm.available(), reason="no C++ compiler with OpenMP")
+
+
+def captured(module, x):
+    """How many normalisations are replaced, the operators of the graph, and the result of running it."""
+    found = {}
+
+    def backend(graph, inputs):
+        found["replaced"] = fuse(graph)
+        found["targets"] = [node.target for node in graph.graph.nodes if node.op == "call_function"]
+        found["asked"] = [
+            (node.args[1] is not None, node.args[5])
+            for node in graph.graph.nodes
+            if node.target is torch.ops.resode.batch_norm.default
+        ]
+        return graph.forward
+
+    torch._dynamo.reset()
+    found["y"] = torch.compile(module, backend=backend, dynamic=False, fullgraph=True)(x)
+    return found
+
+
+def image(channels=3, size=8, images=4):
+    x = torch.randn(images, channels, size, size, generator=torch.Generator().manual_seed(0))
+    return x.to(memory_format=torch.channels_last)
+
+
+def same(module, x, **tolerance):
+    """Values, gradients and statistics of a captured network are those of the plain one."""
+    plain = copy.deepcopy(module)
+    found = captured(module, x)
+    y = plain(x)
+    g = torch.randn(y.shape, generator=torch.Generator().manual_seed(1))
+    (found["y"] * g).sum().backward()
+    (y * g).sum().backward()
+    torch.testing.assert_close(found["y"], y, **tolerance)
+    for (name, mine), expected in zip(module.named_parameters(), plain.parameters(), strict=True):
+        scale = expected.grad.abs().max() + 1e-6
+        torch.testing.assert_close(mine.grad / scale, expected.grad / scale, msg=name, **tolerance)
+    for (name, mine), expected in zip(module.named_buffers(), plain.buffers(), strict=True):
+        torch.testing.assert_close(mine, expected, msg=name, **tolerance)
+        assert not mine.requires_grad
+    return found
+
+
+def test_a_residual_network_becomes_operators_alone():
+    torch.manual_seed(0)
+    network = resode.create("he_resnet8", widths=[16, 16, 32]).train()
+    found = same(network, image(size=16), rtol=1e-3, atol=1e-4)
+    assert found["replaced"] == 7
+    assert F.batch_norm not in found["targets"]
+    assert F.relu not in found["targets"]
+    assert found["asked"].count((True, True)) == 3
+    assert found["asked"].count((False, True)) == 4
+
+
+class Net(nn.Module):
+    """A normalisation, and a part to follow it."""
+
+    def __init__(self, then, channels=16, **options):
+        super().__init__()
+        self.convolution = nn.Conv2d(3, channels, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(channels, **options)
+        self.then = then
+
+    def forward(self, x):
+        y = self.convolution(x)
+        return self.then(self.norm(y), y)
+
+
+@pytest.mark.parametrize(
+    ("then", "asked"),
+    [
+        (lambda n, y: n, (False, False)),
+        (lambda n, y: torch.relu(n), (False, True)),
+        (lambda n, y: F.relu(n, inplace=True), (False, True)),
+        (lambda n, y: n.relu_(), (False, True)),
+        (lambda n, y: F.relu(n + y), (True, True)),
+        (lambda n, y: F.relu(y + n), (True, True)),
+        (lambda n, y: n + y, (True, False)),
+        (lambda n, y: F.relu(n) + n, (False, False)),  # n is used twice
+        (lambda n, y: n + n, (False, False)),
+        (lambda n, y: n + y.mean((2, 3), keepdim=True), (False, False)),  # another shape
+        (lambda n, y: n + y.double(), (False, False)),
+        (lambda n, y: n + 1, (False, False)),
+        (lambda n, y: torch.add(n, y, alpha=2), (False, False)),
+        (lambda n, y: torch.tanh(n + y), (True, False)),
+    ],
+)
+def test_what_follows_is_taken_in_where_it_can_be(then, asked):
+    torch.manual_seed(0)
+    found = same(Net(then).train(), image(), rtol=1e-4, atol=1e-5)
+    assert found["asked"] == [asked]
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        Net(lambda n, y: n).eval(),
+        Net(lambda n, y: n, channels=12).train(),
+        Net(lambda n, y: n, affine=False).train(),
+    ],
+    ids=["evaluation", "channels", "no parameters"],
+)
+def test_what_does_not_fit_is_left_alone(network):
+    found = same(network, image()) if network.training else captured(network, image())
+    assert found["replaced"] == 0
+
+
+def test_statistics_that_are_not_kept_are_not_missed():
+    found = same(
+        Net(lambda n, y: F.relu(n), track_running_stats=False).train(), image(), rtol=1e-4, atol=1e-5
+    )
+    assert found["replaced"] == 1
+
+
+def test_without_a_compiler_the_graph_is_as_it_was(monkeypatch):
+    monkeypatch.setattr(batch_norm, "library", lambda: None)
+    assert captured(Net(lambda n, y: F.relu(n)).train(), image())["replaced"] == 0
+
+
+def test_a_compiler_that_fails_or_is_missing_is_no_error(monkeypatch, tmp_path):
+    monkeypatch.setenv("RESODE_CACHE", str(tmp_path))
+    for compiler in ("no-such-compiler", "false"):
+        monkeypatch.setenv("CXX", compiler)
+        library.library.cache_clear()
+        assert library.library() is None
+    monkeypatch.delenv("CXX")
+    library.library.cache_clear()
+    assert library.library() is not None
+    assert [path.suffix for path in (tmp_path / "kernels").iterdir()] == [".so"]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+def test_torchs_compiler_takes_the_rest():
+    torch.manual_seed(0)
+    network = resode.create("he_resnet8", widths=[16, 16, 32]).train()
+    plain, x = copy.deepcopy(network), image(size=16)
+    torch._dynamo.reset()
+    compiled = torch.compile(network, backend=fused, dynamic=False)
+    labels = torch.arange(4)
+    for _ in range(2):
+        with torch.autocast("cpu", torch.bfloat16):
+            loss, expected = (F.cross_entropy(each(x).float(), labels) for each in (compiled, plain))
+        loss.backward()
+        expected.backward()
+    torch.testing.assert_close(loss, expected, rtol=2e-2, atol=2e-2)
+    mine, other = (torch.cat([p.grad.flatten() for p in each.parameters()]) for each in (network, plain))
+    assert F.cosine_similarity(mine, other, 0) > 0.99
