@@ -6,7 +6,7 @@ is printed. Memory is what autograd keeps between forward and backward pass, wit
 momentum, and the peak resident size of a process of its own that makes three steps. Goals: at least 0.5 of
 the plain speed, at most 1.5 times its memory.
 
-    python benchmarks/twist.py [--batch 128] [--rounds 8] [--json]
+    python benchmarks/twist.py [--batch 128] [--rounds 8] [--precision bf16] [--compile] [--json]
 """
 
 import argparse
@@ -16,15 +16,17 @@ import statistics
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 import resode
 from resode import cost, memory
 from resode.operators.twist import FORMS
+from resode.training.methods import compiled
 from resode.training.precision import place
 from resode.training.runs import environment
 
@@ -40,51 +42,68 @@ def network(arm: str) -> nn.Module:
     return place(made.train(), torch.device("cpu"))
 
 
-def step(module: nn.Module, optimiser: torch.optim.Optimizer, x: Tensor, labels: Tensor) -> None:
-    """Forward, backward, update."""
-    optimiser.zero_grad()
-    F.cross_entropy(module(x), labels).backward()
-    optimiser.step()
+@dataclass(frozen=True)
+class Form:
+    """How a step computes."""
+
+    batch: int
+    half: bool
+    compile: bool
+
+    def __str__(self) -> str:
+        return f"{'bf16' if self.half else 'fp32'}{', compiled' if self.compile else ''}"
 
 
-def prepared(arm: str, batch: int) -> tuple[nn.Module, torch.optim.Optimizer, Tensor, Tensor]:
-    """A network, its optimiser and a fixed batch."""
-    module = network(arm)
-    optimiser = torch.optim.SGD(module.parameters(), 0.01, momentum=0.9)
-    x = torch.randn(batch, *IMAGE).contiguous(memory_format=torch.channels_last)
-    return module, optimiser, x, torch.arange(batch) % 10
+class Step:
+    """A step of a network on a fixed batch: forward, backward, update."""
+
+    def __init__(self, arm: str, form: Form) -> None:
+        module = network(arm)
+        self.forward = compiled(module) if form.compile else module
+        self.half = form.half
+        self.optimiser = torch.optim.SGD(module.parameters(), 0.01, momentum=0.9, fused=True)
+        self.x = torch.randn(form.batch, *IMAGE).contiguous(memory_format=torch.channels_last)
+        self.labels = torch.arange(form.batch) % 10
+
+    def __call__(self) -> None:
+        self.optimiser.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.half):
+            logits = self.forward(self.x)
+        F.cross_entropy(logits.float(), self.labels).backward()
+        self.optimiser.step()
 
 
-def seconds(batch: int, rounds: int) -> dict[str, list[float]]:
+def seconds(form: Form, rounds: int) -> dict[str, list[float]]:
     """Seconds of each counted step."""
-    ready = {arm: prepared(arm, batch) for arm in ARMS}
+    ready = {arm: Step(arm, form) for arm in ARMS}
     times: dict[str, list[float]] = {arm: [] for arm in ARMS}
     for _ in range(rounds):
-        for arm, arguments in ready.items():
-            step(*arguments)
+        for arm, step in ready.items():
+            step()
             for _ in range(2):
                 begin = time.perf_counter()
-                step(*arguments)
+                step()
                 times[arm].append(time.perf_counter() - begin)
     return times
 
 
-def kept_bytes(arm: str, batch: int) -> int:
-    """Activations that autograd keeps, parameters, gradients and momentum."""
-    module = network(arm)
-    return memory.profile(module, IMAGE, batch).kept() + 3 * 4 * cost.parameters(module)
+def kept_bytes(arm: str, form: Form) -> int:
+    """Activations that autograd keeps in the eager form, parameters, gradients and momentum."""
+    module, dtype = network(arm), torch.bfloat16 if form.half else torch.float32
+    return memory.profile(module, IMAGE, form.batch, dtype).kept() + 3 * 4 * cost.parameters(module)
 
 
-def peak_bytes(arm: str, batch: int) -> int:
+def peak_bytes(arm: str, form: Form) -> int:
     """Peak resident size of a process that makes three steps."""
-    command = [sys.executable, __file__, "--peak-of", arm, "--batch", str(batch)]
+    command = [sys.executable, __file__, "--peak-of", arm, "--batch", str(form.batch)]
+    command += ["--precision", "bf16" if form.half else "fp32"] + ["--compile"] * form.compile
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
-def measure(batch: int, rounds: int) -> dict[str, Any]:
+def measure(form: Form, rounds: int) -> dict[str, Any]:
     """All figures."""
-    peaks = {arm: peak_bytes(arm, batch) for arm in ARMS}
-    times = seconds(batch, rounds)
+    peaks = {arm: peak_bytes(arm, form) for arm in ARMS}
+    times = seconds(form, rounds)
     medians = {arm: statistics.median(found) for arm, found in times.items()}
     arms = {}
     for arm in ARMS:
@@ -96,11 +115,13 @@ def measure(batch: int, rounds: int) -> dict[str, Any]:
             "milliseconds": round(1e3 * medians[arm], 1),
             "speed": round(medians["plain"] / medians[arm], 3),
             "speed_quartiles": [round(q, 3) for q in statistics.quantiles(ratios, n=4)[::2]],
-            "kept_bytes": kept_bytes(arm, batch),
+            "kept_bytes": kept_bytes(arm, form),
             "peak_bytes": peaks[arm],
         }
     return {
-        "batch_size": batch,
+        "batch_size": form.batch,
+        "form": str(form),
+        "command": " ".join(["python benchmarks/twist.py", *sys.argv[1:]]),
         "rounds": rounds,
         "arms": arms,
         "environment": environment(torch.device("cpu")),
@@ -114,21 +135,24 @@ def main() -> None:
     )
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
+    parser.add_argument("--compile", action="store_true")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--peak-of", choices=ARMS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    form = Form(arguments.batch, arguments.precision == "bf16", arguments.compile)
     if arguments.peak_of:
-        ready = prepared(arguments.peak_of, arguments.batch)
+        step = Step(arguments.peak_of, form)
         for _ in range(3):
-            step(*ready)
+            step()
         print(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
         return
-    result = measure(arguments.batch, arguments.rounds)
+    result = measure(form, arguments.rounds)
     if arguments.json:
         print(json.dumps(result, indent=2))
         return
     plain = result["arms"]["plain"]
-    print(f"ResNet-20, batch {result['batch_size']}, fp32, {torch.get_num_threads()} threads")
+    print(f"ResNet-20, batch {result['batch_size']}, {form}, {torch.get_num_threads()} threads")
     for arm, r in result["arms"].items():
         low, high = r["speed_quartiles"]
         print(

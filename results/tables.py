@@ -36,7 +36,8 @@ def read_json(file: Path) -> Any:
 def hardware(environment: dict[str, Any]) -> str:
     """`2 threads of an Intel Xeon, torch 2.13.0+cpu`."""
     threads = f"{environment['threads']} thread{'s' if environment['threads'] > 1 else ''}"
-    return f"{threads} of {environment['cpu']}, torch {environment['torch']}"
+    units = " with AMX" if "AMX" in environment["cpu_capability"] else ""
+    return f"{threads} of {environment['cpu']}{units}, torch {environment['torch']}"
 
 
 def demo() -> list[str]:
@@ -241,26 +242,28 @@ def states_controls() -> list[str]:
 
 def twist_cost() -> list[str]:
     """A step of a twisted ResNet-20 beside the plain one."""
-    r = read("twist_cost.json")
-    plain = r["arms"]["plain"]
-    rows = [
-        f"A training step of ResNet-20 at batch {r['batch_size']}, all convolutions twisted (conformal), "
-        f"fp32, no compilation, {r['rounds']} rounds in one process (`python benchmarks/twist.py`, "
-        f"{hardware(r['environment'])}):",
-        "",
-        "| form | multiply-adds | step | of the plain speed (quartiles) | kept for the backward pass "
-        "| peak of the process |",
-        "|---|---|---|---|---|---|",
-    ]
-    for arm, found in r["arms"].items():
-        low, high = found["speed_quartiles"]
-        kept, peak = (found[k] / plain[k] for k in ("kept_bytes", "peak_bytes"))
-        speed = "1" if arm == "plain" else f"**{found['speed']:.2f}** ({low:.2f} to {high:.2f})"
-        rows.append(
-            f"| {arm} | {found['multiply_adds'] / 1e6:.1f} M | {found['milliseconds']:.0f} ms | {speed} "
-            f"| {kept:.2f} | {peak:.2f} |"
-        )
-    return rows
+    rows = []
+    for r in read("twist_cost.json"):
+        plain = r["arms"]["plain"]
+        rows += [
+            f"A training step of ResNet-20 at batch {r['batch_size']}, all convolutions twisted (conformal), "
+            f"{r['form']}, {r['rounds']} rounds in one process (`{r['command']}`, "
+            f"{hardware(r['environment'])}):",
+            "",
+            "| form | multiply-adds | step | of the plain speed (quartiles) | kept for the backward pass "
+            "| peak of the process |",
+            "|---|---|---|---|---|---|",
+        ]
+        for arm, found in r["arms"].items():
+            low, high = found["speed_quartiles"]
+            kept, peak = (found[k] / plain[k] for k in ("kept_bytes", "peak_bytes"))
+            speed = "1" if arm == "plain" else f"**{found['speed']:.2f}** ({low:.2f} to {high:.2f})"
+            rows.append(
+                f"| {arm} | {found['multiply_adds'] / 1e6:.1f} M | {found['milliseconds']:.0f} ms | {speed} "
+                f"| {kept:.2f} | {peak:.2f} |"
+            )
+        rows.append("")
+    return rows[:-1]
 
 
 def twist() -> list[str]:

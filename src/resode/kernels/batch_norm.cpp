@@ -130,41 +130,44 @@ void forward(int64_t rows, int64_t channels, const T* x, const T* s, const float
 }
 
 // dx = w r (h - mean(h) - r^2 (x - m) mean(h (x - m))) with h = g where y > 0, g without a ReLU; ds = h.
+// Without s, y is not read: its sign is that of w r (x - m) + b.
 template <class T, bool add, bool relu>
-void backward(int64_t rows, int64_t channels, const T* x, const T* y, const T* g, const float* w,
+void backward(int64_t rows, int64_t channels, const T* x, const T* y, const T* g, const float* w, const float* b,
               const float* mean, const float* r, T* dx, T* ds, float* dw, float* db, int threads) {
     std::vector<float> slope(channels), shift(channels), scale(channels);
     std::vector<double> first(channels), second(channels);
-    auto masked = [=](int64_t k) {
+    for (int64_t c = 0; c < channels; ++c) scale[c] = w[c] * r[c];
+    const float *p = scale.data(), *t = slope.data(), *q = shift.data();
+    auto masked = [=](int64_t k, int64_t c, Vector centred) {
         Vector h = load(g + k);
-        return relu ? (load(y + k) > 0 ? h : Vector{}) : h;
+        if (!relu) return h;
+        return (add ? load(y + k) : centred * load(p + c) + load(b + c)) > 0 ? h : Vector{};
     };
-    sums(rows, channels, threads, first.data(), second.data(), [=](int64_t k, int64_t c, Vector& a, Vector& q) {
-        Vector h = masked(k);
+    sums(rows, channels, threads, first.data(), second.data(), [=](int64_t k, int64_t c, Vector& a, Vector& e) {
+        Vector centred = load(x + k) - load(mean + c), h = masked(k, c, centred);
         a += h;
-        q += h * (load(x + k) - load(mean + c));
+        e += h * centred;
     });
     for (int64_t c = 0; c < channels; ++c) {
         db[c] = float(first[c]);
         dw[c] = float(second[c] * r[c]);
-        scale[c] = w[c] * r[c];
         slope[c] = float(-double(scale[c]) * r[c] * r[c] * second[c] / rows);
         shift[c] = float(-double(scale[c]) * first[c] / rows);
     }
-    const float *p = scale.data(), *t = slope.data(), *q = shift.data();
     over(rows, channels, threads, [=](int64_t k, int64_t c) {
-        Vector h = masked(k);
+        Vector centred = load(x + k) - load(mean + c), h = masked(k, c, centred);
         if (add) store(ds + k, h);
-        store(dx + k, load(p + c) * h + (load(t + c) * (load(x + k) - load(mean + c)) + load(q + c)));
+        store(dx + k, load(p + c) * h + (load(t + c) * centred + load(q + c)));
     });
 }
 
 template <class T>
 void backward(int64_t rows, int64_t channels, const void* x, const void* y, const void* g, const float* w,
-              const float* mean, const float* r, void* dx, void* ds, float* dw, float* db, int threads) {
-    auto go = ds ? (y ? backward<T, true, true> : backward<T, true, false>)
-                 : (y ? backward<T, false, true> : backward<T, false, false>);
-    go(rows, channels, (const T*)x, (const T*)y, (const T*)g, w, mean, r, (T*)dx, (T*)ds, dw, db, threads);
+              const float* b, const float* mean, const float* r, bool relu, void* dx, void* ds, float* dw,
+              float* db, int threads) {
+    auto go = ds ? (relu ? backward<T, true, true> : backward<T, true, false>)
+                 : (relu ? backward<T, false, true> : backward<T, false, false>);
+    go(rows, channels, (const T*)x, (const T*)y, (const T*)g, w, b, mean, r, (T*)dx, (T*)ds, dw, db, threads);
 }
 
 }  // namespace
@@ -181,7 +184,9 @@ extern "C" void batch_norm_forward(int half, int64_t rows, int64_t channels, con
 }
 
 extern "C" void batch_norm_backward(int half, int64_t rows, int64_t channels, const void* x, const void* y,
-                                    const void* g, const float* w, const float* mean, const float* r, void* dx,
-                                    void* ds, float* dw, float* db, int threads) {
-    (half ? backward<Half> : backward<float>)(rows, channels, x, y, g, w, mean, r, dx, ds, dw, db, threads);
+                                    const void* g, const float* w, const float* b, const float* mean,
+                                    const float* r, int relu, void* dx, void* ds, float* dw, float* db,
+                                    int threads) {
+    (half ? backward<Half> : backward<float>)(rows, channels, x, y, g, w, b, mean, r, relu, dx, ds, dw, db,
+                                              threads);
 }

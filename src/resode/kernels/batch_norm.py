@@ -70,43 +70,58 @@ def _(x: Tensor, other: Tensor | None, weight: Tensor, bias: Tensor, eps: float,
 
 @torch.library.custom_op("resode::batch_norm_backward", mutates_args=())
 def batch_norm_backward(
-    g: Tensor, x: Tensor, y: Tensor | None, weight: Tensor, mean: Tensor, r: Tensor, other: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    g: Tensor,
+    x: Tensor,
+    y: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    mean: Tensor,
+    r: Tensor,
+    relu: bool,
+) -> Statistics:
     """The cotangents of x, the other branch (empty where there is none), weight and bias.
 
-    With h = g where y > 0 (h = g where y is None) and means over the batch and its pixels:
-    dx = w r (h - mean(h) - r^2 (x - m) mean(h (x - m))), ds = h, dw = r sum h (x - m), db = sum h.
+    With h = g where the result is positive (h = g without a ReLU) and means over the batch and its pixels:
+    dx = w r (h - mean(h) - r^2 (x - m) mean(h (x - m))), ds = h, dw = r sum h (x - m), db = sum h. `y` is the
+    result where another branch was added, and None elsewhere.
     """
     g, x = g.to(x.dtype).contiguous(memory_format=_LAST), x.contiguous(memory_format=_LAST)
     y = None if y is None else y.contiguous(memory_format=_LAST)
     dx = torch.empty_like(x)
-    ds = torch.empty_like(x) if other else x.new_empty(0)
+    ds = x.new_empty(0) if y is None else torch.empty_like(x)
     dw, db = torch.empty_like(weight), torch.empty_like(weight)
-    kept = ds if other else None
-    _call("batch_norm_backward", x, x, y, g, weight, mean, r, dx, kept, dw, db)
+    kept = None if y is None else ds
+    _call("batch_norm_backward", x, x, y, g, weight, bias, mean, r, int(relu), dx, kept, dw, db)
     return dx, ds, dw, db
 
 
 @batch_norm_backward.register_fake
 def _(
-    g: Tensor, x: Tensor, y: Tensor | None, weight: Tensor, mean: Tensor, r: Tensor, other: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    g: Tensor,
+    x: Tensor,
+    y: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    mean: Tensor,
+    r: Tensor,
+    relu: bool,
+) -> Statistics:
     dx = torch.empty_like(x, memory_format=_LAST)
-    ds = torch.empty_like(dx) if other else x.new_empty(0)
+    ds = x.new_empty(0) if y is None else torch.empty_like(dx)
     return dx, ds, torch.empty_like(weight), torch.empty_like(weight)
 
 
 def _setup(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    x, other, weight, _, _, relu = inputs
+    x, other, weight, bias, _, relu = inputs
     y, mean, _, r = output
-    ctx.save_for_backward(x, y if relu else None, weight, mean, r)
-    ctx.other = other is not None
+    ctx.save_for_backward(x, None if other is None else y, weight, bias, mean, r)
+    ctx.relu = relu
 
 
 def _backward(ctx, g, *_):  # type: ignore[no-untyped-def]
-    x, y, weight, mean, r = ctx.saved_tensors
-    dx, ds, dw, db = batch_norm_backward(g, x, y, weight, mean, r, ctx.other)
-    return dx, ds if ctx.other else None, dw, db, None, None
+    x, y, weight, bias, mean, r = ctx.saved_tensors
+    dx, ds, dw, db = batch_norm_backward(g, x, y, weight, bias, mean, r, ctx.relu)
+    return dx, None if y is None else ds, dw, db, None, None
 
 
 batch_norm.register_autograd(_backward, setup_context=_setup)

@@ -1,9 +1,9 @@
-"""A compiler's backend that keeps batch normalisation, addition and ReLU together.
+"""A compiler's backend that puts this package's operators into the graph of a forward pass.
 
-`torch.compile(module, backend=fused)`: in the graph of the forward pass every batch normalisation in training
-mode, with an addition and a ReLU that alone use its result, becomes one operator
-(`resode.kernels.batch_norm`); the rest goes to torch's own compiler. Where nothing fits (a GPU, evaluation,
-no C++ compiler) it is torch's compiler alone.
+`torch.compile(module, backend=fused)`: every batch normalisation in training mode, with an addition and a
+ReLU that alone use its result, becomes one operator (`resode.kernels.batch_norm`), and so does every 3x3
+convolution under bf16 where there are matrix units (`resode.kernels.convolution`); the rest goes to torch's
+own compiler. Where nothing fits (a GPU, evaluation, no C++ compiler) it is torch's compiler alone.
 """
 
 import operator
@@ -14,8 +14,16 @@ import torch
 from torch import Tensor, fx
 from torch.nn import functional as F
 
-from resode.kernels import batch_norm
+from resode.kernels import batch_norm, convolution
 
+_BATCH_NORM = {
+    "input": None, "running_mean": None, "running_var": None, "weight": None, "bias": None, "training": False,
+    "momentum": 0.1, "eps": 1e-5,
+}  # fmt: skip
+_CONVOLUTION = {
+    "input": None, "weight": None, "bias": None, "stride": 1, "padding": 0, "dilation": 1, "groups": 1
+}  # fmt: skip
+_CONVOLUTIONS = (F.conv2d, torch.conv2d)
 _ADDITIONS = (operator.add, operator.iadd, torch.add)
 _RELUS = (F.relu, torch.relu, torch.relu_, F.relu_)
 _RELU_METHODS = ("relu", "relu_")
@@ -31,22 +39,47 @@ def fused(graph: fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
 
 
 def fuse(graph: fx.GraphModule) -> int:
-    """Put the operator in the place of what it does; how many times."""
-    if not batch_norm.available():
-        return 0
-    nodes = [node for node in graph.graph.nodes if _is_batch_norm(node)]
-    for node in nodes:
+    """Put the operators in the place of what they do; how many are put."""
+    norms, convolutions = [], []
+    if batch_norm.available():
+        norms = [node for node in graph.graph.nodes if _is_batch_norm(node)]
+    if convolution.available():
+        convolutions = [node for node in graph.graph.nodes if _is_convolution(node)]
+    for node in norms:
         _replace(graph.graph, node)
-    if nodes:
+    for node in convolutions:
+        given = _given(node, _CONVOLUTION)
+        node.target, node.kwargs = torch.ops.resode.convolution.default, {}
+        node.args = (given["input"], given["weight"])
+    if norms or convolutions:
         graph.graph.lint()
         graph.recompile()
-    return len(nodes)
+    return len(norms) + len(convolutions)
+
+
+def _is_convolution(node: fx.Node) -> bool:
+    if node.op != "call_function" or node.target not in _CONVOLUTIONS:
+        return False
+    given = _given(node, _CONVOLUTION)
+    x, weight, y = _value(given["input"]), _value(given["weight"]), _value(node)
+    plain = (given["stride"], given["padding"], given["dilation"], given["groups"])
+    return (
+        x is not None
+        and weight is not None
+        and y is not None
+        and y.dtype == torch.bfloat16
+        and given["bias"] is None
+        and plain in (((1, 1), (1, 1), (1, 1), 1), (1, 1, 1, 1))
+        and x.requires_grad
+        and weight.requires_grad
+        and convolution.fits(x, weight)
+    )
 
 
 def _is_batch_norm(node: fx.Node) -> bool:
     if node.op != "call_function" or node.target is not F.batch_norm:
         return False
-    given = _arguments(node)
+    given = _given(node, _BATCH_NORM)
     x, weight, bias = (_value(given[name]) for name in ("input", "weight", "bias"))
     return (
         given["training"] is True
@@ -56,10 +89,9 @@ def _is_batch_norm(node: fx.Node) -> bool:
     )
 
 
-def _arguments(node: fx.Node) -> dict[str, Any]:
-    names = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
-    defaults = {"weight": None, "bias": None, "training": False, "momentum": 0.1, "eps": 1e-5}
-    return defaults | dict(zip(names, node.args, strict=False)) | node.kwargs
+def _given(node: fx.Node, defaults: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a call by name."""
+    return defaults | dict(zip(defaults, node.args, strict=False)) | node.kwargs
 
 
 def _value(node: Any) -> Tensor | None:
@@ -69,7 +101,7 @@ def _value(node: Any) -> Tensor | None:
 
 
 def _replace(graph: fx.Graph, node: fx.Node) -> None:
-    given = _arguments(node)
+    given = _given(node, _BATCH_NORM)
     last, other = node, None
     addition = _only_user(node)
     if addition is not None and (found := _added_to(node, addition)) is not None:

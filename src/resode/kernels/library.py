@@ -11,7 +11,7 @@ from pathlib import Path
 
 from resode import durable
 
-SOURCE = Path(__file__).with_name("batch_norm.cpp")
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("batch_norm.cpp", "convolution.cpp"))
 OPTIONS = ("-O3", "-march=native", "-mprefer-vector-width=512", "-fopenmp", "-shared", "-fPIC", "-std=c++17")
 
 
@@ -30,7 +30,9 @@ def library() -> ctypes.CDLL | None:
 
 def version(compiler: str = "") -> str:
     """What the kernels are made of: source, compiler, options and processor, in 32 digits."""
-    content = SOURCE.read_bytes() + repr((compiler, OPTIONS, _processor())).encode()
+    content = (
+        b"".join(source.read_bytes() for source in SOURCES) + repr((compiler, OPTIONS, _processor())).encode()
+    )
     return hashlib.sha256(content).hexdigest()[:32]
 
 
@@ -39,7 +41,7 @@ def _build(compiler: str, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         made = Path(folder) / "made.so"
-        command = [compiler, *OPTIONS, "-o", str(made), str(SOURCE)]
+        command = [compiler, *OPTIONS, "-o", str(made), *map(str, SOURCES)]
         subprocess.run(command, check=True, capture_output=True, timeout=300)
         made.rename(path)
 

@@ -17,6 +17,7 @@ from torch import Tensor
 # Of the iteration as published: steep at zero, so that five steps do.
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 STEPS = 5
+Tensors = list[Tensor] | tuple[Tensor, ...]
 
 
 def orthogonalised(matrices: Tensor, steps: int = STEPS) -> Tensor:
@@ -30,14 +31,37 @@ def orthogonalised(matrices: Tensor, steps: int = STEPS) -> Tensor:
         return orthogonalised(matrices.mT, steps).mT
     norms = torch.linalg.matrix_norm(matrices, keepdim=True)
     x = matrices / norms.clamp_min(torch.finfo(matrices.dtype).tiny)
+    turned: Tensor = _product(x @ x.mT, steps) @ x
+    return turned
+
+
+def _product(gram: Tensor, steps: int) -> Tensor:
+    """The product of all Q, for each A = X X'."""
     a, b, c = COEFFICIENTS
-    gram = x @ x.mT
-    product = same = torch.eye(x.shape[-2], dtype=x.dtype, device=x.device)
+    product = same = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
     for _ in range(steps):
         q = a * same + b * gram + c * gram @ gram
         product, gram = q @ product, q @ gram @ q
-    turned: Tensor = product @ x
-    return turned
+    return product
+
+
+def directions(kernels: Tensors) -> list[Tensor]:
+    """max(1, sqrt(o / i)) O(d) for each kernel; Gram matrices of one size are iterated together."""
+    matrices = [kernel.flatten(1) for kernel in kernels]
+    wide = [m if m.shape[0] <= m.shape[1] else m.mT for m in matrices]
+    by_size: dict[int, list[int]] = {}
+    for k, matrix in enumerate(wide):
+        by_size.setdefault(matrix.shape[0], []).append(k)
+    found = list(kernels)
+    for members in by_size.values():
+        norms = torch.stack(torch._foreach_norm([wide[k] for k in members]))
+        scales = norms.clamp_min(torch.finfo(norms.dtype).tiny).reciprocal()[:, None, None]
+        grams = torch.stack([wide[k] @ wide[k].mT for k in members]) * scales.square()
+        for k, product in zip(members, _product(grams, STEPS) * scales, strict=True):
+            outputs, inputs = matrices[k].shape
+            turned = product @ wide[k] if outputs <= inputs else (product @ wide[k]).mT
+            found[k] = turned.mul_(max(1.0, math.sqrt(outputs / inputs))).reshape(kernels[k].shape)
+    return found
 
 
 class Muon(torch.optim.Optimizer):
@@ -58,32 +82,22 @@ class Muon(torch.optim.Optimizer):
         """One step from the gradients; parameters that have none stay."""
         for group in self.param_groups:
             moved = [p for p in group["params"] if p.grad is not None]
-            directions = [self._direction(p, group) for p in moved]
+            if not moved:
+                continue
+            found = self._momenta(moved, group)
             if group["kernels"]:
-                self._move_kernels(moved, directions, group)
-            else:
-                for parameter, direction in zip(moved, directions, strict=True):
-                    parameter.add_(direction, alpha=-group["lr"])
+                found = directions(found)
+                torch._foreach_mul_(moved, 1 - group["lr"] * group["weight_decay"])
+            torch._foreach_add_(moved, found, alpha=-group["lr"])
 
-    def _direction(self, parameter: Tensor, group: dict[str, Any]) -> Tensor:
-        gradient = parameter.grad
-        assert gradient is not None
+    def _momenta(self, moved: list[Tensor], group: dict[str, Any]) -> Tensors:
+        """What each parameter follows: d."""
+        gradients = [p.grad for p in moved if p.grad is not None]
         if not group["kernels"]:
-            gradient = gradient.add(parameter, alpha=group["weight_decay"])
-        velocity: Tensor = self.state[parameter]["momentum_buffer"]
-        velocity.mul_(group["momentum"]).add_(gradient)
-        return gradient.add(velocity, alpha=group["momentum"]) if group["nesterov"] else velocity
-
-    @staticmethod
-    def _move_kernels(kernels: list[Tensor], directions: list[Tensor], group: dict[str, Any]) -> None:
-        """Kernels of one shape are orthogonalised together."""
-        by_shape: dict[torch.Size, list[int]] = {}
-        for k, kernel in enumerate(kernels):
-            by_shape.setdefault(kernel.shape, []).append(k)
-        for shape, members in by_shape.items():
-            outputs, inputs = shape[0], math.prod(shape[1:])
-            turned = orthogonalised(torch.stack([directions[k].flatten(1) for k in members]))
-            length = group["lr"] * max(1.0, math.sqrt(outputs / inputs))
-            for k, matrix in zip(members, turned, strict=True):
-                kernels[k].mul_(1 - group["lr"] * group["weight_decay"])
-                kernels[k].add_(matrix.view(shape), alpha=-length)
+            gradients = list(torch._foreach_add(gradients, moved, alpha=group["weight_decay"]))
+        velocities = [self.state[p]["momentum_buffer"] for p in moved]
+        torch._foreach_mul_(velocities, group["momentum"])
+        torch._foreach_add_(velocities, gradients)
+        if not group["nesterov"]:
+            return velocities
+        return torch._foreach_add(gradients, velocities, alpha=group["momentum"])

@@ -219,7 +219,7 @@ def environment(device: torch.device, processes: int = 1) -> dict[str, Any]:
         "numpy": numpy.__version__,
         "platform": platform.platform(),
         "cpu": _cpu_name(),
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "cpu_capability": _cpu_capability(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "processes": processes,
@@ -229,6 +229,12 @@ def environment(device: torch.device, processes: int = 1) -> dict[str, Any]:
         "cuda": torch.version.cuda if device.type == "cuda" else None,
         "command": ["resode", *sys.argv[1:]] if "resode" in Path(sys.argv[0]).name else None,
     }
+
+
+def _cpu_capability() -> str:
+    """The instructions that torch's kernels use, and whether there are matrix units for bf16."""
+    known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return torch.backends.cpu.get_cpu_capability() + (", AMX bf16" if known.get("amx_bf16") else "")
 
 
 def _cpu_name() -> str:
