@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import resode
-from resode.kernels import batch_norm, library
+from resode.kernels import batch_norm, convolution, library
 from resode.kernels.fusion import fuse, fused
 
 pytestmark = pytest.mark.skipif(not batch_norm.available(), reason="no C++ compiler with OpenMP")
@@ -142,6 +142,38 @@ def test_a_compiler_that_fails_or_is_missing_is_no_error(monkeypatch, tmp_path):
     library.library.cache_clear()
     assert library.library() is not None
     assert [path.suffix for path in (tmp_path / "kernels").iterdir()] == [".so"]
+
+
+@pytest.mark.skipif(not convolution.available(), reason="no matrix units for bf16")
+def test_convolutions_go_to_the_matrix_units_under_bf16_alone():
+    """All but the stem, whose image wants no gradient, and those that stride."""
+    network = resode.create("he_resnet8", widths=[16, 16, 32]).train()
+    for half, expected in ((True, 4), (False, 0)):
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            found = captured(network, image(size=16))
+        assert found["targets"].count(torch.ops.resode.convolution.default) == expected
+        assert found["replaced"] == 7 + expected
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"bias": True},
+        {"stride": 2},
+        {"padding": 0},
+        {"padding": "same"},
+        {"dilation": 2, "padding": 2},
+        {"groups": 2},
+    ],
+    ids=str,
+)
+def test_another_convolution_is_left_alone(options):
+    module = nn.Conv2d(16, 32, 3, **{"padding": 1, "bias": False, **options})
+    plain = nn.Conv2d(16, 32, 3, padding=1, bias=False)
+    x = image(channels=16).bfloat16().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert captured(module, x)["replaced"] == 0
+        assert captured(plain, x)["replaced"] == 1
 
 
 @pytest.mark.slow

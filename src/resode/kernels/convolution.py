@@ -39,7 +39,7 @@ def fits(x: Tensor, weight: Tensor) -> bool:
         and x.dtype == torch.bfloat16
         and x.shape[3] % 2 == 0
         and weight.dtype == torch.float32
-        and weight.shape[2:] == (3, 3)
+        and weight.shape[1:] == (x.shape[1], 3, 3)
         and all(channels % LANES == 0 for channels in weight.shape[:2])
         and weight.shape[0] * weight.shape[1] <= WIDEST
     )
