@@ -66,8 +66,8 @@ struct Line {  // where the pixels of some images are
     Line(int64_t height, int64_t width, int64_t images)
         : height(height), width(width), pitch(width + 2), image((height + 1) * pitch),
           length((images * image + DEPTH - 1) / DEPTH * DEPTH),
-          padded(length + 2 * pitch + 4),                               // of x, around which it is zero
-          across(length % 2048 ? length : length + DEPTH) {}            // of g transposed
+          padded(length + 2 * pitch + 4),                      // of x, with zeros around
+          across(length % 2048 ? length : length + DEPTH) {}  // of g transposed
 };
 
 inline Halves load(const uint16_t* from) {
@@ -81,23 +81,24 @@ inline void store(uint32_t* to, Halves one, Halves two) {
     std::memcpy(to, &both, sizeof both);
 }
 
-// Pixels in pairs, (pixels / 2, channels) of both values of a pair, from the pixel `origin` of a line on; odd
+// Pixels in pairs, (channels / 16, span, 16) of both values of a pair, from the pixel `origin` of a line on; odd
 // pairs begin a pixel later. What lies between rows is zero already.
-void pairs(const Line& line, int64_t images, int64_t channels, int64_t origin, const uint16_t* from,
-           uint32_t* even, uint32_t* odd) {
+void pairs(const Line& line, int64_t images, int64_t channels, int64_t origin, int64_t span,
+           const uint16_t* from, uint32_t* even, uint32_t* odd) {
     for (int64_t n = 0; n < images; ++n)
         for (int64_t h = 0; h < line.height; ++h) {
             const uint16_t* row = from + (n * line.height + h) * line.width * channels;
-            int64_t place = (origin + n * line.image + h * line.pitch) / 2 * channels;
+            int64_t first = (origin + n * line.image + h * line.pitch) / 2;
             for (int64_t c = 0; c < channels; c += LANES) {
+                int64_t place = c * span + first * LANES;
                 Halves before = {};
                 for (int64_t w = 0; w < line.width; w += 2) {
                     Halves one = load(row + w * channels + c), two = load(row + (w + 1) * channels + c);
-                    store(even + place + w / 2 * channels + c, one, two);
-                    if (odd) store(odd + place + (w / 2 - 1) * channels + c, before, one);
+                    store(even + place + w / 2 * LANES, one, two);
+                    if (odd) store(odd + place + (w / 2 - 1) * LANES, before, one);
                     before = two;
                 }
-                if (odd) store(odd + place + (line.width / 2 - 1) * channels + c, before, Halves{});
+                if (odd) store(odd + place + (line.width / 2 - 1) * LANES, before, Halves{});
             }
         }
 }
@@ -128,17 +129,16 @@ void transpose(const uint32_t* from, int64_t from_pitch, uint32_t* to, int64_t t
 }
 
 // Add products over the line to up to six tiles of 16 x 16 sums: tile k multiplies a with b[k].
-void multiply(int count, const uint16_t* a, int64_t a_bytes, const uint32_t* const* b, int64_t b_bytes,
-              int64_t length, float* const* sums, int64_t sum_bytes) {
+void multiply(int count, const uint16_t* a, int64_t a_bytes, const uint32_t* const* b, int64_t length,
+              float* const* sums, int64_t sum_bytes) {
 #define RESODE_EACH(DO) \
     DO(0) if (count > 1) { DO(1) } if (count > 2) { DO(2) } if (count > 3) { DO(3) } \
     if (count > 4) { DO(4) } if (count > 5) { DO(5) }
 #define RESODE_BEGIN(k) _tile_loadd(k, sums[k], sum_bytes);
-#define RESODE_STEP(k) _tile_loadd(6, b[k] + row, b_bytes); _tile_dpbf16ps(k, 7, 6);
+#define RESODE_STEP(k) _tile_loadd(6, b[k] + l / 2 * LANES, 4 * LANES); _tile_dpbf16ps(k, 7, 6);
 #define RESODE_END(k) _tile_stored(k, sums[k], sum_bytes);
     RESODE_EACH(RESODE_BEGIN)
     for (int64_t l = 0; l < length; l += DEPTH) {
-        int64_t row = l / 2 * (b_bytes / 4);
         _tile_loadd(7, a + l, a_bytes);
         RESODE_EACH(RESODE_STEP)
     }
@@ -160,27 +160,30 @@ struct Workspace {
 
 void some_images(const Line& line, int64_t images, int64_t inputs, int64_t outputs, const uint16_t* x,
                  const uint16_t* g, Workspace& work) {
-    pairs(line, images, inputs, line.pitch + 2, x, work.even.get(), work.odd.get());
-    pairs(line, images, outputs, 0, g, work.g_pairs.get(), nullptr);
+    int64_t span = line.padded / 2;
+    pairs(line, images, inputs, line.pitch + 2, span, x, work.even.get(), work.odd.get());
+    pairs(line, images, outputs, 0, line.length / 2, g, work.g_pairs.get(), nullptr);
     for (int64_t l = 0; l < line.length; l += DEPTH)
         for (int64_t o = 0; o < outputs; o += LANES)
-            transpose(work.g_pairs.get() + l / 2 * outputs + o, outputs,
+            transpose(work.g_pairs.get() + o * (line.length / 2) + l / 2 * LANES, LANES,
                       (uint32_t*)(work.g_rows.get() + o * line.across + l), line.across / 2);
     int64_t factors = 9 * (inputs / LANES);
-    for (int64_t o = 0; o < outputs; o += LANES)
-        for (int64_t first = 0; first < factors; first += 6) {
-            const uint32_t* b[6];
-            float* sum[6];
-            int count = int(std::min<int64_t>(factors - first, 6));
-            for (int k = 0; k < count; ++k) {
-                int64_t tap = (first + k) % 9, i = (first + k) / 9 * LANES;
-                int64_t offset = tap / 3 * line.pitch + tap % 3 + 1;  // a pixel's shift along the line of x
-                b[k] = (offset % 2 ? work.odd : work.even).get() + offset / 2 * inputs + i;
-                sum[k] = work.sums.get() + (tap * outputs + o) * inputs + i;
-            }
-            multiply(count, work.g_rows.get() + o * line.across, 2 * line.across, b, 4 * inputs, line.length,
-                     sum, 4 * inputs);
+    for (int64_t first = 0; first < factors; first += 6) {
+        const uint32_t* b[6];
+        float* sum[6];
+        int count = int(std::min<int64_t>(factors - first, 6));
+        for (int k = 0; k < count; ++k) {
+            int64_t tap = (first + k) % 9, i = (first + k) / 9 * LANES;
+            int64_t offset = tap / 3 * line.pitch + tap % 3 + 1;  // a pixel's shift along the line of x
+            b[k] = (offset % 2 ? work.odd : work.even).get() + i * span + offset / 2 * LANES;
+            sum[k] = work.sums.get() + tap * outputs * inputs + i;
         }
+        for (int64_t o = 0; o < outputs; o += LANES) {
+            multiply(count, work.g_rows.get() + o * line.across, 2 * line.across, b, line.length, sum,
+                     4 * inputs);
+            for (int k = 0; k < count; ++k) sum[k] += LANES * inputs;
+        }
+    }
 }
 
 }  // namespace
