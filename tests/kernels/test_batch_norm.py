@@ -1,5 +1,9 @@
 """The fused operator is batch normalisation, to the precision of its type."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -80,6 +84,34 @@ def test_any_layout_in_memory_gives_the_same():
         x.contiguous(), other.transpose(2, 3).contiguous().transpose(2, 3), weight, bias, EPS, True
     )
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_parameters_may_lie_anywhere():
+    x, _, weight, bias, _ = inputs((4, 16, 6, 6), torch.float32, False)
+    expected = batch_norm(x, None, weight, bias, EPS, True)
+    strided = torch.stack((weight, bias), 1)
+    found = batch_norm(x, None, strided[:, 0], strided[:, 1], EPS, True)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+SCRIPT = """
+import torch
+from resode.kernels.batch_norm import batch_norm
+from resode.kernels.convolution import available, convolution
+torch.set_num_threads(4)
+x = torch.randn(8, 16, 8, 8, generator=torch.Generator().manual_seed(0))
+_, mean, _, _ = batch_norm(x, None, torch.ones(16), torch.zeros(16), 1e-5, True)
+torch.testing.assert_close(mean, x.mean((0, 2, 3)))
+if available():
+    w = torch.zeros(16, 16, 3, 3, requires_grad=True)
+    convolution(x.bfloat16(), w).sum().backward()
+    torch.testing.assert_close(w.grad[:, :, 1, 1], x.bfloat16().float().sum((0, 2, 3)).expand(16, 16))
+"""
+
+
+def test_fewer_threads_than_asked_for_are_enough():
+    environment = os.environ | {"OMP_THREAD_LIMIT": "1"}
+    subprocess.run([sys.executable, "-c", SCRIPT], env=environment, check=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

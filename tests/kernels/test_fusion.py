@@ -1,6 +1,7 @@
 """A compiler is given batch normalisation with what follows it as one operator, and all else as it was."""
 
 import copy
+import operator
 
 import pytest
 import torch
@@ -67,6 +68,12 @@ def test_a_residual_network_becomes_operators_alone():
     assert found["asked"].count((False, True)) == 4
 
 
+def changed_between(n, y):
+    total = n + y
+    y.add_(1)
+    return total
+
+
 class Net(nn.Module):
     """A normalisation, and a part to follow it."""
 
@@ -98,12 +105,75 @@ class Net(nn.Module):
         (lambda n, y: n + 1, (False, False)),
         (lambda n, y: torch.add(n, y, alpha=2), (False, False)),
         (lambda n, y: torch.tanh(n + y), (True, False)),
+        (lambda n, y: (n + y).mul_(2), (True, False)),
+        (lambda n, y: n.add_(y).add_(y), (False, False)),
+        (lambda n, y: operator.iadd(operator.iadd(n, y), 2 * y), (True, False)),
+        (lambda n, y: operator.iadd(y.clone(), n), (False, False)),  # it is the other that changes
+        (lambda n, y: F.relu(changed_between(n, y.clone())), (True, False)),
     ],
 )
 def test_what_follows_is_taken_in_where_it_can_be(then, asked):
     torch.manual_seed(0)
     found = same(Net(then).train(), image(), rtol=1e-4, atol=1e-5)
     assert found["asked"] == [asked]
+
+
+def test_statistics_that_two_uses_share_move_in_their_order():
+    class Twice(Net):
+        def forward(self, x):
+            y = self.convolution(x)
+            return F.relu(self.norm(y) + self.norm(3 * y + 1))
+
+    same(Twice(None).train(), image(), rtol=1e-3, atol=1e-4)
+
+
+def test_what_is_not_learned_stays_so():
+    class Frozen(Net):
+        def forward(self, x):
+            y = self.convolution(x)
+            with torch.no_grad():
+                n = self.norm(y)
+            return F.relu(n + y)
+
+    module = Frozen(None).train()
+    captured(module, image())["y"].sum().backward()
+    assert module.norm.weight.grad is None
+    assert module.convolution.weight.grad is not None
+
+
+def test_a_tensor_of_the_callers_is_changed_as_it_was():
+    module, x, total = Net(lambda n, y: n).train(), image(), torch.zeros(4, 16, 8, 8)
+
+    class Adding(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = module
+
+        def forward(self, x, total):
+            total += self.net(x)
+            return total
+
+    torch._dynamo.reset()
+    with torch.no_grad():
+        torch.compile(Adding(), backend=lambda graph, _: (fuse(graph), graph.forward)[1], dynamic=False)(
+            x, total
+        )
+    assert total.abs().max() > 0
+
+
+def test_sizes_that_are_left_open_are_left_alone():
+    module = Net(lambda n, y: F.relu(n)).train()
+    found = []
+
+    def backend(graph, inputs):
+        found.append(fuse(graph))
+        return graph.forward
+
+    torch._dynamo.reset()
+    compiled = torch.compile(module, backend=backend, dynamic=True)
+    for images in (4, 6):
+        assert len(compiled(image(images=images))) == images
+    assert set(found) == {0}
 
 
 @pytest.mark.parametrize(

@@ -160,3 +160,25 @@ def test_a_parameter_may_get_its_first_gradient_late():
         sum(part(torch.ones(1, 2)).sum() for part in module[:parts]).backward()
         optimiser.step()
     assert not torch.equal(module[1].weight, nn.Linear(2, 2).weight)
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-25])
+def test_muon_takes_gradients_that_are_zero_or_tiny(size):
+    """The branches of a network that begins with F = 0 have none in the first step."""
+    kernel = nn.Parameter(torch.ones(4, 3, 3, 3))
+    optimiser = muon.Muon(
+        [
+            {
+                "params": [kernel],
+                "kernels": True,
+                "lr": 0.1,
+                "momentum": 0.9,
+                "nesterov": True,
+                "weight_decay": 0.0,
+            }
+        ]
+    )
+    kernel.grad = size * torch.randn(4, 3, 3, 3, generator=torch.Generator().manual_seed(0))
+    optimiser.step()
+    assert torch.isfinite(kernel).all()
+    assert torch.equal(kernel, torch.ones(4, 3, 3, 3)) is (size == 0)

@@ -47,13 +47,13 @@ inline void store(Half* p, Vector v) {  // to the nearest, ties to even; NaN sta
 }
 inline Vector positive(Vector v) { return v < 0 ? Vector{} : v; }  // NaN stays NaN
 
-// Do something for each of the threads, with its share of the rows.
+// Do something for each of the threads, which may be fewer than asked for, with its share of the rows.
 template <class Each>
 void shared(int64_t rows, int threads, Each each) {
 #pragma omp parallel num_threads(threads)
     {
-        int64_t thread = omp_get_thread_num();
-        each(thread, rows * thread / threads, rows * (thread + 1) / threads);
+        int64_t thread = omp_get_thread_num(), team = omp_get_num_threads();
+        each(thread, rows * thread / team, rows * (thread + 1) / team);
     }
 }
 
@@ -130,7 +130,7 @@ void forward(int64_t rows, int64_t channels, const T* x, const T* s, const float
 }
 
 // dx = w r (h - mean(h) - r^2 (x - m) mean(h (x - m))) with h = g where y > 0, g without a ReLU; ds = h.
-// Without s, y is not read: its sign is that of w r (x - m) + b.
+// Without s, y is not read: its sign is that of w r (x - m) + b. With s there is a ReLU, or this is not needed.
 template <class T, bool add, bool relu>
 void backward(int64_t rows, int64_t channels, const T* x, const T* y, const T* g, const float* w, const float* b,
               const float* mean, const float* r, T* dx, T* ds, float* dw, float* db, int threads) {
@@ -165,8 +165,7 @@ template <class T>
 void backward(int64_t rows, int64_t channels, const void* x, const void* y, const void* g, const float* w,
               const float* b, const float* mean, const float* r, bool relu, void* dx, void* ds, float* dw,
               float* db, int threads) {
-    auto go = ds ? (relu ? backward<T, true, true> : backward<T, true, false>)
-                 : (relu ? backward<T, false, true> : backward<T, false, false>);
+    auto go = ds ? backward<T, true, true> : relu ? backward<T, false, true> : backward<T, false, false>;
     go(rows, channels, (const T*)x, (const T*)y, (const T*)g, w, b, mean, r, (T*)dx, (T*)ds, dw, db, threads);
 }
 

@@ -52,7 +52,7 @@ def batch_norm(
         eps: what keeps r finite.
         relu: whether negative values become zero (NaN stays NaN).
     """
-    x = x.contiguous(memory_format=_LAST)
+    x, weight, bias = x.contiguous(memory_format=_LAST), weight.contiguous(), bias.contiguous()
     other = None if other is None else other.contiguous(memory_format=_LAST)
     y = torch.empty_like(x)
     mean, variance, r = (torch.empty_like(weight) for _ in range(3))
@@ -83,10 +83,11 @@ def batch_norm_backward(
 
     With h = g where the result is positive (h = g without a ReLU) and means over the batch and its pixels:
     dx = w r (h - mean(h) - r^2 (x - m) mean(h (x - m))), ds = h, dw = r sum h (x - m), db = sum h. `y` is the
-    result where another branch was added, and None elsewhere.
+    result where another branch was added before a ReLU, and None elsewhere.
     """
     g, x = g.to(x.dtype).contiguous(memory_format=_LAST), x.contiguous(memory_format=_LAST)
     y = None if y is None else y.contiguous(memory_format=_LAST)
+    weight, bias, mean, r = (each.contiguous() for each in (weight, bias, mean, r))
     dx = torch.empty_like(x)
     ds = x.new_empty(0) if y is None else torch.empty_like(x)
     dw, db = torch.empty_like(weight), torch.empty_like(weight)
@@ -114,14 +115,16 @@ def _(
 def _setup(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     x, other, weight, bias, _, relu = inputs
     y, mean, _, r = output
-    ctx.save_for_backward(x, None if other is None else y, weight, bias, mean, r)
-    ctx.relu = relu
+    ctx.save_for_backward(x, y if relu and other is not None else None, weight, bias, mean, r)
+    ctx.relu, ctx.other = relu, other is not None
 
 
 def _backward(ctx, g, *_):  # type: ignore[no-untyped-def]
     x, y, weight, bias, mean, r = ctx.saved_tensors
     dx, ds, dw, db = batch_norm_backward(g, x, y, weight, bias, mean, r, ctx.relu)
-    return dx, None if y is None else ds, dw, db, None, None
+    if ctx.other and not ctx.relu:
+        ds = g
+    return dx, ds if ctx.other else None, dw, db, None, None
 
 
 batch_norm.register_autograd(_backward, setup_context=_setup)

@@ -202,8 +202,8 @@ extern "C" void kernel_gradient(int64_t images, int64_t height, int64_t width, i
     std::vector<const float*> found(threads);
 #pragma omp parallel num_threads(threads)
     {
-        int64_t thread = omp_get_thread_num();
-        int64_t begin = images * thread / threads, end = images * (thread + 1) / threads;
+        int64_t thread = omp_get_thread_num(), team = omp_get_num_threads();  // maybe fewer than asked for
+        int64_t begin = images * thread / team, end = images * (thread + 1) / team;
         thread_local Workspace work;
         work.resize(line, inputs, outputs);
         found[thread] = work.sums.get();
@@ -219,7 +219,7 @@ extern "C" void kernel_gradient(int64_t images, int64_t height, int64_t width, i
     }
     for (int64_t k = 0; k < size; ++k) {
         float sum = 0;
-        for (int thread = 0; thread < threads; ++thread) sum += found[thread][k];
+        for (const float* each : found) sum += each ? each[k] : 0;
         sums[k] = sum;
     }
 }

@@ -70,6 +70,7 @@ def convolution_backward(g: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, 
     dw = weight.new_empty(3, 3, *weight.shape[:2])
     found = library()
     assert found is not None, "the kernels are not built"
+    assert available(), "there are no matrix units"
     images, inputs, height, width = x.shape
     sizes = [ctypes.c_int64(n) for n in (images, height, width, inputs, weight.shape[0])]
     pointers = [ctypes.c_void_p(each.data_ptr()) for each in (x, g, dw)]

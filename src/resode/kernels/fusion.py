@@ -25,6 +25,8 @@ _CONVOLUTION = {
 }  # fmt: skip
 _CONVOLUTIONS = (F.conv2d, torch.conv2d)
 _ADDITIONS = (operator.add, operator.iadd, torch.add)
+_INPLACE = ("batch_norm", "iadd", "isub", "imul", "itruediv", "ipow", "setitem")
+_MODES = ("_set_grad_enabled", "_enter", "_exit", "set_grad")
 _RELUS = (F.relu, torch.relu, torch.relu_, F.relu_)
 _RELU_METHODS = ("relu", "relu_")
 
@@ -40,11 +42,12 @@ def fused(graph: fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
 
 def fuse(graph: fx.GraphModule) -> int:
     """Put the operators in the place of what they do; how many are put."""
-    norms, convolutions = [], []
-    if batch_norm.available():
-        norms = [node for node in graph.graph.nodes if _is_batch_norm(node)]
-    if convolution.available():
-        convolutions = [node for node in graph.graph.nodes if _is_convolution(node)]
+    norms = [node for node in graph.graph.nodes if _is_batch_norm(node)]
+    convolutions = [node for node in graph.graph.nodes if _is_convolution(node)]
+    if norms and not batch_norm.available():  # which builds the kernels
+        norms = []
+    if convolutions and not convolution.available():
+        convolutions = []
     for node in norms:
         _replace(graph.graph, node)
     for node in convolutions:
@@ -85,6 +88,7 @@ def _is_batch_norm(node: fx.Node) -> bool:
         given["training"] is True
         and isinstance(given["momentum"], float | int)
         and x is not None
+        and all(isinstance(n, int) for n in x.shape)  # not one that is left open
         and batch_norm.fits(x, weight, bias)
     )
 
@@ -104,10 +108,10 @@ def _replace(graph: fx.Graph, node: fx.Node) -> None:
     given = _given(node, _BATCH_NORM)
     last, other = node, None
     addition = _only_user(node)
-    if addition is not None and (found := _added_to(node, addition)) is not None:
+    if addition is not None and (found := _added_to(node, addition)) is not None and _calm(node, addition):
         last, other = addition, found
     after = _only_user(last)
-    relu = after is not None and _is_relu(after)
+    relu = after is not None and _is_relu(after) and _calm(last, after)
     last = after if relu and after is not None else last
     with graph.inserting_before(last):
         made = graph.call_function(
@@ -130,6 +134,18 @@ def _replace(graph: fx.Graph, node: fx.Node) -> None:
             graph.erase_node(done)
 
 
+def _calm(begin: fx.Node, end: fx.Node) -> bool:
+    """Whether nothing between two nodes changes a tensor or a mode: then `begin` can wait for `end`."""
+    node = begin.next
+    while node is not end:
+        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+        changes = name.endswith("_") or name in _INPLACE or node.kwargs.get("inplace")
+        if node.op in ("call_function", "call_method") and (changes or name.startswith(_MODES)):
+            return False
+        node = node.next
+    return True
+
+
 def _only_user(node: fx.Node) -> fx.Node | None:
     return next(iter(node.users)) if len(node.users) == 1 else None
 
@@ -141,6 +157,8 @@ def _added_to(node: fx.Node, addition: fx.Node) -> fx.Node | None:
     if len(addition.args) != 2 or addition.kwargs:
         return None
     first, second = addition.args
+    if addition.target is operator.iadd and first is not node:  # which changes the other one
+        return None
     other = second if first is node else first
     mine, its = _value(node), _value(other)
     if not isinstance(other, fx.Node) or other is node or mine is None or its is None:

@@ -5,6 +5,7 @@ import functools
 import hashlib
 import os
 import platform
+import shutil
 import subprocess
 import tempfile
 from pathlib import Path
@@ -28,10 +29,12 @@ def library() -> ctypes.CDLL | None:
         return None
 
 
-def version(compiler: str = "") -> str:
-    """What the kernels are made of: source, compiler, options and processor, in 32 digits."""
+def version(compiler: str | None = None) -> str:
+    """What the kernels are made of, in 32 digits: sources, compiler, options and processor."""
+    compiler = compiler or os.environ.get("CXX", "c++")
     content = (
-        b"".join(source.read_bytes() for source in SOURCES) + repr((compiler, OPTIONS, _processor())).encode()
+        b"".join(source.read_bytes() for source in SOURCES)
+        + repr((shutil.which(compiler), OPTIONS, _processor())).encode()
     )
     return hashlib.sha256(content).hexdigest()[:32]
 

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from resode import cost, durable
 from resode.errors import ResodeError
-from resode.kernels import batch_norm, library
+from resode.kernels import library
 from resode.memory import Shape
 from resode.training.methods import compiled
 from resode.training.precision import Precision
@@ -153,8 +153,7 @@ def step_seconds(
 def _key(module: nn.Module, shape: Shape, forms: list[Form], images: int, device: torch.device) -> str:
     here = environment(device)
     machine = [here[name] for name in ("torch", "cpu", "cpu_capability", "threads", "gpu", "cuda")]
-    kernels = library.version() if batch_norm.available() else None
-    asked = [str(module), shape, [str(form) for form in forms], images, kernels, *machine]
+    asked = [str(module), shape, [str(form) for form in forms], images, library.version(), *machine]
     return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
 
 

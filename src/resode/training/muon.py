@@ -17,6 +17,7 @@ from torch import Tensor
 # Of the iteration as published: steep at zero, so that five steps do.
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 STEPS = 5
+LEAST = 1e-18  # of a norm: what is smaller, whose square is nothing in single precision, is not made longer
 Tensors = list[Tensor] | tuple[Tensor, ...]
 
 
@@ -30,7 +31,7 @@ def orthogonalised(matrices: Tensor, steps: int = STEPS) -> Tensor:
     if matrices.shape[-2] > matrices.shape[-1]:
         return orthogonalised(matrices.mT, steps).mT
     norms = torch.linalg.matrix_norm(matrices, keepdim=True)
-    x = matrices / norms.clamp_min(torch.finfo(matrices.dtype).tiny)
+    x = matrices / norms.clamp_min(LEAST)
     turned: Tensor = _product(x @ x.mT, steps) @ x
     return turned
 
@@ -55,11 +56,12 @@ def directions(kernels: Tensors) -> list[Tensor]:
     found = list(kernels)
     for members in by_size.values():
         norms = torch.stack(torch._foreach_norm([wide[k] for k in members]))
-        scales = norms.clamp_min(torch.finfo(norms.dtype).tiny).reciprocal()[:, None, None]
-        grams = torch.stack([wide[k] @ wide[k].mT for k in members]) * scales.square()
-        for k, product in zip(members, _product(grams, STEPS) * scales, strict=True):
+        scales = norms.clamp_min(LEAST).reciprocal()
+        scaled = [wide[k] * scale for k, scale in zip(members, scales, strict=True)]
+        products = _product(torch.stack([x @ x.mT for x in scaled]), STEPS)
+        for k, x, product in zip(members, scaled, products, strict=True):
             outputs, inputs = matrices[k].shape
-            turned = product @ wide[k] if outputs <= inputs else (product @ wide[k]).mT
+            turned = product @ x if outputs <= inputs else (product @ x).mT
             found[k] = turned.mul_(max(1.0, math.sqrt(outputs / inputs))).reshape(kernels[k].shape)
     return found
 
