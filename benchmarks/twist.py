@@ -26,6 +26,7 @@ from torch import nn
 import resode
 from resode import cost, memory
 from resode.operators.twist import FORMS
+from resode.training.allocation import keep_freed_memory
 from resode.training.methods import compiled
 from resode.training.precision import place
 from resode.training.runs import environment
@@ -140,6 +141,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--peak-of", choices=ARMS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    keep_freed_memory()  # as the engine does
     form = Form(arguments.batch, arguments.precision == "bf16", arguments.compile)
     if arguments.peak_of:
         step = Step(arguments.peak_of, form)

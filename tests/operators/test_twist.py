@@ -12,7 +12,7 @@ from resode.errors import InputError
 from resode.operators.ties import TIES, monomials, tie_basis
 from resode.operators.twist import COORDINATES, TwistConv2d, coordinates
 
-FORMS = ("separate", "stacked", "fused")
+FORMS = ("separate", "stacked", "fused", "generated")
 DEGREES = {tie: (1,) if tie == "mixed" else (1, 2, 3) for tie in TIES}
 TIED = [(tie, degree) for tie in TIES for degree in DEGREES[tie]]
 

@@ -37,7 +37,8 @@ def twist(
         str, typer.Option("--coordinates", help="centred, per-axis, or published (not centred).")
     ] = "centred",
     form: Annotated[
-        str, typer.Option("--form", help="separate (bit for bit at first), stacked, fused, or auto.")
+        str,
+        typer.Option("--form", help="separate (bit for bit at first), stacked, fused, generated, or auto."),
     ] = "auto",
     force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
     plugin: PluginOption = None,

@@ -10,41 +10,17 @@
 
 #include <cmath>
 #include <cstdint>
-#include <cstring>
 #include <vector>
+
+#include "vectors.h"
 
 namespace {
 
-constexpr int LANES = 16;  // of one vector; channels come in multiples of it
+using namespace resode;  // channels come in multiples of LANES
+
 constexpr int WAYS = 4;    // sums that are taken side by side
 constexpr int TILE = 64;   // rows that are summed in single precision
 
-typedef float Vector __attribute__((vector_size(4 * LANES)));
-typedef int32_t Mask __attribute__((vector_size(4 * LANES)));
-typedef uint32_t Bits __attribute__((vector_size(4 * LANES)));
-typedef uint16_t Halves __attribute__((vector_size(2 * LANES)));
-struct Half {  // bfloat16
-    uint16_t bits;
-};
-
-inline Vector load(const float* p) {
-    Vector v;
-    std::memcpy(&v, p, sizeof v);
-    return v;
-}
-inline Vector load(const Half* p) {
-    Halves h;
-    std::memcpy(&h, p, sizeof h);
-    return (Vector)(__builtin_convertvector(h, Bits) << 16);
-}
-inline void store(float* p, Vector v) { std::memcpy(p, &v, sizeof v); }
-inline void store(Half* p, Vector v) {  // to the nearest, ties to even; NaN stays NaN
-    Bits bits = (Bits)v;
-    Bits rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-    Bits nan = Bits{} + 0x7fc0;
-    Halves h = __builtin_convertvector(v == v ? rounded : nan, Halves);
-    std::memcpy(p, &h, sizeof h);
-}
 inline Vector positive(Vector v) { return v < 0 ? Vector{} : v; }  // NaN stays NaN
 
 // Do something for each of the threads, which may be fewer than asked for, with its share of the rows.

@@ -6,6 +6,7 @@ memory, here two; sums are taken in double precision over tiles of 64 pixels in 
 """
 
 import ctypes
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -97,29 +98,20 @@ def batch_norm_backward(
 
 
 @batch_norm_backward.register_fake
-def _(
-    g: Tensor,
-    x: Tensor,
-    y: Tensor | None,
-    weight: Tensor,
-    bias: Tensor,
-    mean: Tensor,
-    r: Tensor,
-    relu: bool,
-) -> Statistics:
+def _(g: Tensor, x: Tensor, y: Tensor | None, weight: Tensor, *_: Tensor | bool) -> Statistics:
     dx = torch.empty_like(x, memory_format=_LAST)
     ds = x.new_empty(0) if y is None else torch.empty_like(dx)
     return dx, ds, torch.empty_like(weight), torch.empty_like(weight)
 
 
-def _setup(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Statistics) -> None:
     x, other, weight, bias, _, relu = inputs
     y, mean, _, r = output
     ctx.save_for_backward(x, y if relu and other is not None else None, weight, bias, mean, r)
     ctx.relu, ctx.other = relu, other is not None
 
 
-def _backward(ctx, g, *_):  # type: ignore[no-untyped-def]
+def _backward(ctx: Any, g: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
     x, y, weight, bias, mean, r = ctx.saved_tensors
     dx, ds, dw, db = batch_norm_backward(g, x, y, weight, bias, mean, r, ctx.relu)
     if ctx.other and not ctx.relu:

@@ -1,230 +1,189 @@
-// The kernel gradient of a 3x3 convolution (stride 1, padding 1) of channels-last bfloat16 activations, by the
-// matrix units (AMX) of an x86 processor:
+// A 3x3 convolution (stride 1, padding 1) of channels-last bfloat16 activations, by the matrix units (AMX) of an
+// x86 processor, or its adjoint:
 //
-//     dW[a][b][o][i] = sum over images n and pixels (h, w) of g[n][h][w][o] x[n][h + a - 1][w + b - 1][i]
+//     y[n][h][w][o] = sum over a, b, i of W[o][i][a][b] x[n][h + a - 1][w + b - 1][i]
 //
-// An image becomes a line of pixels, with two zeros behind each row and a row of zeros between images, so that
-// each of the nine shifts is one offset along the line and a sum over pixels is one matrix product:
-// (channels of g, pixels) x (pixels, channels of x). The first factor is g transposed, the second x with its
-// pixels in pairs, as the units want them; pairs begin at even pixels, and once more at odd ones, for odd
-// offsets. Sums are single precision; images are divided among threads in order.
+// An image becomes a line of pixels, with a zero behind each row and a row of zeros between images, so that each
+// of the nine shifts is one offset along the line. A tile holds 16 pixels that follow one another on the line;
+// the channels of the three pixels that a row of the kernel sees are neighbours in memory, and are multiplied 32
+// values at a time. Sums are single precision, and are rounded once. Images are divided among threads in order.
 #include <algorithm>
 #include <cstdint>
-#include <cstdlib>
-#include <cstring>
-#include <memory>
-#include <vector>
 
 #include <omp.h>
 
-#if defined(__AMX_BF16__) && defined(__AMX_TILE__) && defined(__AVX512F__) && defined(__linux__)
-#pragma GCC diagnostic ignored "-Wuninitialized"  // of GCC's own header
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#include <immintrin.h>
+#include "matrix_units.h"
+
+#ifdef RESODE_MATRIX_UNITS
 #include <sys/syscall.h>
 #include <unistd.h>
 
 namespace {
 
-constexpr int64_t LANES = 16;       // channels, or pairs of pixels, of a tile
-constexpr int64_t DEPTH = 32;       // pixels of a tile
-constexpr int64_t BYTES = 1 << 15;  // of an activation, about, that are multiplied at once
+using namespace resode;
 
-typedef uint16_t Halves __attribute__((vector_size(2 * LANES)));
-typedef uint32_t Pairs __attribute__((vector_size(4 * LANES)));
-
-struct Tiles {  // eight of 16 rows of 64 bytes
-    uint8_t palette = 1, start = 0, reserved[14] = {};
-    uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-    uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-};
-
-template <class T>
-class Zeros {  // aligned to cache lines; its memory stays for the next
-public:
-    void resize(int64_t wanted) {
-        if (wanted > room) {
-            data.reset(static_cast<T*>(std::aligned_alloc(64, (wanted * sizeof(T) + 63) / 64 * 64)));
-            room = wanted;
-        }
-        size = wanted;
-        clear();
-    }
-    void clear() { std::memset(data.get(), 0, size * sizeof(T)); }
-    T* get() { return data.get(); }
-
-private:
-    struct Free {
-        void operator()(T* memory) { std::free(memory); }
-    };
-    std::unique_ptr<T[], Free> data;
-    int64_t room = 0, size = 0;
-};
+constexpr int64_t PIXELS = 512;  // of a line, about
 
 struct Line {  // where the pixels of some images are
-    int64_t height, width, pitch, image, length, padded, across;
+    int64_t height, width, pitch, image, first, length, tiles, padded;
     Line(int64_t height, int64_t width, int64_t images)
-        : height(height), width(width), pitch(width + 2), image((height + 1) * pitch),
-          length((images * image + DEPTH - 1) / DEPTH * DEPTH),
-          padded(length + 2 * pitch + 4),                      // of x, with zeros around
-          across(length % 2048 ? length : length + DEPTH) {}  // of g transposed
+        : height(height), width(width), pitch(width + 1), image((height + 1) * pitch), first(pitch + 1),
+          length(images * image - pitch - 1), tiles((length + SIDE - 1) / SIDE),
+          padded((tiles + 3) / 4 * 4 * SIDE + 2 * pitch + 3) {}
 };
 
-inline Halves load(const uint16_t* from) {
-    Halves found;
-    std::memcpy(&found, from, sizeof found);
-    return found;
-}
-
-inline void store(uint32_t* to, Halves one, Halves two) {
-    Pairs both = __builtin_convertvector(one, Pairs) | __builtin_convertvector(two, Pairs) << 16;
-    std::memcpy(to, &both, sizeof both);
-}
-
-// Pixels in pairs, (channels / 16, span, 16) of both values of a pair, from the pixel `origin` of a line on; odd
-// pairs begin a pixel later. What lies between rows is zero already.
-void pairs(const Line& line, int64_t images, int64_t channels, int64_t origin, int64_t span,
-           const uint16_t* from, uint32_t* even, uint32_t* odd) {
-    for (int64_t n = 0; n < images; ++n)
-        for (int64_t h = 0; h < line.height; ++h) {
-            const uint16_t* row = from + (n * line.height + h) * line.width * channels;
-            int64_t first = (origin + n * line.image + h * line.pitch) / 2;
-            for (int64_t c = 0; c < channels; c += LANES) {
-                int64_t place = c * span + first * LANES;
-                Halves before = {};
-                for (int64_t w = 0; w < line.width; w += 2) {
-                    Halves one = load(row + w * channels + c), two = load(row + (w + 1) * channels + c);
-                    store(even + place + w / 2 * LANES, one, two);
-                    if (odd) store(odd + place + (w / 2 - 1) * LANES, before, one);
-                    before = two;
-                }
-                if (odd) store(odd + place + (line.width / 2 - 1) * LANES, before, Halves{});
-            }
-        }
-}
-
-// 16 x 16 of 32 bits.
-void transpose(const uint32_t* from, int64_t from_pitch, uint32_t* to, int64_t to_pitch) {
-    __m512i r[16], t[16];
-    for (int i = 0; i < 16; ++i) r[i] = _mm512_loadu_si512(from + i * from_pitch);
-    for (int i = 0; i < 16; i += 2) {
-        t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
-        t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
-    }
-    for (int i = 0; i < 16; i += 4)
-        for (int j = 0; j < 2; ++j) {
-            r[i + 2 * j] = _mm512_unpacklo_epi64(t[i + j], t[i + j + 2]);
-            r[i + 2 * j + 1] = _mm512_unpackhi_epi64(t[i + j], t[i + j + 2]);
-        }
-    for (int i = 0; i < 16; i += 8)
-        for (int j = 0; j < 4; ++j) {
-            t[i + j] = _mm512_shuffle_i32x4(r[i + j], r[i + j + 4], 0x88);
-            t[i + j + 4] = _mm512_shuffle_i32x4(r[i + j], r[i + j + 4], 0xdd);
-        }
-    for (int j = 0; j < 8; ++j) {
-        r[j] = _mm512_shuffle_i32x4(t[j], t[j + 8], 0x88);
-        r[j + 8] = _mm512_shuffle_i32x4(t[j], t[j + 8], 0xdd);
-    }
-    for (int i = 0; i < 16; ++i) _mm512_storeu_si512(to + i * to_pitch, r[i]);
-}
-
-// Add products over the line to up to six tiles of 16 x 16 sums: tile k multiplies a with b[k].
-void multiply(int count, const uint16_t* a, int64_t a_bytes, const uint32_t* const* b, int64_t length,
-              float* const* sums, int64_t sum_bytes) {
-#define RESODE_EACH(DO) \
-    DO(0) if (count > 1) { DO(1) } if (count > 2) { DO(2) } if (count > 3) { DO(3) } \
-    if (count > 4) { DO(4) } if (count > 5) { DO(5) }
-#define RESODE_BEGIN(k) _tile_loadd(k, sums[k], sum_bytes);
-#define RESODE_STEP(k) _tile_loadd(6, b[k] + l / 2 * LANES, 4 * LANES); _tile_dpbf16ps(k, 7, 6);
-#define RESODE_END(k) _tile_stored(k, sums[k], sum_bytes);
-    RESODE_EACH(RESODE_BEGIN)
-    for (int64_t l = 0; l < length; l += DEPTH) {
-        _tile_loadd(7, a + l, a_bytes);
-        RESODE_EACH(RESODE_STEP)
-    }
-    RESODE_EACH(RESODE_END)
-}
-
-struct Workspace {
-    Zeros<uint32_t> even, odd, g_pairs;
-    Zeros<uint16_t> g_rows;
-    Zeros<float> sums;
-    void resize(const Line& line, int64_t inputs, int64_t outputs) {
-        even.resize(line.padded / 2 * inputs);
-        odd.resize(line.padded / 2 * inputs);
-        g_pairs.resize(line.length / 2 * outputs);
-        g_rows.resize(line.across * outputs);
-        sums.resize(9 * inputs * outputs);
-    }
+struct Places {  // what is read and written at a block of pixels
+    const uint16_t* x;
+    const int32_t* place;  // of each pixel among the results, or -1
+    uint16_t* y;
+    int64_t channels, outputs, row;  // row: values from one row of the line to the next
 };
 
-void some_images(const Line& line, int64_t images, int64_t inputs, int64_t outputs, const uint16_t* x,
-                 const uint16_t* g, Workspace& work) {
-    int64_t span = line.padded / 2;
-    pairs(line, images, inputs, line.pitch + 2, span, x, work.even.get(), work.odd.get());
-    pairs(line, images, outputs, 0, line.length / 2, g, work.g_pairs.get(), nullptr);
-    for (int64_t l = 0; l < line.length; l += DEPTH)
-        for (int64_t o = 0; o < outputs; o += LANES)
-            transpose(work.g_pairs.get() + o * (line.length / 2) + l / 2 * LANES, LANES,
-                      (uint32_t*)(work.g_rows.get() + o * line.across + l), line.across / 2);
-    int64_t factors = 9 * (inputs / LANES);
-    for (int64_t first = 0; first < factors; first += 6) {
-        const uint32_t* b[6];
-        float* sum[6];
-        int count = int(std::min<int64_t>(factors - first, 6));
-        for (int k = 0; k < count; ++k) {
-            int64_t tap = (first + k) % 9, i = (first + k) / 9 * LANES;
-            int64_t offset = tap / 3 * line.pitch + tap % 3 + 1;  // a pixel's shift along the line of x
-            b[k] = (offset % 2 ? work.odd : work.even).get() + i * span + offset / 2 * LANES;
-            sum[k] = work.sums.get() + tap * outputs * inputs + i;
-        }
-        for (int64_t o = 0; o < outputs; o += LANES) {
-            multiply(count, work.g_rows.get() + o * line.across, 2 * line.across, b, line.length, sum,
-                     4 * inputs);
-            for (int k = 0; k < count; ++k) sum[k] += LANES * inputs;
+// The kernel in tiles: (outputs / 16, 3 rows, 3 inputs / 2, 16, 2).
+void arrange(int64_t inputs, int64_t outputs, bool adjoint, const float* weight, uint16_t* to) {
+    int64_t pairs = 3 * inputs / 2, tiles = outputs / SIDE;
+#pragma omp for
+    for (int64_t j = 0; j < tiles * 3; ++j) {
+        int64_t first = j / 3 * SIDE, a = j % 3;
+        for (int64_t k = 0; k < pairs; ++k) {
+            int64_t b = 2 * k / inputs, i = 2 * k % inputs, tap = adjoint ? 8 - 3 * a - b : 3 * a + b;
+            int64_t across = adjoint ? 9 : 9 * inputs, next = adjoint ? 9 * outputs : 9;
+            const float* from = weight + first * across + i * next + tap;
+            __m512i lanes = _mm512_mullo_epi32(
+                _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0),
+                _mm512_set1_epi32(int(across)));
+            __m512i one = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(_mm512_i32gather_ps(lanes, from, 4)));
+            __m512i two =
+                _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(_mm512_i32gather_ps(lanes, from + next, 4)));
+            _mm512_storeu_si512(to + (j * pairs + k) * DEPTH, _mm512_or_si512(one, _mm512_slli_epi32(two, 16)));
         }
     }
+}
+
+void store(const float* sums, const Places& at, int64_t pixels, int64_t o) {
+    for (int64_t p = 0; p < pixels; ++p)
+        if (at.place[p] >= 0) {
+            __m256i found = (__m256i)_mm512_cvtneps_pbh(_mm512_load_ps(sums + p * SIDE));
+            _mm256_storeu_si256((__m256i*)(at.y + at.place[p] * at.outputs + o), found);
+        }
+}
+
+#define RESODE_ZERO _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
+
+// 64 pixels, 16 outputs. A half tile, where the channels want one, ends each row of the kernel.
+void tall(const Places& at, const uint16_t* weight, int64_t o, float* sums) {
+    int64_t stride = 2 * at.channels, tile = SIDE * at.channels, values = 3 * at.channels;
+#define RESODE_FOUR(A, B) \
+    _tile_loadd(B, weight, 4 * SIDE); \
+    _tile_loadd(A, x, stride); _tile_dpbf16ps(0, A, B); \
+    _tile_loadd(A, x + tile, stride); _tile_dpbf16ps(1, A, B); \
+    _tile_loadd(A, x + 2 * tile, stride); _tile_dpbf16ps(2, A, B); \
+    _tile_loadd(A, x + 3 * tile, stride); _tile_dpbf16ps(3, A, B);
+    RESODE_ZERO
+    for (int64_t a = 0; a < 3; ++a) {
+        const uint16_t* x = at.x + a * at.row;
+        int64_t k = 0;
+        for (; k + DEPTH <= values; k += DEPTH, x += DEPTH, weight += DEPTH * SIDE) { RESODE_FOUR(4, 5) }
+        if (k < values) {
+            RESODE_FOUR(6, 7)
+            weight += DEPTH * SIDE / 2;
+        }
+    }
+    _tile_stored(0, sums, 4 * SIDE);
+    _tile_stored(1, sums + 256, 4 * SIDE);
+    _tile_stored(2, sums + 512, 4 * SIDE);
+    _tile_stored(3, sums + 768, 4 * SIDE);
+    store(sums, at, 4 * SIDE, o);
+}
+
+// 32 pixels, 32 outputs.
+void square(const Places& at, const uint16_t* weight, int64_t o, float* sums) {
+    int64_t stride = 2 * at.channels, tile = SIDE * at.channels, values = 3 * at.channels;
+    const uint16_t* other = weight + 9 * at.channels * SIDE;
+    RESODE_ZERO
+    for (int64_t a = 0; a < 3; ++a) {
+        const uint16_t* x = at.x + a * at.row;
+        for (int64_t k = 0; k < values; k += DEPTH, x += DEPTH) {
+            _tile_loadd(4, x, stride);
+            _tile_loadd(6, weight, 4 * SIDE);
+            _tile_dpbf16ps(0, 4, 6);
+            _tile_loadd(7, other, 4 * SIDE);
+            _tile_dpbf16ps(1, 4, 7);
+            _tile_loadd(5, x + tile, stride);
+            _tile_dpbf16ps(2, 5, 6);
+            _tile_dpbf16ps(3, 5, 7);
+            weight += DEPTH * SIDE;
+            other += DEPTH * SIDE;
+        }
+    }
+    _tile_stored(0, sums, 4 * SIDE);
+    _tile_stored(2, sums + 256, 4 * SIDE);
+    _tile_stored(1, sums + 512, 4 * SIDE);
+    _tile_stored(3, sums + 768, 4 * SIDE);
+    store(sums, at, 2 * SIDE, o);
+    store(sums + 512, at, 2 * SIDE, o + SIDE);
 }
 
 }  // namespace
 
-extern "C" int kernel_gradient_available() {
+extern "C" int matrix_units_available() {
     constexpr long REQUEST_PERMISSION = 0x1023, TILE_DATA = 18;
     return syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
 }
 
-extern "C" void kernel_gradient(int64_t images, int64_t height, int64_t width, int64_t inputs, int64_t outputs,
-                                const uint16_t* x, const uint16_t* g, float* sums, int threads) {
-    int64_t image_bytes = 2 * (height + 1) * (width + 2) * std::max(inputs, outputs);
-    int64_t together = std::min(std::max<int64_t>(BYTES / image_bytes, 1), (images + threads - 1) / threads);
+extern "C" void convolution(int64_t images, int64_t height, int64_t width, int64_t inputs, int64_t outputs,
+                            const uint16_t* x, const float* weight, uint16_t* y, int adjoint, int threads) {
+    int64_t together = std::max<int64_t>(PIXELS / ((height + 1) * (width + 1)), 1);
+    together = std::min(together, (images + threads - 1) / threads);
     Line line(height, width, together);
-    int64_t size = 9 * inputs * outputs;
-    std::vector<const float*> found(threads);
+    static thread_local Zeros<uint16_t> arranged;
+    arranged.resize(9 * inputs * outputs);
+    uint16_t* tiles = arranged.get();
 #pragma omp parallel num_threads(threads)
     {
+        arrange(inputs, outputs, adjoint != 0, weight, tiles);
+        static thread_local Zeros<uint16_t> pixels;
+        static thread_local Zeros<int32_t> place;
+        pixels.resize(line.padded * inputs);
+        place.resize((line.tiles + 3) / 4 * 4 * SIDE);
+        std::fill_n(place.get(), (line.tiles + 3) / 4 * 4 * SIDE, -1);
+        for (int64_t n = 0; n < together; ++n)
+            for (int64_t h = 0; h < height; ++h)
+                for (int64_t w = 0; w < width; ++w)
+                    place.get()[n * line.image + h * line.pitch + w] = int32_t((n * height + h) * width + w);
+        alignas(64) float sums[4 * SIDE * SIDE];
+        Tiles shapes;
+        bool whole = inputs % DEPTH == 0;
+        if (!whole) shapes.row_bytes[6] = 32, shapes.rows[7] = 8;
+        _tile_loadconfig(&shapes);
         int64_t thread = omp_get_thread_num(), team = omp_get_num_threads();  // maybe fewer than asked for
         int64_t begin = images * thread / team, end = images * (thread + 1) / team;
-        thread_local Workspace work;
-        work.resize(line, inputs, outputs);
-        found[thread] = work.sums.get();
-        Tiles tiles;
-        _tile_loadconfig(&tiles);
         for (int64_t n = begin; n < end; n += together) {
             int64_t count = std::min(together, end - n);
-            if (count < together) work.g_pairs.clear();  // of the images before
-            some_images(line, count, inputs, outputs, x + n * height * width * inputs,
-                        g + n * height * width * outputs, work);
+            for (int64_t k = 0; k < count; ++k)
+                for (int64_t h = 0; h < height; ++h)
+                    std::memcpy(pixels.get() + (line.first + k * line.image + h * line.pitch) * inputs,
+                                x + ((n + k) * height + h) * width * inputs, 2 * width * inputs);
+            int64_t length = count * line.image - line.pitch - 1;
+            if (count < together) std::fill(place.get() + length, place.get() + line.tiles * SIDE, -1);
+            uint16_t* to = y + n * height * width * outputs;
+            for (int64_t o = 0; o < outputs;) {
+                bool wide = whole && o + DEPTH <= outputs;
+                const uint16_t* factor = tiles + o * 9 * inputs;
+                int64_t step = wide ? 2 * SIDE : 4 * SIDE;
+                for (int64_t p = 0; p < length; p += step) {
+                    Places at{pixels.get() + p * inputs, place.get() + p, to, inputs, outputs,
+                              line.pitch * inputs};
+                    (wide ? square : tall)(at, factor, o, sums);
+                }
+                o += wide ? DEPTH : SIDE;
+            }
         }
         _tile_release();
     }
-    for (int64_t k = 0; k < size; ++k) {
-        float sum = 0;
-        for (const float* each : found) sum += each ? each[k] : 0;
-        sums[k] = sum;
-    }
 }
 #else
-extern "C" int kernel_gradient_available() { return 0; }
-extern "C" void kernel_gradient(int64_t, int64_t, int64_t, int64_t, int64_t, const uint16_t*, const uint16_t*,
-                                float*, int) {}
+extern "C" int matrix_units_available() { return 0; }
+extern "C" void convolution(int64_t, int64_t, int64_t, int64_t, int64_t, const uint16_t*, const float*, uint16_t*,
+                            int, int) {}
 #endif

@@ -1,11 +1,11 @@
-"""A 3x3 convolution whose kernel gradient is taken by matrix units, in single precision.
+"""A 3x3 convolution by matrix units, its kernel gradient in single precision.
 
-Torch's own kernel gradient of small images fills these units badly: for 64 channels and 8x8 pixels it takes
-half of all convolutions' time. Values and the gradient of the image are torch's.
+Torch's own kernel gradient fills these units badly: it takes longer than the values and the gradient of the
+image together. Those two are torch's, but for the smallest images, which it fills them badly with, too.
 """
 
 import ctypes
-from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,22 +13,17 @@ from torch import Tensor
 from resode.kernels.library import library
 
 LANES = 16  # channels come in multiples of it
-WIDEST = 128 * 128  # of products of channels, beyond which torch's own gradient is as fast
+WIDEST = 512 * 512  # of products of channels, beyond which sums take more memory than a processor holds
 _LAST = torch.channels_last
-_PLAIN = (
-    [1, 1],
-    [1, 1],
-    [1, 1],
-    False,
-    [0, 0],
-    1,
-)  # stride, padding, dilation, transposed, output padding, groups
+SMALL = 16  # pixels of an image, up to which our values take less time than torch's
+# Stride, padding, dilation, transposed, output padding, groups.
+_PLAIN = ([1, 1], [1, 1], [1, 1], False, [0, 0], 1)
 
 
 def available() -> bool:
     """Whether this machine has matrix units for bf16, and the kernel could be built."""
     found = library()
-    return found is not None and bool(found.kernel_gradient_available())
+    return found is not None and bool(found.matrix_units_available())
 
 
 def fits(x: Tensor, weight: Tensor) -> bool:
@@ -49,6 +44,8 @@ def fits(x: Tensor, weight: Tensor) -> bool:
 def convolution(x: Tensor, weight: Tensor) -> Tensor:
     """(N, C, H, W) bf16 and (C', C, 3, 3) fp32 -> (N, C', H, W) bf16; the kernel is rounded to bf16."""
     x = x.contiguous(memory_format=_LAST)
+    if _small(x):
+        return convolve(x, weight)
     y: Tensor = torch.ops.aten.convolution(x, _half(weight), None, *_PLAIN)
     return y.contiguous(memory_format=_LAST)
 
@@ -66,16 +63,35 @@ def convolution_backward(g: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, 
     dW[a, b, o, i] = sum_{n, h, w} g[n, o, h, w] x[n, i, h + a - 1, w + b - 1]
     """
     g, x = (each.to(torch.bfloat16).contiguous(memory_format=_LAST) for each in (g, x))
-    back = torch.ops.aten.convolution_backward(g, x, _half(weight), None, *_PLAIN, [True, False, False])
-    dw = weight.new_empty(3, 3, *weight.shape[:2])
+    if _small(x):
+        return convolve(g, weight, adjoint=True), kernel_gradient(g, x)
+    dx = torch.ops.aten.convolution_backward(g, x, _half(weight), None, *_PLAIN, [True, False, False])[0]
+    return dx.contiguous(memory_format=_LAST), kernel_gradient(g, x)
+
+
+def convolve(x: Tensor, weight: Tensor, *, adjoint: bool = False) -> Tensor:
+    """The values, or of a cotangent that of the image, of channels-last bf16; sums in single precision."""
+    outputs = weight.shape[1 if adjoint else 0]
+    y = torch.empty((len(x), outputs, *x.shape[2:]), dtype=x.dtype, memory_format=_LAST)
+    _call("convolution", x, outputs, weight.contiguous(), y, int(adjoint))
+    return y
+
+
+def kernel_gradient(g: Tensor, x: Tensor) -> Tensor:
+    """(3, 3, C', C) fp32, of channels-last bf16 (N, C', H, W) and (N, C, H, W)."""
+    dw = torch.empty(3, 3, g.shape[1], x.shape[1])
+    _call("kernel_gradient", x, g.shape[1], g, dw)
+    return dw
+
+
+def _call(name: str, x: Tensor, outputs: int, first: Tensor, second: Tensor, *options: int) -> None:
     found = library()
     assert found is not None, "the kernels are not built"
-    assert available(), "there are no matrix units"
+    assert found.matrix_units_available(), "there are no matrix units"
     images, inputs, height, width = x.shape
-    sizes = [ctypes.c_int64(n) for n in (images, height, width, inputs, weight.shape[0])]
-    pointers = [ctypes.c_void_p(each.data_ptr()) for each in (x, g, dw)]
-    found.kernel_gradient(*sizes, *pointers, torch.get_num_threads())
-    return back[0].contiguous(memory_format=_LAST), dw
+    sizes = [ctypes.c_int64(n) for n in (images, height, width, inputs, outputs)]
+    pointers = [ctypes.c_void_p(each.data_ptr()) for each in (x, first, second)]
+    getattr(found, name)(*sizes, *pointers, *options, torch.get_num_threads())
 
 
 @convolution_backward.register_fake
@@ -83,15 +99,19 @@ def _(g: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     return torch.empty_like(x, memory_format=_LAST), weight.new_empty(3, 3, *weight.shape[:2])
 
 
+def _small(x: Tensor) -> bool:
+    return x.shape[2] * x.shape[3] <= SMALL
+
+
 def _half(weight: Tensor) -> Tensor:
     return weight.to(torch.bfloat16).contiguous(memory_format=_LAST)
 
 
-def _setup(ctx, inputs: Sequence[Tensor], output: Tensor) -> None:  # type: ignore[no-untyped-def]
+def _setup(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
     ctx.save_for_backward(*inputs)
 
 
-def _backward(ctx, g: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[no-untyped-def]
+def _backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor]:
     x, weight = ctx.saved_tensors
     dx, dw = convolution_backward(g, x, weight)
     return dx, dw.permute(2, 3, 0, 1)

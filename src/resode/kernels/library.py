@@ -12,7 +12,8 @@ from pathlib import Path
 
 from resode import durable
 
-SOURCES = tuple(Path(__file__).with_name(name) for name in ("batch_norm.cpp", "convolution.cpp"))
+SOURCES = tuple(sorted(Path(__file__).parent.glob("*.cpp")))
+HEADERS = tuple(sorted(Path(__file__).parent.glob("*.h")))
 OPTIONS = ("-O3", "-march=native", "-mprefer-vector-width=512", "-fopenmp", "-shared", "-fPIC", "-std=c++17")
 
 
@@ -33,7 +34,7 @@ def version(compiler: str | None = None) -> str:
     """What the kernels are made of, in 32 digits: sources, compiler, options and processor."""
     compiler = compiler or os.environ.get("CXX", "c++")
     content = (
-        b"".join(source.read_bytes() for source in SOURCES)
+        b"".join(source.read_bytes() for source in (*SOURCES, *HEADERS))
         + repr((shutil.which(compiler), OPTIONS, _processor())).encode()
     )
     return hashlib.sha256(content).hexdigest()[:32]

@@ -19,12 +19,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resode.errors import InputError, nearest
+from resode.operators import generated
 from resode.operators.ties import TIES, Monomial, monomials, tie_basis
 from resode.operators.weighted import Geometry, Pair, weighted_convolution
 
 Coordinates = Literal["centred", "per-axis", "published"]
 COORDINATES: tuple[str, ...] = get_args(Coordinates)
-FORMS = ("auto", "separate", "stacked", "fused")
+FORMS = ("auto", "separate", "stacked", "fused", "generated")
 
 PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
 
@@ -77,8 +78,11 @@ class TwistConv2d(nn.Conv2d):
         form: how it is computed; the results differ by rounding. "separate": one convolution for each
             kernel, so that with `twist` zero the result is that of the plain convolution, bit for bit.
             "stacked": one convolution with the kernels stacked. "fused": one convolution of u times the
-            monomials, made again in the backward pass, so that u alone is kept. "auto": stacked. The
-            transforms of torch.func (vmap, jvp) take "separate" only.
+            monomials, made again in the backward pass, so that u alone is kept. "generated": a convolution,
+            and one by 1x1 kernels of the tie's generators of u, made again in the backward pass (see
+            `resode.operators.generated`). "auto": generated where that takes less and there is a kernel
+            for it (channels-last images on a CPU, but for compiled bf16), else stacked. The transforms of
+            torch.func (vmap, jvp) take "separate" only.
 
     Raises:
         InputError: an unknown tie, degree, coordinates or form; a tie that needs square kernels.
@@ -112,11 +116,10 @@ class TwistConv2d(nn.Conv2d):
             device=device, dtype=dtype,
         )  # fmt: skip
         self.tie, self.degree, self.coordinates, self.form = tie, degree, coordinates, form
-        basis = torch.tensor(
-            tie_basis(tie, degree, kernel), device=self.weight.device, dtype=self.weight.dtype
-        )
-        self.register_buffer("basis", basis, persistent=False)
-        self.twist = nn.Parameter(self.weight.new_zeros(*self.weight.shape[:2], len(basis)))
+        signs = tie_basis(tie, degree, kernel)
+        self.signs = signs.tolist()
+        self.register_buffer("basis", self.weight.new_tensor(self.signs).view(signs.shape), persistent=False)
+        self.twist = nn.Parameter(self.weight.new_zeros(*self.weight.shape[:2], len(signs)))
 
     @classmethod
     def of(cls, convolution: nn.Conv2d, **options: Any) -> "TwistConv2d":
@@ -160,9 +163,20 @@ class TwistConv2d(nn.Conv2d):
         if u.ndim == 3:
             return self.forward(u[None])[0]
         u, padding = self._padded(u)
-        form = "stacked" if self.form == "auto" else self.form
+        form = self._best(u) if self.form == "auto" else self.form
         result: Tensor = getattr(self, f"_{form}")(u, padding)
         return result
+
+    def _best(self, u: Tensor) -> str:
+        """The form that takes least here, as measured (docs/twist.md)."""
+        saves = 2 * len(self.basis) <= len(self.terms) * math.prod(self.kernel_size)
+        half = u.dtype == torch.bfloat16 or torch.is_autocast_enabled(u.device.type)
+        if not saves or (half and torch.compiler.is_compiling()):
+            return "stacked"
+        fits = u.is_contiguous(memory_format=torch.channels_last) and generated.fits(
+            u, self.weight, self.twist, self.groups
+        )
+        return "generated" if fits else "stacked"
 
     def _padded(self, u: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """The image with its boundary where that is not zero, and the zeros that are still to be added."""
@@ -193,6 +207,20 @@ class TwistConv2d(nn.Conv2d):
         x_of, y_of = coordinates(*self._output_size(u, padding), self.coordinates, like=u)
         factors = [x_of**p * y_of**q for p, q in self.terms]
         return weighted_convolution(u, by_group.flatten(0, 2), bias, (), factors, self._geometry(padding))
+
+    def _generated(self, u: Tensor, padding: tuple[int, int]) -> Tensor:
+        """One convolution, and one by 1x1 kernels of the tie's generators of u."""
+        if not len(self.basis):
+            return self._stacked(u, padding)
+        x_of, y_of = coordinates(*self._output_size(u, padding), self.coordinates, like=u)
+        factors = torch.stack([x_of**p * y_of**q for p, q in self.terms])
+        if torch.is_autocast_enabled(u.device.type):
+            u = u.to(torch.get_autocast_dtype(u.device.type))
+        given, geometry = (u, self.weight, self.bias, self.twist), self._geometry(padding)
+        if generated.fits(u, self.weight, self.twist, self.groups):
+            y: Tensor = generated.generated_convolution(*given, self.basis, factors, sum(geometry[:3], ()))
+            return y
+        return generated.plain(*given, self.signs, factors, geometry)
 
     def _combined(self, y: Tensor, terms: list[Tensor]) -> Tensor:
         x_of, y_of = coordinates(y.shape[-2], y.shape[-1], self.coordinates, like=y)
