@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from resode import cost
 from resode.kernels.generators import Generators, available
 from resode.operators.generated import fits, generated, generated_convolution
 from resode.operators.ties import TIES, tie_basis
@@ -112,6 +113,11 @@ def test_the_adjoint_is_the_adjoint(dtype, shape, tie):
         features.float().view(3, *size, -1).permute(0, 3, 1, 2), expected,
         rtol=1e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-5,
     )  # fmt: skip
+
+
+def test_its_products_are_counted():
+    network = nn.Sequential(TwistConv2d(16, 16, 3, padding=1, form="generated"))
+    assert cost.multiply_adds(network, (16, 8, 8)) == (9 + 4) * 16 * 16 * 8 * 8
 
 
 def test_a_second_derivative_is_that_of_the_twist():

@@ -170,7 +170,7 @@ class TwistConv2d(nn.Conv2d):
     def _best(self, u: Tensor) -> str:
         """The form that takes least here, as measured (docs/twist.md)."""
         saves = 2 * len(self.basis) <= len(self.terms) * math.prod(self.kernel_size)
-        half = u.dtype == torch.bfloat16 or torch.is_autocast_enabled(u.device.type)
+        half = u.dtype == torch.bfloat16 or _autocast(u)
         if not saves or (half and torch.compiler.is_compiling()):
             return "stacked"
         fits = u.is_contiguous(memory_format=torch.channels_last) and generated.fits(
@@ -214,7 +214,7 @@ class TwistConv2d(nn.Conv2d):
             return self._stacked(u, padding)
         x_of, y_of = coordinates(*self._output_size(u, padding), self.coordinates, like=u)
         factors = torch.stack([x_of**p * y_of**q for p, q in self.terms])
-        if torch.is_autocast_enabled(u.device.type):
+        if _autocast(u):
             u = u.to(torch.get_autocast_dtype(u.device.type))
         given, geometry = (u, self.weight, self.bias, self.twist), self._geometry(padding)
         if generated.fits(u, self.weight, self.twist, self.groups):
@@ -281,6 +281,10 @@ class TwistConv2d(nn.Conv2d):
         degree = f", degree={self.degree}" if self.degree > 1 else ""
         plain = super().extra_repr()  # type: ignore[no-untyped-call]
         return f"{plain}, tie={self.tie}{degree}"
+
+
+def _autocast(u: Tensor) -> bool:
+    return u.device.type != "meta" and torch.is_autocast_enabled(u.device.type)
 
 
 def _pair(values: tuple[int, ...]) -> Pair:
