@@ -2,9 +2,9 @@
 
 All 19 convolutions are twisted (tie conformal). Networks are stepped in turn in one process, three steps
 each, of which the first, which finds the memory as another left it, is not counted; the median of the ratios
-to the plain steps of the same round is printed. Memory is what autograd keeps between forward and backward pass, with parameters, gradients and
-momentum, and the peak resident size of a process of its own that makes three steps. Goals: at least 0.5 of
-the plain speed, at most 1.5 times its memory.
+to the plain steps of the same round is printed. Memory is what autograd keeps between forward and backward
+pass, with parameters, gradients and momentum, and the peak resident size of a process of its own that makes
+three steps. Goals: at least 0.5 of the plain speed, at most 1.5 times its memory.
 
     python benchmarks/twist.py [--batch 128] [--rounds 8] [--precision bf16] [--compile] [--json]
 """

@@ -22,7 +22,7 @@ namespace {
 
 using namespace resode;
 
-constexpr int64_t BYTES = 1 << 15;  // of an activation, about, that are multiplied at once
+constexpr int64_t BYTES = 1 << 17;  // of an activation, about, that are multiplied at once
 constexpr int64_t PIXELS = 1024;    // the same, at least, where there are so many sums that they are dear to fetch
 
 typedef uint16_t Halves __attribute__((vector_size(2 * SIDE)));
