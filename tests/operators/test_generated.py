@@ -120,6 +120,14 @@ def test_its_products_are_counted():
     assert cost.multiply_adds(network, (16, 8, 8)) == (9 + 4) * 16 * 16 * 8 * 8
 
 
+def test_no_image_at_all_is_no_error():
+    mine, _, u, _ = pair((16, 16, 3, 1, 1, 1, 8, 8))
+    y = mine(u[:0])
+    assert y.shape == (0, 16, 8, 8)
+    y.sum().backward()
+    assert not mine.twist.grad.any()
+
+
 def test_a_second_derivative_is_that_of_the_twist():
     mine, exact, u, v = pair((4, 3, 3, 1, 1, 1, 5, 5))
     found = []

@@ -72,9 +72,9 @@ class Generators:
         assert u.is_contiguous(memory_format=_LAST)
         self._run(u, v.contiguous(), adjoint=True)
 
-    def bytes_of(self, u: Tensor) -> int:
-        """Of V u."""
-        return len(u) * self.pixels * self.count * u.shape[1] * u.element_size()
+    def bytes_each(self, u: Tensor) -> int:
+        """Of V u, for each image."""
+        return self.pixels * self.count * u.shape[1] * u.element_size()
 
     def _run(self, u: Tensor, v: Tensor, *, adjoint: bool) -> None:
         found = library()

@@ -182,8 +182,8 @@ def _mixing(u: Tensor, twist: Tensor) -> Tensor:
 
 def _parts(generators: Generators, u: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """The images a few at a time, so that V u stays in the caches of a processor."""
-    each = generators.bytes_of(u) // len(u)
-    yield from zip(*(t.split(max(1, BYTES // each)) for t in (u, *others)), strict=True)
+    count = max(1, BYTES // generators.bytes_each(u))
+    yield from zip(*(t.split(count) for t in (u, *others)), strict=True)
 
 
 def _flat(y: Tensor) -> Tensor:
