@@ -19,6 +19,7 @@ SHAPES = [
     (2, 16, 16, 63, 62),
     (130, 16, 16, 4, 4),
     (2, 128, 128, 8, 6),
+    (130, 128, 144, 2, 2),  # wide, and a last group of fewer images
 ]
 
 
@@ -58,6 +59,18 @@ def test_our_values_are_exact_to_their_rounding(shape, adjoint):
     assert found.is_contiguous(memory_format=torch.channels_last)
     slack = expected.abs().max() * 1e-6  # of sums in single precision, where much cancels
     assert torch.all((found - expected).abs() <= expected.abs() / 256 + slack)
+
+
+def test_the_default_type_of_numbers_does_not_matter_to_a_gradient():
+    shape = (3, 128, 144, 4, 4)
+    x, weight, g = inputs(shape)
+    weight.requires_grad_()
+    torch.set_default_dtype(torch.float64)
+    try:
+        convolution(x, weight).backward(g)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(weight.grad, gradient(shape))
 
 
 def test_what_is_not_finite_stays_where_a_convolution_takes_it():

@@ -120,6 +120,48 @@ def test_its_products_are_counted():
     assert cost.multiply_adds(network, (16, 8, 8)) == (9 + 4) * 16 * 16 * 8 * 8
 
 
+def test_a_backward_pass_under_autocast_is_that_of_the_forward_passes_precision():
+    mine, _, u, _ = pair((16, 16, 3, 1, 1, 1, 8, 8))
+    found = []
+    for half in (False, True):
+        y = mine(u)
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            found.append(torch.autograd.grad(y.square().sum(), [u, *mine.parameters()]))
+    for a, b in zip(*found, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_what_is_not_trained_has_no_gradient():
+    mine, exact, u, v = pair((16, 8, 3, 2, 1, 1, 9, 7))
+    mine.weight.requires_grad_(False)
+    mine(u.detach()).sum().backward()
+    exact(v).sum().backward()
+    assert mine.weight.grad is None
+    assert error(mine.twist.grad, exact.twist.grad) < 1e-5
+
+
+def test_the_default_type_of_numbers_does_not_matter():
+    mine, _, u, _ = pair((16, 16, 3, 1, (2, 2), 2, 7, 6))  # a geometry that no other test has
+    torch.set_default_dtype(torch.float64)
+    try:
+        y = mine(u)
+        y.sum().backward()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    wanted, mine.twist.grad = mine.twist.grad, None
+    expected = mine(u)
+    expected.sum().backward()
+    assert torch.equal(y, expected)
+    assert torch.equal(wanted, mine.twist.grad)
+
+
+def test_double_precision_stays_so_under_autocast():
+    _, exact, _, v = pair((4, 4, 3, 1, 1, 1, 5, 5))
+    exact.form = "generated"
+    with torch.autocast("cpu", torch.bfloat16):
+        assert exact(v).dtype == torch.float64
+
+
 def test_no_image_at_all_is_no_error():
     mine, _, u, _ = pair((16, 16, 3, 1, 1, 1, 8, 8))
     y = mine(u[:0])
@@ -132,6 +174,7 @@ def test_a_second_derivative_is_that_of_the_twist():
     mine, exact, u, v = pair((4, 3, 3, 1, 1, 1, 5, 5))
     found = []
     for module, image in ((mine, u), (exact, v)):
+        assert ("generated_convolution" in module(image).grad_fn.name()) is (module is mine)
         (first,) = torch.autograd.grad(module(image).sin().sum(), image, create_graph=True)
         found.append(torch.autograd.grad(first.pow(2).sum(), [image, *module.parameters()]))
     for a, b in zip(*found, strict=True):
@@ -153,6 +196,16 @@ def test_compiled_it_is_the_same():
     expected = mine(u)
     expected.sum().backward()
     wanted, mine.twist.grad = mine.twist.grad, None
+    graphs = []
+
+    def backend(graph, _):
+        graphs.append(graph)
+        return graph
+
+    torch.compile(mine, fullgraph=True, backend=backend)(u)
+    called = {str(node.target) for node in graphs[0].graph.nodes}
+    assert "resode.generated_convolution.default" in called
+    torch.compiler.reset()
     y = torch.compile(mine, fullgraph=True)(u)
     y.sum().backward()
     torch.testing.assert_close(y, expected)

@@ -79,7 +79,7 @@ def convolve(x: Tensor, weight: Tensor, *, adjoint: bool = False) -> Tensor:
 
 def kernel_gradient(g: Tensor, x: Tensor) -> Tensor:
     """(3, 3, C', C) fp32, of channels-last bf16 (N, C', H, W) and (N, C, H, W)."""
-    dw = torch.empty(3, 3, g.shape[1], x.shape[1])
+    dw = torch.empty(3, 3, g.shape[1], x.shape[1], dtype=torch.float32)
     _call("kernel_gradient", x, g.shape[1], g, dw)
     return dw
 

@@ -53,7 +53,7 @@ class Generators:
         kernels = basis.numpy().astype(np.int32)
         self.entries, self.begins, signs = _stencils(kernels.tobytes(), kernels.shape, tuple(dilation))
         with torch.autocast("cpu", enabled=False):
-            self.weights = torch.einsum("nts,tij->ijns", signs, factors).contiguous()
+            self.weights = torch.einsum("nts,tij->ijns", torch.from_numpy(signs), factors).contiguous()
         bottom, right, _ = self.entries.max(0)
         self.pixels, self.count = factors[0].numel(), len(basis)
         self.sizes = (
@@ -80,6 +80,8 @@ class Generators:
         found = library()
         assert found is not None, "the kernels are not built"
         images, channels, height, width = u.shape
+        assert u.dtype == v.dtype, "images and fields are of one type"
+        assert v.shape == (images * self.pixels, self.count * channels)
         tables = self.entries.ctypes.data, self.begins.ctypes.data, self.weights.data_ptr()
         call = _Call(images, height, width, channels, *self.sizes, *tables)
         pointers = [ctypes.c_void_p(each.data_ptr()) for each in (u, v)]
@@ -90,7 +92,7 @@ class Generators:
 @lru_cache
 def _stencils(
     basis: bytes, shape: tuple[int, ...], dilation: tuple[int, ...]
-) -> tuple[NDArray[np.int32], NDArray[np.int32], Tensor]:
+) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.float32]]:
     """The distinct kernels, up to sign, and which of them each generator has in each term.
 
     Returns:
@@ -113,7 +115,7 @@ def _stencils(
                 entries.append((row * dilation[0], column * dilation[1], sign * int(kernel[row, column])))
             begins.append(len(entries))
         found.append((number, stencils[name], sign))
-    signs = torch.zeros(len(kernels), len(stencils))
+    signs = np.zeros((len(kernels), len(stencils)), np.float32)
     for number, stencil, sign in found:
         signs[number, stencil] = sign
-    return np.array(entries, np.int32), np.array(begins, np.int32), signs.view(*shape[:2], -1)
+    return np.array(entries, np.int32), np.array(begins, np.int32), signs.reshape(*shape[:2], -1)

@@ -83,6 +83,7 @@ def fits(u: Tensor, weight: Tensor, twist: Tensor, groups: int) -> bool:
     return (
         u.device.type == "cpu"
         and u.dtype in DTYPES
+        and (u.dtype == torch.float32 or torch.is_autocast_enabled("cpu"))
         and weight.dtype == torch.float32
         and groups == 1
         and twist.shape[2] > 0
@@ -115,11 +116,12 @@ def generated_convolution(
     """
     u = u.contiguous(memory_format=_LAST)
     bias = None if bias is None else bias.to(u.dtype)
-    y: Tensor = F.conv2d(u, _like(u, weight), bias, *_pairs(geometry))
-    y = y.contiguous(memory_format=_LAST)
-    generators, mixing = Generators(basis, factors, *_pairs(geometry)), _mixing(u, twist)
-    for some_u, some_y in _parts(generators, u, y):
-        _flat(some_y).addmm_(generators(some_u), mixing.T)
+    with torch.autocast("cpu", enabled=False):
+        y: Tensor = F.conv2d(u, _like(u, weight), bias, *_pairs(geometry))
+        y = y.contiguous(memory_format=_LAST)
+        generators, mixing = Generators(basis, factors, *_pairs(geometry)), _mixing(u, twist)
+        for some_u, some_y in _parts(generators, u, y):
+            _flat(some_y).addmm_(generators(some_u), mixing.T)
     return y
 
 
@@ -137,33 +139,38 @@ def generated_convolution_backward(
     basis: Tensor,
     factors: Tensor,
     geometry: Sequence[int],
+    image: bool,
 ) -> Gradients:
-    """The cotangents of u, weight and twist."""
+    """The cotangents of u, which is empty unless `image` says that it is wanted, of weight and of twist."""
     g, u = (each.to(u.dtype).contiguous(memory_format=_LAST) for each in (g, u))
-    du, dw = _gradients(g, u, weight, geometry)
-    generators, mixing = Generators(basis, factors, *_pairs(geometry)), _mixing(u, twist)
-    dt = torch.zeros(mixing.shape)
-    for some_u, some_g, some_du in _parts(generators, u, g, du):
-        flat = _flat(some_g)
-        dt += flat.T @ generators(some_u)
-        generators.add_adjoint(flat @ mixing, some_du)
+    with torch.autocast("cpu", enabled=False):
+        du, dw = _gradients(g, u, weight, geometry, image)
+        generators, mixing = Generators(basis, factors, *_pairs(geometry)), _mixing(u, twist)
+        dt = torch.zeros(mixing.shape, dtype=torch.float32)
+        for some_u, some_g, some_du in _parts(generators, u, g, du if image else g):
+            flat = _flat(some_g)
+            dt += flat.T @ generators(some_u)
+            if image:
+                generators.add_adjoint(flat @ mixing, some_du)
     return du, dw, dt.view(g.shape[1], -1, u.shape[1]).transpose(1, 2).contiguous()
 
 
 @generated_convolution_backward.register_fake
-def _(g: Tensor, u: Tensor, weight: Tensor, twist: Tensor, *_: Any) -> Gradients:
-    du = torch.empty_like(u, memory_format=_LAST)
-    return du, torch.empty(weight.shape), torch.empty(twist.shape)
+def _(g: Tensor, u: Tensor, weight: Tensor, twist: Tensor, *others: Any) -> Gradients:
+    du = torch.empty_like(u, memory_format=_LAST) if others[-1] else u.new_empty(0)
+    return du, weight.new_empty(weight.shape), twist.new_empty(twist.shape)
 
 
-def _gradients(g: Tensor, u: Tensor, weight: Tensor, geometry: Sequence[int]) -> tuple[Tensor, Tensor]:
+def _gradients(
+    g: Tensor, u: Tensor, weight: Tensor, geometry: Sequence[int], image: bool
+) -> tuple[Tensor, Tensor]:
     """Those of the convolution W * u."""
     ours = set(geometry) == {1} and convolution.fits(u, weight) and convolution.available()
     du, dw, _ = torch.ops.aten.convolution_backward(
-        g, u, _like(u, weight), None, *_pairs(geometry), False, [0, 0], 1, [True, not ours, False]
+        g, u, _like(u, weight), None, *_pairs(geometry), False, [0, 0], 1, [image, not ours, False]
     )
     dw = convolution.kernel_gradient(g, u).permute(2, 3, 0, 1) if ours else dw.float()
-    return du.contiguous(memory_format=_LAST), dw.contiguous()
+    return du.contiguous(memory_format=_LAST) if image else u.new_empty(0), dw.contiguous()
 
 
 def _pairs(geometry: Sequence[int]) -> tuple[Pair, Pair, Pair]:
@@ -206,8 +213,15 @@ def _backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         y = plain(alike[0], alike[1], alike[2], alike[3], basis.tolist(), factors, (*_pairs(ctx.geometry), 1))
         found = iter(torch.autograd.grad(y, leaves, g, create_graph=True))
         return *(next(found) if w else None for w in wanted), *[None] * 3
-    du, dw, dt = generated_convolution_backward(g, u, weight, twist, basis, factors, ctx.geometry)
-    return du, dw, None if bias is None else g.sum((0, 2, 3), dtype=torch.float32), dt, *[None] * 3
+    image = ctx.needs_input_grad[0]
+    du, dw, dt = generated_convolution_backward(g, u, weight, twist, basis, factors, ctx.geometry, image)
+    return (
+        du if image else None,
+        dw,
+        None if bias is None else g.sum((0, 2, 3), dtype=torch.float32),
+        dt,
+        *[None] * 3,
+    )
 
 
 generated_convolution.register_autograd(_backward, setup_context=_setup)

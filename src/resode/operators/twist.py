@@ -214,7 +214,7 @@ class TwistConv2d(nn.Conv2d):
             return self._stacked(u, padding)
         x_of, y_of = coordinates(*self._output_size(u, padding), self.coordinates, like=u)
         factors = torch.stack([x_of**p * y_of**q for p, q in self.terms])
-        if _autocast(u):
+        if _autocast(u) and u.dtype != torch.float64:  # which autocast leaves alone
             u = u.to(torch.get_autocast_dtype(u.device.type))
         given, geometry = (u, self.weight, self.bias, self.twist), self._geometry(padding)
         if generated.fits(u, self.weight, self.twist, self.groups):
@@ -280,7 +280,8 @@ class TwistConv2d(nn.Conv2d):
     def extra_repr(self) -> str:
         degree = f", degree={self.degree}" if self.degree > 1 else ""
         plain = super().extra_repr()  # type: ignore[no-untyped-call]
-        return f"{plain}, tie={self.tie}{degree}"
+        form = "" if self.form == "auto" else f", form={self.form}"
+        return f"{plain}, tie={self.tie}{degree}{form}"
 
 
 def _autocast(u: Tensor) -> bool:
