@@ -375,6 +375,29 @@ def speed() -> list[str]:
     return rows
 
 
+def inference() -> list[str]:
+    """How fast trained networks infer."""
+    if not (HERE / "inference.json").exists():
+        return ["Not run yet."]
+    r = read("inference.json")
+    rows = [
+        f"`{r['command']}`, {hardware(r['environment'])}:",
+        "",
+        "| network | form | images/s | of the plain forward pass |",
+        "|---|---|---|---|",
+    ]
+    for network in r["rows"]:
+        label = f"{network['model']}, batch {network['batch_size']}"
+        for name, found in network["forms"].items():
+            low, high = found["ratio_lowest"], found["ratio_highest"]
+            spread = "" if name == "plain" else f" ({low:.2f} to {high:.2f})"
+            rows.append(
+                f"| {label} | {name} | {found['images_per_second']:,.0f} | **{found['ratio']:.2f}**{spread} |"
+            )
+            label = ""
+    return rows
+
+
 def fast_trials() -> list[str]:
     """Settings tried for a fast recipe, on held-out images."""
     rows = [
@@ -411,7 +434,7 @@ PAGES: dict[str, dict[str, Callable[[], list[str]]]] = {
     },
     "docs/twist.md": {"twist_cost": twist_cost, "twist": twist},
     "docs/memory.md": {"memory": memory, "resnet1202": resnet1202},
-    "docs/speed.md": {"speed": speed, "fast_trials": fast_trials},
+    "docs/speed.md": {"speed": speed, "inference": inference, "fast_trials": fast_trials},
     "docs/dynamic-blocks.md": {"states_controls": states_controls},
     "docs/results.md": {"published": published},
 }

@@ -68,6 +68,11 @@ def test_what_is_evaluated_and_predicted_frozen_is_the_same(tmp_path, capsys, mo
     assert not asked
     frozen = said("evaluate", str(file), "--compile", "on")
     assert asked == [360]
+    half = said("evaluate", str(file), "--compile", "on", "--precision", "bf16")
+    assert asked == [360, 360]
+    assert half["precision"] == "bf16"
+    assert half["loss"] == pytest.approx(plain["loss"], rel=1e-2)
+    asked.pop()
     again = said("predict", str(file), str(image), "--compile", "on")
     assert asked == [360, 1]
     assert again[0]["probability"] == pytest.approx(first[0]["probability"], abs=1e-4)
