@@ -14,6 +14,8 @@ from resode.training.setup import prepare
 
 SMALL = {"model.widths": [4, 4, 8], "precision": "fp32", "model.gradient": "checkpointed"}
 
+COMPILED = {"model.widths": [4, 4, 8], "precision": "fp32", "compile": True}
+
 
 @pytest.fixture
 def setup():
@@ -51,6 +53,14 @@ def test_the_shares_of_a_step_are_a_whole(setup):
     assert sum(found.parts.values()) == pytest.approx(1)
     assert min(found.parts.values()) > 0
     assert found.operations < found.matrix_peak
+    assert found.frozen_inference is None
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+def test_what_is_compiled_is_evaluated_frozen_too():
+    found = bench(prepare(Experiment.from_recipe("quickstart", COMPILED)), seconds=0.5, rounds=1)
+    assert found.frozen_inference > 0
 
 
 def test_the_command_prints_one_object(capsys):

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from resode.mode import mode
 from resode.models.budget import differentiated, take
 from resode.training.engine import Trainer
 from resode.training.evaluation import evaluate
+from resode.training.inference import Frozen
 from resode.training.progress import Observer, Position
 from resode.training.runs import Run
 from resode.training.setup import Setup, image_shape
@@ -42,6 +44,8 @@ class Bench:
         plain_training: of the plain loop on one fixed batch.
         loading_training: of the plain loop with a DataLoader.
         plain_inference: of the plain forward pass on one fixed batch.
+        frozen_inference: of the evaluation of the frozen network in bfloat16; None of a recipe that compiles
+            nothing, for this may.
         parts: the share of a step's time in each of `PARTS`.
         peak_memory_bytes: of the process, or of the GPU's allocator.
         operations: multiplications and additions a second in training: three forward passes a step; None of a
@@ -55,6 +59,7 @@ class Bench:
     plain_training: float
     loading_training: float
     plain_inference: float
+    frozen_inference: float | None
     parts: dict[str, float]
     peak_memory_bytes: int
     operations: float | None
@@ -86,13 +91,17 @@ def bench(setup: Setup, seconds: float = 20.0, rounds: int = 4) -> Bench:
         "inference": lambda: _evaluated(setup, next(batches)),
         "plain_inference": plain.predict,
     }
+    if setup.experiment.compile:
+        frozen = Frozen(copy.deepcopy(setup.module))
+        kinds["frozen_inference"] = lambda: evaluate(frozen, [next(batches)], precision="bf16").samples
     rates: dict[str, list[float]] = {name: [] for name in kinds}
     for number in range(rounds + 1):
         for name, do in kinds.items():
             rate = _rate(do, seconds / rounds / len(kinds) if number else 0.0, setup.device)
             if number:  # the first round compiles and warms up
                 rates[name].append(rate)
-    found = {name: median(each) for name, each in rates.items()}
+    found: dict[str, Any] = {"frozen_inference": None}
+    found |= {name: median(each) for name, each in rates.items()}
     half = setup.experiment.precision == "bf16"
     return Bench(
         **found,

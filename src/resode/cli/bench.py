@@ -94,13 +94,14 @@ def bench(
 
 
 def _record(found: "Bench") -> dict[str, Any]:
-    work = found.operations
+    work, frozen = found.operations, found.frozen_inference
     return {
         "train_images_per_second": round(found.training, 1),
         "plain_train_images_per_second": round(found.plain_training, 1),
         "loader_train_images_per_second": round(found.loading_training, 1),
         "inference_images_per_second": round(found.inference, 1),
         "plain_inference_images_per_second": round(found.plain_inference, 1),
+        "frozen_inference_images_per_second": frozen and round(frozen, 1),
         "train_ratio": round(found.training / found.plain_training, 3),
         "inference_ratio": round(found.inference / found.plain_inference, 3),
         "step_shares": {part: round(share, 4) for part, share in found.parts.items()},
@@ -123,6 +124,10 @@ def _tell(record: dict[str, Any]) -> None:
     share = record["matrix_peak_share"]
     used = "" if share is None else f", of which training does {share:.0%}"
     compiled = ", compiled" if record["compile"] else ""
+    frozen = []
+    if record["frozen_inference_images_per_second"] is not None:
+        ratio = record["frozen_inference_images_per_second"] / record["plain_inference_images_per_second"]
+        frozen = [("  frozen", f"{rate('frozen_inference')}   {ratio:.2f} times; bf16, --compile on")]
     rows = [
         ("recipe", f"{record['recipe']}, batch {record['batch_size']}, {record['precision']}{compiled}"),
         ("training", f"{rate('train')}   {record['train_ratio']:.2f} times the plain loop"),
@@ -130,6 +135,7 @@ def _tell(record: dict[str, Any]) -> None:
         ("  with loader", f"{rate('loader_train')}   the same through a DataLoader"),
         ("inference", f"{rate('inference')}   {record['inference_ratio']:.2f} times the plain forward pass"),
         ("  plain", f"{rate('plain_inference')}"),
+        *frozen,
         ("a step", shares),
         (
             "matrix peak",
