@@ -86,6 +86,7 @@ def published() -> list[str]:
         if summary["test"] is not None:
             key = summary["name"], summary["epochs"], summary["data"]["train"]
             recorded.setdefault(key, []).append(file.parent)
+    begun = unfinished()
     for name in shipped_recipes():
         recipe = Experiment.from_recipe(name)
         if recipe.about.published is None:
@@ -105,8 +106,19 @@ def published() -> list[str]:
                 f"| `resode train {name}{short}` |"
             )
         if not found:
-            rows.append(f"| {name} | {theirs} | not run | | {recipe.epochs} | | | `resode train {name}` |")
+            said = begun.get(name, f"not run | | {recipe.epochs}")
+            rows.append(f"| {name} | {theirs} | {said} | | | `resode train {name}` |")
     return rows
+
+
+def unfinished() -> dict[str, str]:
+    """By recipe: how far a run has come whose checkpoint is in `results/unfinished`."""
+    found = {}
+    for folder in sorted(HERE.glob("unfinished/*")):
+        recipe = Experiment.from_recipe(folder / "experiment.yaml")
+        epoch = (folder / "metrics.csv").read_text(encoding="utf-8").split()[-1].partition(",")[0]
+        found[recipe.name] = f"not finished | | {epoch} of {recipe.epochs}"
+    return found
 
 
 def imports() -> list[str]:
