@@ -377,13 +377,7 @@ def speed() -> list[str]:
         "|---|---|---|---|",
     ]
     for network in r["networks"]:
-        label = f"{network['recipe']}, batch {network['batch_size']}"
-        for name, found in network["forms"].items():
-            spread = "" if name == "plain" else f" ({found['lowest']:.2f} to {found['highest']:.2f})"
-            rows.append(
-                f"| {label} | {name} | {found['images_per_second']:,.0f} | **{found['ratio']:.2f}**{spread} |"
-            )
-            label = ""
+        rows += forms(f"{network['recipe']}, batch {network['batch_size']}", network["forms"])
     return rows
 
 
@@ -399,14 +393,19 @@ def inference() -> list[str]:
         "|---|---|---|---|",
     ]
     for network in r["rows"]:
-        label = f"{network['model']}, batch {network['batch_size']}"
-        for name, found in network["forms"].items():
-            low, high = found["ratio_lowest"], found["ratio_highest"]
-            spread = "" if name == "plain" else f" ({low:.2f} to {high:.2f})"
-            rows.append(
-                f"| {label} | {name} | {found['images_per_second']:,.0f} | **{found['ratio']:.2f}**{spread} |"
-            )
-            label = ""
+        rows += forms(f"{network['model']}, batch {network['batch_size']}", network["forms"])
+    return rows
+
+
+def forms(label: str, found: dict[str, dict[str, float]]) -> list[str]:
+    """A row for each form of a network: its rate, and the ratio to the plain form, which has no spread."""
+    rows = []
+    for name, form in found.items():
+        spread = "" if name == "plain" else f" ({form['lowest']:.2f} to {form['highest']:.2f})"
+        rows.append(
+            f"| {label} | {name} | {form['images_per_second']:,.0f} | **{form['ratio']:.2f}**{spread} |"
+        )
+        label = ""
     return rows
 
 

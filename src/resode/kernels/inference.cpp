@@ -321,8 +321,7 @@ void average(Place& from, int64_t n, float* features) {
         for (int64_t h = 0; h < from.height; ++h)
             for (int64_t w = 0; w < from.width; ++w) {
                 const uint16_t* value = from.at(n * from.image + h * from.pitch + w) + o;
-                __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)value));
-                sum = _mm512_add_ps(sum, (__m512)_mm512_slli_epi32(wide, 16));
+                sum = _mm512_add_ps(sum, wide(_mm256_loadu_si256((const __m256i*)value)));
             }
         _mm512_storeu_ps(features + o, _mm512_div_ps(sum, _mm512_set1_ps(float(from.height * from.width))));
     }

@@ -5,7 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from resode.kernels.inference import Program, program
+from resode.kernels.inference import program
+from resode.kernels.program import Program
 
 
 class Frozen(nn.Module):
@@ -40,12 +41,8 @@ class Frozen(nn.Module):
         return torch.cat([self._logits(part) for part in x.split(self.size)])
 
     def _program(self, x: Tensor) -> Program | None:
-        if x.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
-            return None
-        if torch.get_autocast_dtype("cpu") != torch.bfloat16 or x.dtype not in (
-            torch.float32,
-            torch.bfloat16,
-        ):
+        half = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+        if x.device.type != "cpu" or not half or x.dtype not in (torch.float32, torch.bfloat16):
             return None
         if x.shape[1:] not in self.programs:
             self.programs[x.shape[1:]] = program(self.module, x)
