@@ -144,9 +144,14 @@ def running_statistics(node: nn.Module) -> Theta:
     return {
         f"{path}.{name}" if path else name: buffer
         for path, module in node.named_modules()
-        if isinstance(module, _NormBase) and module.track_running_stats
+        if has_running_statistics(module)
         for name, buffer in module.named_buffers(recurse=False)
     }
+
+
+def has_running_statistics(module: nn.Module) -> bool:
+    """Whether it is a normalisation whose buffers are running statistics."""
+    return isinstance(module, _NormBase) and module.track_running_stats
 
 
 class Statistics(nn.Module):

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from resode.controls import Theta
 from resode.grids import TimeGrid
@@ -62,6 +62,10 @@ class Chain(ABC):
     @abstractmethod
     def modes(self) -> tuple[bool, ...]:
         """Which modules are in training mode now."""
+
+    def modules(self) -> Iterable[nn.Module]:
+        """That take part in its steps, maybe more."""
+        return self.owner.modules() if isinstance(self.owner, nn.Module) else ()
 
     def part(self, steps: range) -> "Chain":
         """Some steps: a chain that holds what they need, maybe more (its numbers of steps are not used)."""

@@ -12,6 +12,7 @@ from resode.errors import InputError
 from resode.gradients import plans
 from resode.gradients.base import Gradient, gradients
 from resode.gradients.chain import Chain
+from resode.gradients.moments import Moments
 from resode.gradients.plans import Plan
 from resode.grids import TimeGrid
 from resode.integrators.base import Carry, Integrator
@@ -23,8 +24,9 @@ from resode.memory import Held, StepBytes
 class Checkpointed(Gradient):
     """Recomputation (Griewank & Walther 2000; Chen et al. 2016, arXiv:1604.06174).
 
-    The gradient is that of `stored`, bit for bit on a CPU, at about one more forward pass a level. Random
-    numbers are drawn again as they were; running statistics are not touched again.
+    The gradient is that of `stored`, bit for bit on a CPU, at about one more forward pass a level, or less:
+    batch normalisations use the moments that they had (`resode.gradients.moments`). Random numbers are drawn
+    again as they were; running statistics are not touched again.
 
     Args:
         every: of how many steps a segment is; left out, the root of the number of steps.
@@ -70,26 +72,31 @@ class Checkpointed(Gradient):
         return self.plan
 
     def through(self, chain: Chain, y: Tensor) -> Tensor:
-        return chain.state(_run(chain, self.planned(chain.steps), 0, chain.start(y), record=True))
+        return chain.state(_run(chain, self.planned(chain.steps), 0, chain.start(y), None, record=True))
 
     def held(self, steps: Sequence[StepBytes]) -> Held:
         return plans.held(self.planned(len(steps)), steps)
 
 
-def _run(chain: Chain, plan: Plan, first: int, carry: Carry, *, record: bool) -> Carry:
+def _run(
+    chain: Chain, plan: Plan, first: int, carry: Carry, moments: Moments | None, *, record: bool
+) -> Carry:
     """The steps of a plan, from number `first` on."""
     for part in plan[:-1]:
-        carry = _again(chain, part, first, carry, record=record)
+        carry = _again(chain, part, first, carry, moments, record=record)
         first += plans.length(part)
     for k in range(first, first + plans.length(plan[-1])):
-        carry = chain.step(k, carry, record)
+        with contextlib.nullcontext() if moments is None else moments.step(k, noting=record):
+            carry = chain.step(k, carry, record)
     return carry
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]  # torch has no types
-def _again(chain: Chain, part: "int | Plan", first: int, carry: Carry, *, record: bool) -> Carry:
+def _again(
+    chain: Chain, part: "int | Plan", first: int, carry: Carry, moments: Moments | None, *, record: bool
+) -> Carry:
     """Some steps that keep only the carry they begin with."""
-    segment = _Segment(chain, part if isinstance(part, tuple) else (part,), first, record)
+    segment = _Segment(chain, part if isinstance(part, tuple) else (part,), first, moments, record)
     result: Carry = checkpoint(
         segment, *carry, use_reentrant=False, context_fn=lambda: (contextlib.nullcontext(), segment)
     )
@@ -103,16 +110,20 @@ class _Segment:
         chain: the chain.
         plan: of these steps.
         first: the number of the first.
+        moments: those of a longer segment that has these steps; None where there is none.
         record: whether running statistics take in the forward pass.
     """
 
-    def __init__(self, chain: Chain, plan: Plan, first: int, record: bool) -> None:
+    def __init__(self, chain: Chain, plan: Plan, first: int, moments: Moments | None, record: bool) -> None:
         self.chain, self.plan, self.first, self.record = chain, plan, first, record
         self.own = chain.part(range(first, first + plans.length(plan)))
+        self.moments = Moments(self.own.modules()) if moments is None else moments
         self.present, self.again = self.own.present(), False
 
     def __call__(self, *carry: Tensor) -> Carry:
-        end = _run(self.chain, self.plan, self.first, carry, record=self.record and not self.again)
+        record = self.record and not self.again
+        with self.moments.taken():
+            end = _run(self.chain, self.plan, self.first, carry, self.moments, record=record)
         torch.clear_autocast_cache()  # which keeps the copies of parameters until autocast ends
         return end
 

@@ -96,8 +96,9 @@ class Budget:
         owners = [id(getattr(part.chain, "owner", None)) for part in self.stored.chains]
         if owners != list(map(id, self.parts)):  # a block that is used twice, or out of order: left as it is
             self.stored, self.reversible = profiled(self.own), None
-            self.parts = ()
+            self.parts, self.noted = (), 0
             return
+        self.noted = sum(_moments(part) for part in self.parts)
         undone = [self._undone(part, method) for part, method in zip(self.parts, free, strict=True)]
         self.reversible = profiled(undone) if undone != free else None
 
@@ -126,7 +127,7 @@ class Budget:
         """
         for name, profile, levels in self._kinds(undo):
             items = list(_items(profile.parts))
-            for bytes_ in (room, plans.smallest(items, levels)):
+            for bytes_ in (room - self.noted if levels else room, plans.smallest(items, levels)):
                 found = plans.fitted(items, bytes_, levels)
                 choice = None if found is None else self._choice(name, profile, found)
                 if choice is not None and choice.activation_bytes <= room:
@@ -171,7 +172,14 @@ class Budget:
             plan = next(planned)
             again += plans.done_again(plan)
             methods.append(Checkpointed(plan=plan) if len(plan) > 1 else Stored())
-        return Choice(name, tuple(methods), profile.peak(methods), again / max(steps, 1))
+        noted = self.noted if any(isinstance(method, Checkpointed) for method in methods) else 0
+        return Choice(name, tuple(methods), profile.peak(methods) + noted, again / max(steps, 1))
+
+
+def _moments(part: nn.Module) -> int:
+    """Bytes of what `resode.gradients.moments` notes at most: as many as running statistics have."""
+    kept = part.state_dict().items()
+    return sum(t.nbytes for name, t in kept if name.endswith(("running_mean", "running_var")))
 
 
 def _items(parts: Sequence[Part]) -> Iterator[Item]:

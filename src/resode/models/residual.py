@@ -1,15 +1,16 @@
 """Classical residual networks: a stem, stages of units (a chain, `resode.gradients`), a head."""
 
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from resode import memory
-from resode.blocks import running_statistics
+from resode.blocks import has_running_statistics
 from resode.errors import InputError
 from resode.gradients import Chain, Checkpointed, Gradient, Stored, gradients
 from resode.integrators.base import Carry
@@ -45,9 +46,7 @@ class ResidualNetwork(nn.Module):
     def units(self) -> tuple[nn.Module, ...]:
         """The units of all stages, in order; a stage that is no plain sequence, or has hooks, is one unit."""
         return tuple(
-            unit
-            for stage in self._stages()
-            for unit in (stage.children() if _is_plain_sequence(stage) else (stage,))
+            unit for stage in self._stages() for unit in (stage if _is_plain_sequence(stage) else (stage,))
         )
 
     def through_units(self, y: Tensor) -> Tensor:
@@ -59,7 +58,7 @@ class ResidualNetwork(nn.Module):
         return self.gradient.integrate(UnitChain(self.units(), self), y)
 
 
-def _is_plain_sequence(module: nn.Module) -> bool:
+def _is_plain_sequence(module: nn.Module) -> TypeGuard[nn.Sequential]:
     hooks = (
         module._forward_hooks,
         module._forward_pre_hooks,
@@ -67,6 +66,19 @@ def _is_plain_sequence(module: nn.Module) -> bool:
         module._backward_pre_hooks,
     )
     return type(module) is nn.Sequential and not any(hooks)
+
+
+@contextlib.contextmanager
+def _set_aside(norms: Sequence[nn.Module]) -> Iterator[None]:
+    """Copies of their buffers stand in the place of these, for a while."""
+    before = [norm._buffers for norm in norms]
+    try:
+        for norm, buffers in zip(norms, before, strict=True):
+            norm._buffers = {name: None if t is None else t.clone() for name, t in buffers.items()}
+        yield
+    finally:
+        for norm, buffers in zip(norms, before, strict=True):
+            norm._buffers = buffers
 
 
 @dataclass(frozen=True)
@@ -84,25 +96,20 @@ class UnitChain(Chain):
         unit = self.units[k]
         if record:
             return (unit(carry[0]),)
-        scratch = {name: buffer.clone() for name, buffer in running_statistics(unit).items()}
-        return (functional_call(unit, scratch, carry),)
+        with _set_aside([module for module in unit.modules() if has_running_statistics(module)]):
+            return (unit(carry[0]),)
 
     @cached_property
     def _modules(self) -> tuple[nn.Module, ...]:
         return tuple(module for unit in self.units for module in unit.modules())
 
     def tensors(self) -> tuple[Tensor, ...]:
-        own = (p for module in self._modules for p in module.parameters(recurse=False))
+        own = (p for module in self._modules for p in module._parameters.values() if p is not None)
         return tuple({id(p): p for p in own}.values())
 
     def buffers(self) -> tuple[Tensor, ...]:
-        found = (
-            buffer
-            for unit in self.units
-            for name, buffer in unit.named_buffers()
-            if name not in running_statistics(unit)
-        )
-        return tuple(found)
+        constants = (module for module in self._modules if not has_running_statistics(module))
+        return tuple(buffer for module in constants for buffer in module.buffers(recurse=False))
 
     def alike(self, k: int) -> Any:
         unit = self.units[k]
@@ -110,6 +117,9 @@ class UnitChain(Chain):
 
     def part(self, steps: range) -> Chain:
         return UnitChain(self.units[steps.start : steps.stop])
+
+    def modules(self) -> tuple[nn.Module, ...]:
+        return self._modules
 
     def modes(self) -> tuple[bool, ...]:
         return tuple(module.training for module in self._modules)
