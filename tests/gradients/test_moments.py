@@ -230,6 +230,40 @@ def test_a_step_may_differentiate_within(early):
     assert equal(*found)
 
 
+class Twice(nn.Module):
+    """Calls a norm on what does not fit, and then on what does."""
+
+    def __init__(self, unit):
+        super().__init__()
+        self.unit, self.norm = unit, nn.BatchNorm2d(16)
+
+    def forward(self, y):
+        z = self.norm(y[:, :, ::2, ::2]).mean()
+        return self.unit(z + self.norm(2 * y + y.flip(3).relu()))
+
+
+class Within(nn.Module):
+    """Is checkpointed by torch itself."""
+
+    def __init__(self, unit):
+        super().__init__()
+        self.unit = unit
+
+    def forward(self, y):
+        return torch.utils.checkpoint.checkpoint(self.unit, y, use_reentrant=False)
+
+
+@pytest.mark.parametrize("levels", [1, 2])
+@pytest.mark.parametrize("wrapper", [Twice, Within])
+def test_units_of_ones_own_have_the_bits_of_the_plain_step(wrapper, levels):
+    found = []
+    for method in ("stored", Checkpointed(every=2, levels=levels)):
+        network, x = classical(method)
+        network.layer1[1] = wrapper(network.layer1[1])
+        found.append(step(network, x, half=False))
+    assert equal(*found)
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
 def test_forward_mode_goes_through():
     network, x = classical(Checkpointed(every=2))

@@ -8,9 +8,9 @@ same m and r, so that x is read once; on a CPU y has the same bits.
 """
 
 import contextlib
-import functools
 from collections import deque
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -37,15 +37,17 @@ class Moments:
 
     @contextlib.contextmanager
     def taken(self) -> Iterator[None]:
-        """While the modules look here."""
-        own = [norm for norm in self._norms if _is_plain(norm)]
+        """While the modules look here, and nowhere else."""
+        before = [(norm, vars(norm).get("forward")) for norm in self._norms if _is_plain(norm)]
         try:
-            for norm in own:
-                vars(norm)["forward"] = functools.partial(self._forward, norm)
+            for norm, _ in before:
+                vars(norm)["forward"] = _Forward(self, norm)
             yield
         finally:
-            for norm in own:
+            for norm, forward in before:
                 vars(norm).pop("forward", None)
+                if forward is not None:
+                    vars(norm)["forward"] = forward
 
     @contextlib.contextmanager
     def step(self, k: int, noting: bool) -> Iterator[None]:
@@ -56,24 +58,42 @@ class Moments:
         finally:
             self._step = before
 
-    def _forward(self, norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
+    def forward(self, norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
+        """Of a normalisation: as ever in a region of the step that another checkpoint does again."""
         step = self._step
-        known = None if step is None else step.next_of(norm)
-        if step is None or (known is None and not _fits(norm, x)):
+        if step is None or step.hooks is not _hooks() or not _fits(norm, x):
             return nn.BatchNorm2d.forward(norm, x)
+        known = step.next_of(norm)
         y: Tensor = _Normalised.apply(x, norm.weight, norm.bias, norm, known, step.noted)  # type: ignore[no-untyped-call]  # torch
         return y
 
 
 def _is_plain(norm: nn.BatchNorm2d) -> bool:
-    """Whether nobody has given it another forward pass."""
-    return type(norm).forward is nn.BatchNorm2d.forward and "forward" not in vars(norm)
+    """Whether nobody else has given it another forward pass."""
+    own = isinstance(vars(norm).get("forward"), _Forward | None)
+    return own and type(norm).forward is nn.BatchNorm2d.forward
+
+
+def _hooks() -> object:
+    """What packs the tensors that autograd saves now."""
+    found = torch._C._autograd._top_saved_tensors_default_hooks(True)
+    return None if found is None else found[0]
+
+
+@dataclass(frozen=True)
+class _Forward:
+    moments: Moments
+    norm: nn.BatchNorm2d
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.moments.forward(self.norm, x)
 
 
 class _Step:
     def __init__(self, known: list[Known], noting: bool) -> None:
         self.noted = known if noting else []
         self.unused = deque(() if noting else known)
+        self.hooks = _hooks()
 
     def next_of(self, norm: nn.BatchNorm2d) -> Known | None:
         """What is known next, where it is of this normalisation."""
