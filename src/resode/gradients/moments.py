@@ -64,7 +64,9 @@ class Moments:
         if step is None or step.hooks is not _hooks() or not _fits(norm, x):
             return nn.BatchNorm2d.forward(norm, x)
         known = step.next_of(norm)
-        y: Tensor = _Normalised.apply(x, norm.weight, norm.bias, norm, known, step.noted)  # type: ignore[no-untyped-call]  # torch
+        y: Tensor = _Normalised.apply(  # type: ignore[no-untyped-call]  # torch has no types
+            x, norm.weight, norm.bias, norm, known, step.noted
+        )
         return y
 
 
@@ -119,7 +121,7 @@ def _fits(norm: nn.BatchNorm2d, x: Tensor) -> bool:
         and norm.eps > 0
         and x.device.type == "cpu"
         and x.dim() == 4
-        and x.numel() > x.shape[1] > 0
+        and x.numel() > x.shape[1]
         and x.dtype in (torch.float32, torch.bfloat16)
         and (x.is_contiguous(memory_format=torch.channels_last) or x.is_contiguous())
         and all(
