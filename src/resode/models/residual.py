@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from resode import memory
-from resode.blocks import has_running_statistics
 from resode.errors import InputError
 from resode.gradients import Chain, Checkpointed, Gradient, Stored, gradients
 from resode.integrators.base import Carry
+from resode.statistics import has_running_statistics
 
 
 class ResidualNetwork(nn.Module):

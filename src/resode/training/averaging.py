@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from resode.blocks import Statistics
 from resode.mode import mode
+from resode.statistics import Statistics
 
 RECALIBRATION = 5120  # images from which statistics are estimated on new time grids
 
