@@ -19,6 +19,7 @@ from resode.data import Dataset, Images
 from resode.errors import DivergenceError, InputError, IntegrityError, ResourceError, Stopped
 from resode.training import Experiment, Observer, Run, checkpoints, choosing, methods
 from resode.training.launch import train
+from resode.training.runs import environment
 from resode.training.setup import prepare
 from tests.conftest import DIGITS_IN_A_FLASH
 
@@ -110,6 +111,19 @@ def test_a_run_is_rebuilt_from_its_directory_alone(tiny, tmp_path):
     first = train(None, tiny, out=tmp_path / "a").run.path
     train(None, Experiment.from_recipe(first), out=tmp_path / "b")
     assert_same(tmp_path / "a", tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    ("called", "told"),
+    [
+        ("/venv/bin/resode", ["resode", "train", "quickstart"]),
+        ("/venv/lib/resode/__main__.py", ["resode", "train", "quickstart"]),  # python -m resode
+        ("my_resode_study.py", None),
+    ],
+)
+def test_the_record_has_the_command_line_and_that_of_no_other_program(monkeypatch, called, told):
+    monkeypatch.setattr("sys.argv", [called, "train", "quickstart"])
+    assert environment(torch.device("cpu"))["command"] == told
 
 
 def test_a_run_directory_holds_what_the_design_says(tiny, tmp_path):

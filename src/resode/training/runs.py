@@ -227,8 +227,15 @@ def environment(device: torch.device, processes: int = 1) -> dict[str, Any]:
         "device": str(device),
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         "cuda": torch.version.cuda if device.type == "cuda" else None,
-        "command": ["resode", *sys.argv[1:]] if "resode" in Path(sys.argv[0]).name else None,
+        "command": _command(),
     }
+
+
+def _command() -> list[str] | None:
+    """The command line, `python -m resode` as `resode`; None for a program of one's own."""
+    called = Path(sys.argv[0])
+    name = called.parent.name if called.name == "__main__.py" else called.name
+    return ["resode", *sys.argv[1:]] if name in ("resode", "resode.exe") else None
 
 
 def _cpu_capability() -> str:
