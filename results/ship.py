@@ -37,6 +37,7 @@ def model_card(run: report.Run, card: weights.Card, name: str) -> str:
     """The card as Markdown."""
     result, environment, taken = run.result, run.environment, card.preprocessing
     test, data, about = result.test, result.data, run.setting("about", "summary") or ""
+    assert test is not None
     words = [str(word) for word in environment.get("command") or []]
     command = f" Command: `{' '.join(words)}`." if words else ""
     held_out = f", {quantities.count(data.validation)} held out" if data.validation else ""
