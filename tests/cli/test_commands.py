@@ -222,6 +222,17 @@ def test_show_reads_runs_and_weights(resode, trained):
     assert resode("show", "none.safetensors").code == 2
 
 
+def test_show_reads_the_weights_that_come_with_the_package(resode):
+    text = resode("show", "short/resnet20-conformal").out
+    for part in ("conformal", "3x32x32", "test error", "MIT"):
+        assert part in text, part
+    answer = resode("show", "short/resnet20-conformal", "--set", "epochs=3")
+    assert answer.code == 2
+    assert "holds trained weights" in answer.err
+    assert "resode evaluate short/resnet20" in resode("show", "short/resnet20").out  # a recipe, and weights
+    assert "come with the package" not in resode("show", "he2016/resnet56").out
+
+
 def test_a_dry_run_estimates_and_writes_nothing(resode, tmp_path):
     answer = resode("train", "quickstart", "--dry-run", *TINY)
     assert answer.code == 0

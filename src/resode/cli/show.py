@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 def show(
     recipe: Annotated[
-        str, typer.Argument(metavar="RECIPE", help="A recipe, a YAML file, a run, or a .safetensors file.")
+        str,
+        typer.Argument(
+            metavar="RECIPE", help="A recipe, YAML file, run, .safetensors file or shipped weights."
+        ),
     ],
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a value; repeatable.")
@@ -36,16 +39,21 @@ def show(
 
         resode show runs/r20/model.safetensors
 
+        resode show short/resnet20-conformal
+
     \f
     """
     load_plugins(plugin)
     from resode.cli.console import say
+    from resode.errors import InputError
     from resode.training import Experiment
 
-    if Path(recipe).suffix == ".safetensors" and not Path(recipe).is_dir():
-        for label, text in _weights(Path(recipe)):
+    if (file := _weights_file(recipe)) is not None:
+        if settings:
+            raise InputError(f"--set: {recipe} holds trained weights; settings are those of a recipe")
+        for label, text in _weights(file):
             say(f"{label:<15} {text}")
-        say(_blocks_of_file(Path(recipe)))
+        say(_blocks_of_file(file))
         return
     experiment = Experiment.from_recipe(recipe, settings or ())
     for label, text in [*_about(experiment), *_costs(experiment)]:
@@ -56,6 +64,17 @@ def show(
         say(f"{blocks}\n")
     settings_only = experiment.model_copy(update={"about": type(experiment.about)()})
     say(settings_only.to_yaml().rstrip())
+
+
+def _weights_file(name: str) -> Path | None:
+    """The weights file that a name stands for: a path, or shipped weights whose name is that of no recipe."""
+    from resode import shipped
+    from resode.training import recipes
+
+    path = Path(name)
+    if path.suffix == ".safetensors" and not path.is_dir():
+        return path
+    return None if path.exists() or name in recipes.shipped() else shipped.file(name)
 
 
 def _weights(file: Path) -> list[tuple[str, str]]:
@@ -173,8 +192,11 @@ def _options(experiment: "Experiment") -> dict[str, Any]:
 
 
 def _about(experiment: "Experiment") -> list[tuple[str, str]]:
+    from resode import shipped
+
     about = experiment.about
     published = about.published
+    trained = shipped.file(experiment.name) is not None
     figure = f"{published.top1_error:.2f} % top-1 error ({published.source})" if published else ""
     return [
         ("recipe", experiment.name),
@@ -185,6 +207,7 @@ def _about(experiment: "Experiment") -> list[tuple[str, str]]:
         ("cost", about.cost),
         ("published", figure),
         ("expected", about.expected),
+        ("weights", f"come with the package (`resode evaluate {experiment.name}`)" if trained else ""),
     ]
 
 
