@@ -181,6 +181,7 @@ def test_show_prints_the_resolved_recipe(resode):
     text = resode("show", "he2016/resnet20", "--set", "epochs=10").out
     for part in ("arXiv 1512.03385", "8.75 %", "269,722", "40.6 M", "epochs: 10", "y_{k+1}", "MB"):
         assert part in text, part
+    assert "about:" not in text
 
 
 def test_show_predicts_the_memory_of_every_method(resode):

@@ -36,6 +36,25 @@ def test_the_papers_recipe_is_64000_iterations():
     assert [round(m * steps * experiment.epochs) for m in experiment.schedule.milestones] == [32_032, 48_048]
 
 
+@pytest.mark.parametrize(
+    ("name", "epochs", "held_out", "drops"),
+    [
+        ("akamaster/resnet20", 200, 0, [100, 150]),
+        ("akamaster/resnet110", 200, 0, [100, 150]),
+        ("fattorib/resnet20", 180, 2500, [90, 135]),
+        ("fattorib/resnet32", 180, 2500, [90, 135]),
+        ("fattorib/resnet44", 200, 2500, [90, 135, 180]),
+        ("fattorib/resnet56", 200, 2500, [90, 135, 180]),
+    ],
+)
+def test_recipes_of_public_checkpoints_drop_the_rate_where_their_source_does(name, epochs, held_out, drops):
+    experiment = Experiment.from_recipe(name)
+    assert isinstance(experiment.schedule, MultiStep)
+    assert (experiment.epochs, experiment.data.validation) == (epochs, held_out)
+    assert [round(m * experiment.epochs) for m in experiment.schedule.milestones] == drops
+    assert experiment.model.options.get("stride") == ("last" if name.startswith("fattorib") else None)
+
+
 def test_all_mistakes_are_reported_at_once():
     with pytest.raises(InputError) as error:
         Experiment.from_recipe(

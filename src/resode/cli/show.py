@@ -62,8 +62,7 @@ def show(
     say("")
     if blocks := _blocks_of_recipe(experiment):
         say(f"{blocks}\n")
-    settings_only = experiment.model_copy(update={"about": type(experiment.about)()})
-    say(settings_only.to_yaml().rstrip())
+    say(experiment.to_yaml(without=["about"]).rstrip())
 
 
 def _weights_file(name: str) -> Path | None:

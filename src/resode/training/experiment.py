@@ -6,7 +6,7 @@ each, with path and nearest valid name; a run stores its resolved experiment and
 
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -429,9 +429,10 @@ class Experiment(Section):
             lines = [*_explain(error), *(f"was made with --plugin {path}" for path in _plugins(values))]
             raise InputError(*(f"{origin}: {line}" for line in lines)) from None
 
-    def to_yaml(self) -> str:
-        """The experiment as YAML that `from_recipe` reads back to the same value."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100)
+    def to_yaml(self, without: Iterable[str] = ()) -> str:
+        """The experiment as YAML; unless a section is left out, `from_recipe` reads back the same value."""
+        values = self.model_dump(mode="json", exclude=set(without))
+        return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=100)
 
     def replace(self, **sections: Any) -> "Experiment":
         """A copy with some fields exchanged, validated again."""
