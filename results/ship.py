@@ -11,7 +11,10 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from tables import hardware
+
 from resode import quantities, report, shipped, weights
+from resode.training import Experiment
 
 LICENCE = "MIT"
 LARGEST = 4_000_000  # bytes of a file
@@ -41,8 +44,9 @@ def model_card(run: report.Run, card: weights.Card, name: str) -> str:
     words = [str(word) for word in environment.get("command") or []]
     command = f" Command: `{' '.join(words)}`." if words else ""
     held_out = f", {quantities.count(data.validation)} held out" if data.validation else ""
-    published = f"; published: {result.published.top1_error:.2f} %" if result.published else ""
-    threads = environment.get("threads")
+    epochs = Experiment.from_recipe(result.name).epochs
+    longer = f" with {epochs} epochs" if epochs != result.epochs else ""
+    published = f"; published: {result.published.top1_error:.2f} %{longer}" if result.published else ""
     options = card.specification.options if card.specification else {}
     facts = {
         "Network": f"`{result.model}`, {quantities.count(result.parameters)} parameters; "
@@ -51,8 +55,7 @@ def model_card(run: report.Run, card: weights.Card, name: str) -> str:
         f"one run, no augmentation at test time{published}.",
         "Training": f"recipe `{result.name}`, seed {result.seed}, {result.epochs} epochs of "
         f"{quantities.count(data.train)} images{held_out}, {result.precision}.{command}",
-        "Hardware": f"{threads} thread{'' if threads == 1 else 's'} of {environment.get('cpu')}, "
-        f"torch {environment.get('torch')}, {quantities.duration(result.seconds)}.",
+        "Hardware": f"{hardware(environment)}, {quantities.duration(result.seconds)}.",
         "Input": f"{taken.size[0]}x{taken.size[1]} images in [0, 1] with {taken.channels} channels, less the "
         f"mean {_numbers(taken.mean)}, divided by {_numbers(taken.std)} (`model.preprocessing` does so).",
         "Output": f"logits of {', '.join(taken.classes)}.",

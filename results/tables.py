@@ -34,8 +34,9 @@ def read_json(file: Path) -> Any:
 
 
 def hardware(environment: dict[str, Any]) -> str:
-    """`2 threads of an Intel Xeon, torch 2.13.0+cpu`."""
-    threads = f"{environment['threads']} thread{'s' if environment['threads'] > 1 else ''}"
+    """`2 threads of an Intel Xeon, torch 2.13.0+cpu`; of a run that was resumed on others, each number."""
+    counts = dict.fromkeys(part["threads"] for part in (environment, *environment.get("resumed", ())))
+    threads = f"{' and '.join(map(str, counts))} thread{'' if list(counts) == [1] else 's'}"
     units = " with AMX" if "AMX" in environment["cpu_capability"] else ""
     return f"{threads} of {environment['cpu']}{units}, torch {environment['torch']}"
 
@@ -115,9 +116,9 @@ def unfinished() -> dict[str, str]:
     """By recipe: how far a run has come whose checkpoint is in `results/unfinished`."""
     found = {}
     for folder in sorted(HERE.glob("unfinished/*")):
-        recipe = Experiment.from_recipe(folder / "experiment.yaml")
+        name = Experiment.from_recipe(folder / "experiment.yaml").name
         epoch = (folder / "metrics.csv").read_text(encoding="utf-8").split()[-1].partition(",")[0]
-        found[recipe.name] = f"not finished | | {epoch} of {recipe.epochs}"
+        found[name] = f"not finished | | {epoch} of {Experiment.from_recipe(name).epochs}"
     return found
 
 
