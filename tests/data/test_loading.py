@@ -47,7 +47,11 @@ def augmented(some: Images, sample: int, epoch: int, plan: Augmentation) -> np.n
     top = draw("crop_rows", epoch, rank, 2 * plan.crop + 1)
     left = draw("crop_columns", epoch, rank, 2 * plan.crop + 1)
     image = image[top : top + height, left : left + width]
-    if plan.flip and draw("flip", epoch, rank, 2):
+    if plan.flip == "alternate":
+        mirrored = draw("flip", 0, rank, 2) != epoch % 2
+    else:
+        mirrored = plan.flip and draw("flip", epoch, rank, 2)
+    if mirrored:
         image = image[:, ::-1]
     result = (image / 255 - MEAN[:channels]) / STD[:channels]
     if plan.cutout:
@@ -79,6 +83,7 @@ PLANS = {
     "crop": Augmentation(crop=2),
     "reflect": Augmentation(crop=3, padding="reflect"),
     "flip": Augmentation(flip=True),
+    "alternate": Augmentation(flip="alternate"),
     "cutout": Augmentation(cutout=4),
     "mixup": Augmentation(mixup=0.4),
     "everything": EVERYTHING,
@@ -177,6 +182,25 @@ def test_half_of_the_images_are_flipped_and_every_shift_is_as_likely():
     frequencies = torch.bincount(shifts - 1, minlength=5)
     assert (frequencies - count / 5).abs().max() < 5 * math.sqrt(count * 0.16)
     assert not torch.equal(flipped, made.batch(1, 0).inputs[:, 0, 0, 2] > made.batch(1, 0).inputs[:, 0, 0, 3])
+
+
+def test_alternate_flips_show_every_image_both_ways_in_any_two_epochs_and_half_of_them_mirrored_in_each():
+    count = 1000
+    left = np.zeros((count, 1, 2, 1), np.uint8)
+    left[:, :, 0] = 255
+    some = Images(left, np.arange(count) % 2**31, np.arange(count, dtype=np.uint64))
+    made = Loader(
+        some, np.arange(count), batch_size=count, mean=[0], std=[1], device="cpu",
+        augmentation=Augmentation(flip="alternate"),
+    )  # fmt: skip
+    mirrored = []
+    for epoch in (0, 1, 2, 7):
+        batch = made.batch(epoch, 0)
+        mirrored.append(batch.inputs[:, 0, 0, 1][batch.targets.argsort()] > 0.5)
+    assert torch.equal(mirrored[0], ~mirrored[1])
+    assert torch.equal(mirrored[0], mirrored[2])
+    assert torch.equal(mirrored[1], mirrored[3])
+    assert abs(int(mirrored[0].sum()) - count / 2) < 5 * math.sqrt(count / 4)
 
 
 def test_padding_is_black_before_normalisation():

@@ -238,6 +238,23 @@ def test_compiled_training_saves_plain_names(tiny, tmp_path, monkeypatch):
     assert names == resode.create("digits_resnet8").state_dict().keys()
 
 
+def test_the_fewer_images_of_a_last_step_are_not_compiled_for(tiny, tmp_path, monkeypatch):
+    sizes = []
+
+    def noting(graph, inputs):
+        sizes.extend(x.shape[0] for x in inputs if x.ndim == 4 and x.shape[-1] == 8)
+        return graph.forward
+
+    monkeypatch.setattr(methods, "fused", noting)
+    train(None, tiny.replace(compile=True, batch_size=100), out=tmp_path / "run")
+    samples = prepare(tiny).training.samples
+    assert samples % 100 != 0
+    assert sizes == [100]
+    train(None, tiny.replace(batch_size=100), out=tmp_path / "eager")
+    state, expected = (load_file(tmp_path / name / "model.safetensors") for name in ("run", "eager"))
+    assert all(torch.allclose(state[name], expected[name], atol=1e-6) for name in state)
+
+
 def test_a_single_last_image_is_refused_where_it_cannot_be_normalised(tiny, tmp_path):
     module = nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.BatchNorm1d(10))
     with pytest.raises(InputError, match=r"would be a single image .* choose another batch_size"):

@@ -1,7 +1,7 @@
 """Augmentation as a value: what happens to a training image before the network sees it.
 
 crop     a random H x W window of the image, padded by `crop` pixels with black or by reflection
-flip     left and right exchanged, with probability 1/2
+flip     left and right exchanged, with probability 1/2 or every other epoch (Jordan 2024, arXiv:2404.00498)
 cutout   a square around a random pixel set to the mean (DeVries and Taylor 2017, arXiv:1708.04552)
 mixup    w x + (1 - w) x' with another training image x', w ~ Beta(a, a) (Zhang et al. 2018, arXiv:1710.09412)
 """
@@ -25,7 +25,8 @@ class Augmentation:
     Attributes:
         crop: pixels of padding on each side; the shift is uniform in -crop ... crop, both ways.
         padding: "zeros" (black) or "reflect" (mirrored at the border pixel).
-        flip: exchange left and right half of the time.
+        flip: exchange left and right half of the time; "alternate": at random in the first epoch, then as it
+            was not in the one before, so that two epochs show an image both ways.
         cutout: side of the square that is blanked after normalisation, centred anywhere; 0: none.
         mixup: the a of Beta(a, a); 0: none.
 
@@ -35,7 +36,7 @@ class Augmentation:
 
     crop: int = 0
     padding: Literal["zeros", "reflect"] = "zeros"
-    flip: bool = False
+    flip: bool | Literal["alternate"] = False
     cutout: int = 0
     mixup: float = 0.0
 
@@ -45,6 +46,8 @@ class Augmentation:
             for name, value in (("crop", self.crop), ("cutout", self.cutout), ("mixup", self.mixup))
             if not 0 <= value < math.inf
         ]
+        if self.flip not in (True, False, "alternate"):
+            wrong.append(f"flip is {self.flip!r}; give True, False or 'alternate'")
         if self.padding not in ("zeros", "reflect"):
             wrong.append(f"padding is '{self.padding}'; give 'zeros' or 'reflect'")
         if wrong:

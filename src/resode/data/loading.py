@@ -154,10 +154,14 @@ class Loader:
 
         plan, (height, width, _), columns = self.augmentation, self._size, self._pixels.shape[2]
         start = torch.arange(self.samples, device=self.device) * (self._pixels.shape[1] * columns)
-        cutout = mixup = None
+        flip = cutout = mixup = None
         if plan.crop:
             start += integers("crop_rows", 2 * plan.crop + 1) * columns
             start += integers("crop_columns", 2 * plan.crop + 1)
+        if plan.flip == "alternate":
+            flip = (randomness.integers(self.seed, "flip", 0, self._index, 2) + epoch) % 2
+        elif plan.flip:
+            flip = integers("flip", 2)
         if plan.cutout:
             cutout = integers("cutout_rows", height), integers("cutout_columns", width)
         if plan.mixup:
@@ -166,7 +170,7 @@ class Loader:
             partner = self._index.sort().values[integers("mixup_partner", self.samples)]
             mixup = self._place[partner], weight
         order = self._place[randomness.order(self.seed, epoch, self._index)]
-        return _Epoch(epoch, order, start, integers("flip", 2) if plan.flip else None, cutout, mixup)
+        return _Epoch(epoch, order, start, flip, cutout, mixup)
 
     def _augmented(self, places: Tensor, draws: _Epoch) -> Tensor:
         """Crop, flip, normalise, cut out: `(B, H, W C)` in floating point."""

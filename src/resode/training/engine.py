@@ -8,6 +8,7 @@ and ends, on a CPU with the same threads, in the very same bits.
 import dataclasses
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -143,9 +144,18 @@ class Trainer:
         """The forward pass: logits and loss."""
         experiment = self.setup.experiment
         drain_evaluations(self.module)  # those of an evaluation in between
-        with torch.autocast(self.setup.device.type, torch.bfloat16, enabled=experiment.precision == "bf16"):
+        with (
+            torch.autocast(self.setup.device.type, torch.bfloat16, enabled=experiment.precision == "bf16"),
+            torch.compiler.set_stance("force_eager") if experiment.compile and self.is_odd else nullcontext(),
+        ):
             logits = self.forward(batch.inputs)
         return logits, batch_loss(logits.float(), batch, experiment.label_smoothing)
+
+    @property
+    def is_odd(self) -> bool:
+        """Whether this is a last step of fewer images, for which a graph would take longer than it saves."""
+        incomplete = self.setup.training.samples % self.setup.training.batch_size != 0
+        return incomplete and 0 < self.position.step == self.steps - 1
 
     def update(self) -> None:
         """New parameters from their gradients, as the optimiser says."""

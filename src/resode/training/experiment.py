@@ -106,11 +106,14 @@ class Data(Section):
 
 
 class Augment(Section):
-    """Augmentation of training images: `crop` pixels of padding, `cutout` side, `mixup` Beta(a, a)."""
+    """Augmentation of training images: `crop` pixels of padding, `cutout` side, `mixup` Beta(a, a).
+
+    `flip: alternate` shows every image as it is and mirrored in turn, one epoch after the other.
+    """
 
     crop: NonNegativeInt = 0
     padding: Literal["zeros", "reflect"] = "zeros"
-    flip: bool = False
+    flip: bool | Literal["alternate"] = False
     cutout: NonNegativeInt = 0
     mixup: NonNegativeFloat = 0.0
 
