@@ -100,6 +100,26 @@ def test_the_peak_of_a_step_is_predicted_to_ten_percent(name, gradient, precisio
     assert measured == pytest.approx(predicted, rel=0.1)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("name", "gradient"), STEPS, ids=str)
+def test_the_allocator_of_a_gpu_holds_what_is_predicted_to_ten_percent(name, gradient, precision):
+    """Beside parameters, gradients and the workspaces of libraries, which a first step makes."""
+    options = {"widths": (16, 16, 32, 32)} if name == "cifar_resnet50" else {}
+    network = create(name, gradient=gradient, **options).to("cuda", memory_format=torch.channels_last)
+    predicted = memory.profile(network, (3, 32, 32), 128, precision).peak()
+    x = torch.randn(128, 3, 32, 32, device="cuda").to(memory_format=torch.channels_last)
+    for _ in range(2):
+        network.zero_grad(set_to_none=False)
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        with torch.autocast("cuda", torch.bfloat16, enabled=precision == torch.bfloat16):
+            loss = F.cross_entropy(network(x).float(), torch.zeros(128, dtype=torch.long, device="cuda"))
+        loss.backward()
+        del loss
+    assert torch.cuda.max_memory_allocated() - before == pytest.approx(predicted, rel=0.1)
+
+
 @pytest.mark.parametrize(("name", "gradient"), STEPS, ids=str)
 def test_the_copies_of_parameters_that_autocast_makes_are_predicted(name, gradient):
     """Of two small images the parameters are what counts; what is done again does not keep their copies.
