@@ -410,11 +410,27 @@ def forms(label: str, found: dict[str, dict[str, float]]) -> list[str]:
     return rows
 
 
+def agreement() -> list[str]:
+    """What `resode bench` tells beside what a run records."""
+    r = read("agreement.json")
+    rows = [
+        f"`{r['command']}`, {hardware(r['environment'])}:",
+        "",
+        "| recipe | bench, images/s | metrics.csv, images/s | bench / metrics.csv |",
+        "|---|---|---|---|",
+    ]
+    for row in r["rows"]:
+        told, recorded = (", ".join(f"{rate:,.0f}" for rate in row[key]) for key in ("bench", "metrics"))
+        spread = f"({row['lowest']:.2f} to {row['highest']:.2f})"
+        rows.append(f"| {row['recipe']} | {told} | {recorded} | **{row['ratio']:.2f}** {spread} |")
+    return rows
+
+
 def fast_trials() -> list[str]:
     """Settings tried for a fast recipe, on held-out images."""
     rows = [
-        "| optimiser | lr | epochs | pixels, in epochs of whole images | error on 5,000 held-out images |",
-        "|---|---|---|---|---|",
+        "| optimiser | lr | what else | epochs | epochs of whole images by pixels | held out | error |",
+        "|---|---|---|---|---|---|---|",
     ]
     for folder in (HERE / "short-resnet20-validation", *sorted((HERE / "fast-trials").iterdir())):
         summary = read_json(folder / "summary.json")
@@ -425,10 +441,23 @@ def fast_trials() -> list[str]:
         )
         whole = experiment.epochs * sum(count / length * (size / 32) ** 2 for (_, count), size in shares)
         rows.append(
-            f"| {experiment.optimizer.name} | {experiment.optimizer.lr:g} | {experiment.epochs} "
-            f"| {whole:.1f} | {summary['validation']['top1_error']:.2f} % |"
+            f"| {experiment.optimizer.name} | {experiment.optimizer.lr:g} | {_what_else(experiment)} "
+            f"| {experiment.epochs} | {whole:.1f} | {summary['validation']['samples']:,} "
+            f"| {summary['validation']['top1_error']:.2f} % |"
         )
     return rows
+
+
+def _what_else(experiment: Experiment) -> str:
+    """The settings in which trials of a fast recipe differ beside the optimiser's."""
+    found = {
+        f"highest lr at {experiment.schedule.peak:.0%}": experiment.schedule.peak != 0.25,
+        "reflected border": experiment.augment.padding == "reflect",
+        "alternate flips": experiment.augment.flip == "alternate",
+        f"labels smoothed by {experiment.label_smoothing:g}": experiment.label_smoothing > 0,
+        f"seed {experiment.seed}": experiment.seed != 0,
+    }
+    return ", ".join(words for words, present in found.items() if present)
 
 
 PAGES: dict[str, dict[str, Callable[[], list[str]]]] = {
@@ -446,7 +475,12 @@ PAGES: dict[str, dict[str, Callable[[], list[str]]]] = {
     },
     "docs/twist.md": {"twist_cost": twist_cost, "twist": twist},
     "docs/memory.md": {"memory": memory, "resnet1202": resnet1202},
-    "docs/speed.md": {"speed": speed, "inference": inference, "fast_trials": fast_trials},
+    "docs/speed.md": {
+        "speed": speed,
+        "inference": inference,
+        "fast_trials": fast_trials,
+        "agreement": agreement,
+    },
     "docs/dynamic-blocks.md": {"states_controls": states_controls},
     "docs/results.md": {"published": published},
 }
