@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 import resode
 from resode.kernels import batch_norm, convolution, library
-from resode.kernels.fusion import fuse, fused
+from resode.kernels.fusion import fuse, fused, spare_probes
 
 pytestmark = pytest.mark.skipif(not batch_norm.available(), reason="no C++ compiler with OpenMP")
 
@@ -55,6 +55,15 @@ def same(module, x, **tolerance):
         torch.testing.assert_close(mine, expected, msg=name, **tolerance)
         assert not mine.requires_grad
     return found
+
+
+@pytest.mark.parametrize("said", [None, False])
+def test_torch_is_spared_its_probes_where_our_kernels_have_shown_the_processor(said):
+    from torch._inductor import config
+
+    with config.patch({"cpp.vec_isa_ok": said}):
+        spare_probes()
+        assert config.cpp.vec_isa_ok is (True if said is None and convolution.available() else said)
 
 
 def test_a_residual_network_becomes_operators_alone():

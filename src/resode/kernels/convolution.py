@@ -1,7 +1,8 @@
 """A 3x3 convolution by matrix units, its kernel gradient in single precision.
 
 Torch's own kernel gradient fills these units badly: it takes longer than the values and the gradient of the
-image together. Those two are torch's, but for the smallest images, which it fills them badly with, too.
+image together. Those two are torch's, but for small images and few channels, which it fills them badly with,
+too.
 """
 
 import ctypes
@@ -15,7 +16,8 @@ from resode.kernels.library import library
 LANES = 16  # channels come in multiples of it
 WIDEST = 512 * 512  # of products of channels, beyond which sums take more memory than a processor holds
 _LAST = torch.channels_last
-SMALL = 16  # pixels of an image, up to which our values take less time than torch's
+SMALL = 144  # pixels of an image, up to which our values take less time than torch's
+FEW = 16  # channels, with which they do for any image
 # Stride, padding, dilation, transposed, output padding, groups.
 _PLAIN = ([1, 1], [1, 1], [1, 1], False, [0, 0], 1)
 
@@ -44,7 +46,7 @@ def fits(x: Tensor, weight: Tensor) -> bool:
 def convolution(x: Tensor, weight: Tensor) -> Tensor:
     """(N, C, H, W) bf16 and (C', C, 3, 3) fp32 -> (N, C', H, W) bf16; the kernel is rounded to bf16."""
     x = x.contiguous(memory_format=_LAST)
-    if _small(x):
+    if _ours(x, weight):
         return convolve(x, weight)
     y: Tensor = torch.ops.aten.convolution(x, _half(weight), None, *_PLAIN)
     return y.contiguous(memory_format=_LAST)
@@ -63,7 +65,7 @@ def convolution_backward(g: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, 
     dW[a, b, o, i] = sum_{n, h, w} g[n, o, h, w] x[n, i, h + a - 1, w + b - 1]
     """
     g, x = (each.to(torch.bfloat16).contiguous(memory_format=_LAST) for each in (g, x))
-    if _small(x):
+    if _ours(x, weight):
         return convolve(g, weight, adjoint=True), kernel_gradient(g, x)
     dx = torch.ops.aten.convolution_backward(g, x, _half(weight), None, *_PLAIN, [True, False, False])[0]
     return dx.contiguous(memory_format=_LAST), kernel_gradient(g, x)
@@ -99,8 +101,8 @@ def _(g: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     return torch.empty_like(x, memory_format=_LAST), weight.new_empty(3, 3, *weight.shape[:2])
 
 
-def _small(x: Tensor) -> bool:
-    return x.shape[2] * x.shape[3] <= SMALL
+def _ours(x: Tensor, weight: Tensor) -> bool:
+    return x.shape[2] * x.shape[3] <= SMALL or max(weight.shape[:2]) <= FEW
 
 
 def _half(weight: Tensor) -> Tensor:

@@ -35,9 +35,21 @@ def fused(graph: fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
     """The backend of `torch.compile`."""
     from torch._dynamo.backends.registry import lookup_backend
 
+    spare_probes()
     fuse(graph)
     compiled: Callable[..., Any] = lookup_backend("inductor")(graph, inputs)
     return compiled
+
+
+def spare_probes() -> None:
+    """Where our kernels found a compiler that knows the matrix units, torch needs not ask what it knows.
+
+    It would build and load a program for each set of instructions, which takes 20 s where nothing is cached.
+    """
+    from torch._inductor import config
+
+    if config.cpp.vec_isa_ok is None and convolution.available():
+        config.cpp.vec_isa_ok = True
 
 
 def fuse(graph: fx.GraphModule) -> int:

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+from torch.optim.sgd import sgd
 
 # Of the iteration as published: steep at zero, so that five steps do.
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -32,37 +34,46 @@ def orthogonalised(matrices: Tensor, steps: int = STEPS) -> Tensor:
         return orthogonalised(matrices.mT, steps).mT
     norms = torch.linalg.matrix_norm(matrices, keepdim=True)
     x = matrices / norms.clamp_min(LEAST)
-    turned: Tensor = _product(x @ x.mT, steps) @ x
+    gram = x @ x.mT
+    product = _product(gram.view(-1, *gram.shape[-2:]), steps)
+    turned: Tensor = product.view(gram.shape) @ x
     return turned
 
 
 def _product(gram: Tensor, steps: int) -> Tensor:
-    """The product of all Q, for each A = X X'."""
+    """The product of all Q, for each A = X X' of (k, o, o)."""
     a, b, c = COEFFICIENTS
-    product = same = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-    for _ in range(steps):
-        q = a * same + b * gram + c * gram @ gram
-        product, gram = q @ product, q @ gram @ q
+    product = None
+    for step in range(steps):
+        q = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        q.diagonal(dim1=-2, dim2=-1).add_(a)
+        product = q if product is None else q @ product
+        if step < steps - 1:
+            gram = q @ gram @ q
+    assert product is not None
     return product
 
 
 def directions(kernels: Tensors) -> list[Tensor]:
-    """max(1, sqrt(o / i)) O(d) for each kernel; Gram matrices of one size are iterated together."""
-    matrices = [kernel.flatten(1) for kernel in kernels]
+    """max(1, sqrt(o / i)) O(d) for each kernel; matrices with one shorter side are iterated together.
+
+    There the others have columns of zeros behind their own, which change neither Gram matrix nor norm.
+    Columns are in the order rows, columns, C: that of kernels whose channels come last in memory.
+    """
+    matrices = [kernel.movedim(1, -1).flatten(1) for kernel in kernels]
     wide = [m if m.shape[0] <= m.shape[1] else m.mT for m in matrices]
-    by_size: dict[int, list[int]] = {}
+    by_side: dict[int, list[int]] = {}
     for k, matrix in enumerate(wide):
-        by_size.setdefault(matrix.shape[0], []).append(k)
+        by_side.setdefault(matrix.shape[0], []).append(k)
     found = list(kernels)
-    for members in by_size.values():
-        norms = torch.stack(torch._foreach_norm([wide[k] for k in members]))
-        scales = norms.clamp_min(LEAST).reciprocal()
-        scaled = [wide[k] * scale for k, scale in zip(members, scales, strict=True)]
-        products = _product(torch.stack([x @ x.mT for x in scaled]), STEPS)
-        for k, x, product in zip(members, scaled, products, strict=True):
+    for members in by_side.values():
+        longest = max(wide[k].shape[1] for k in members)
+        together = torch.stack([F.pad(wide[k], (0, longest - wide[k].shape[1])) for k in members])
+        for k, turned in zip(members, orthogonalised(together), strict=True):
             outputs, inputs = matrices[k].shape
-            turned = product @ x if outputs <= inputs else (product @ x).mT
-            found[k] = turned.mul_(max(1.0, math.sqrt(outputs / inputs))).reshape(kernels[k].shape)
+            own = turned[:, : max(outputs, inputs)]
+            own = own if outputs <= inputs else own.mT * math.sqrt(outputs / inputs)
+            found[k] = own.unflatten(1, kernels[k].movedim(1, -1).shape[1:]).movedim(-1, 1)
     return found
 
 
@@ -84,22 +95,21 @@ class Muon(torch.optim.Optimizer):
         """One step from the gradients; parameters that have none stay."""
         for group in self.param_groups:
             moved = [p for p in group["params"] if p.grad is not None]
-            if not moved:
-                continue
-            found = self._momenta(moved, group)
-            if group["kernels"]:
-                found = directions(found)
-                torch._foreach_mul_(moved, 1 - group["lr"] * group["weight_decay"])
-            torch._foreach_add_(moved, found, alpha=-group["lr"])
+            gradients = [p.grad for p in moved if p.grad is not None]
+            velocities = [self.state[p]["momentum_buffer"] for p in moved]
+            if moved and group["kernels"]:
+                _turn(moved, gradients, velocities, group)
+            elif moved:
+                rule = {name: group[name] for name in ("lr", "momentum", "nesterov", "weight_decay")}
+                sgd(moved, gradients, velocities, fused=True, dampening=0.0, maximize=False, **rule)
 
-    def _momenta(self, moved: list[Tensor], group: dict[str, Any]) -> Tensors:
-        """What each parameter follows: d."""
-        gradients = [p.grad for p in moved if p.grad is not None]
-        if not group["kernels"]:
-            gradients = list(torch._foreach_add(gradients, moved, alpha=group["weight_decay"]))
-        velocities = [self.state[p]["momentum_buffer"] for p in moved]
-        torch._foreach_mul_(velocities, group["momentum"])
-        torch._foreach_add_(velocities, gradients)
-        if not group["nesterov"]:
-            return velocities
-        return torch._foreach_add(gradients, velocities, alpha=group["momentum"])
+
+def _turn(moved: Tensors, gradients: Tensors, velocities: Tensors, rule: dict[str, Any]) -> None:
+    """A step of kernels."""
+    torch._foreach_mul_(velocities, rule["momentum"])
+    torch._foreach_add_(velocities, gradients)
+    followed = velocities
+    if rule["nesterov"]:
+        followed = torch._foreach_add(gradients, velocities, alpha=rule["momentum"])
+    torch._foreach_mul_(moved, 1 - rule["lr"] * rule["weight_decay"])
+    torch._foreach_add_(moved, directions(followed), alpha=-rule["lr"])
