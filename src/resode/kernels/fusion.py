@@ -44,7 +44,7 @@ def fused(graph: fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
 def spare_probes() -> None:
     """Where our kernels found a compiler that knows the matrix units, torch needs not ask what it knows.
 
-    It would build and load a program for each set of instructions, which takes 20 s where nothing is cached.
+    It would build and load a program for each set of instructions, where nothing is cached.
     """
     from torch._inductor import config
 
