@@ -95,7 +95,7 @@ def _decode_split(
                 if isinstance(found, np.ndarray):
                     canvas.add(position, name, found)
                 elif skipped is None:
-                    raise found
+                    raise type(found)(f"{found}; --on-bad-image skip leaves it out") from found
                 else:
                     skipped.extend(found.messages)
                 position += 1
