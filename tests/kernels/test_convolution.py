@@ -4,12 +4,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from resode.kernels.convolution import available, convolution, convolve, fits
+from resode.kernels.convolution import available, convolution, convolution_backward, convolve, fits
 
 pytestmark = pytest.mark.skipif(not available(), reason="no matrix units for bf16, or no C++ compiler")
 
-# Images, channels in and out, height, width: one pair of pixels, odd heights, more images than are multiplied
-# at once and some that are left over, lines whose length is a multiple of a page, unequal channels.
+# Images, channels in and out, height, width, and the stride where it is not one: one pair of pixels, odd
+# heights, more images than are multiplied at once and some that are left over, lines whose length is a
+# multiple of a page, unequal channels.
 SHAPES = [
     (1, 16, 16, 1, 2),
     (5, 32, 48, 6, 10),
@@ -21,16 +22,25 @@ SHAPES = [
     (2, 128, 128, 8, 6),
     (130, 128, 144, 2, 2),  # wide, and a last group of fewer images
 ]
+STRIDED = [
+    (1, 16, 16, 2, 4, 2),
+    (5, 32, 48, 6, 12, 2),
+    (130, 48, 16, 4, 4, 2),
+    (3, 16, 32, 32, 32, 2),
+    (37, 64, 128, 16, 16, 2),
+]
+LITTLE = [(3, 3, 16, 32, 32), (1, 1, 16, 5, 6), (9, 5, 48, 7, 10), (131, 4, 32, 2, 2)]  # channels, that is
 
 
 def inputs(shape):
-    images, channels, outputs, height, width = shape
+    images, channels, outputs, height, width, stride = (*shape, 1)[:6]
     generator = torch.Generator().manual_seed(0)
 
     def normal(*size):
         return torch.randn(*size, generator=generator)
 
-    x, g = (normal(images, c, height, width).bfloat16() for c in (channels, outputs))
+    x = normal(images, channels, height, width).bfloat16()
+    g = normal(images, outputs, height // stride, width // stride).bfloat16()
     return x.to(memory_format=torch.channels_last), normal(outputs, channels, 3, 3), g
 
 
@@ -38,24 +48,37 @@ def error(found, expected):
     return float((found.detach().double() - expected.detach()).norm() / expected.detach().norm())
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", [*SHAPES, *STRIDED, *LITTLE])
 def test_the_gradient_of_the_kernel_is_exact_to_single_precision(shape):
     x, weight, g = inputs(shape)
+    stride = (*shape, 1)[5]
     weight.requires_grad_()
-    convolution(x, weight).backward(g)
+    convolution(x, weight, stride).backward(g)
     exact = torch.zeros_like(weight, dtype=torch.float64, requires_grad=True)
-    F.conv2d(x.double(), exact, padding=1).backward(g.double())
+    F.conv2d(x.double(), exact, stride=stride, padding=1).backward(g.double())
     assert error(weight.grad, exact.grad) < 5e-6
 
 
-@pytest.mark.parametrize("shape", [*SHAPES, (3, 48, 80, 5, 7), (2, 16, 16, 1, 1)])
-@pytest.mark.parametrize("adjoint", [False, True])
-def test_our_values_are_exact_to_their_rounding(shape, adjoint):
+MORE = [*SHAPES, *STRIDED, (3, 48, 80, 5, 7), (2, 16, 16, 1, 1)]
+
+
+@pytest.mark.parametrize("kernel", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(
+    ("shape", "adjoint"), [*((each, True) for each in MORE), *((each, False) for each in [*MORE, *LITTLE])]
+)
+def test_our_values_are_exact_to_their_rounding(shape, adjoint, kernel):
+    """Those of the adjoint with another image added."""
     x, weight, g = inputs(shape)
-    exact = F.conv_transpose2d if adjoint else F.conv2d
+    stride = (*shape, 1)[5]
     given = (g if adjoint else x).contiguous(memory_format=torch.channels_last)
-    expected = exact(given.double(), weight.bfloat16().double(), padding=1)
-    found = convolve(given, weight, adjoint=adjoint)
+    factor = weight.bfloat16().double()
+    if adjoint:
+        more = {"stride": stride, "padding": 1, "output_padding": stride - 1}
+        expected = F.conv_transpose2d(given.double(), factor, **more) + x.double()
+    else:
+        expected = F.conv2d(given.double(), factor, stride=stride, padding=1)
+    weight = weight.contiguous(memory_format=kernel)
+    found = convolve(given, weight, stride, adjoint=adjoint, other=x if adjoint else None)
     assert found.is_contiguous(memory_format=torch.channels_last)
     slack = expected.abs().max() * 1e-6  # of sums in single precision, where much cancels
     assert torch.all((found - expected).abs() <= expected.abs() / 256 + slack)
@@ -80,12 +103,13 @@ def test_what_is_not_finite_stays_where_a_convolution_takes_it():
     assert torch.equal(found.isfinite(), expected.isfinite())
 
 
-@pytest.mark.parametrize("shape", SHAPES[:6])
+@pytest.mark.parametrize("shape", [*SHAPES[:6], *STRIDED[:3]])
 def test_values_and_the_gradient_of_the_image_are_torchs(shape):
     x, weight, g = inputs(shape)
+    stride = (*shape, 1)[5]
     mine, other = x.clone().requires_grad_(), x.clone().requires_grad_()
-    y = convolution(mine, weight)
-    expected = F.conv2d(other, weight.bfloat16(), padding=1)
+    y = convolution(mine, weight, stride)
+    expected = F.conv2d(other, weight.bfloat16(), stride=stride, padding=1)
     y.backward(g)
     expected.backward(g)
     assert y.is_contiguous(memory_format=torch.channels_last)
@@ -93,18 +117,37 @@ def test_values_and_the_gradient_of_the_image_are_torchs(shape):
     torch.testing.assert_close(mine.grad, other.grad, rtol=1e-2, atol=1e-2)
 
 
+@pytest.mark.parametrize("shape", [(4, 32, 32, 16, 16), (4, 32, 32, 4, 4), (4, 16, 32, 8, 8, 2)])
+def test_another_branch_is_added_to_the_gradient_of_the_image(shape):
+    """By torch's convolution, and by ours."""
+    x, weight, g = inputs(shape)
+    stride = (*shape, 1)[5]
+    (alone, dw), (both, same) = (
+        convolution_backward(g, x, weight, stride, True, other) for other in (None, x)
+    )
+    assert torch.equal(dw, same)
+    torch.testing.assert_close(both.float(), alone.float() + x.float(), rtol=2e-2, atol=2e-2)
+
+
 def test_what_was_multiplied_before_leaves_nothing():
     """Each thread keeps its workspace: a small batch after a large one finds zeros where it needs them."""
-    alone = {shape: gradient(shape) for shape in SHAPES}
-    for shape in reversed(SHAPES):
-        assert torch.equal(gradient(shape), alone[shape])
+    shapes = [*SHAPES, *STRIDED, *LITTLE]
+    alone = {shape: (gradient(shape), values(shape)) for shape in shapes}
+    for shape in reversed(shapes):
+        assert torch.equal(gradient(shape), alone[shape][0])
+        assert torch.equal(values(shape), alone[shape][1])
 
 
 def gradient(shape):
     x, weight, g = inputs(shape)
     weight.requires_grad_()
-    convolution(x, weight).backward(g)
+    convolution(x, weight, (*shape, 1)[5]).backward(g)
     return weight.grad
+
+
+def values(shape):
+    x, weight, _ = inputs(shape)
+    return convolve(x, weight, (*shape, 1)[5])
 
 
 def test_any_number_of_threads_gives_the_same_up_to_rounding():
@@ -128,24 +171,31 @@ def test_any_layout_in_memory_gives_the_same():
 
 
 def test_the_operator_is_what_torch_asks_of_one():
-    x, weight, _ = inputs((2, 16, 32, 4, 4))
-    torch.library.opcheck(convolution, (x.requires_grad_(), weight.requires_grad_()))
+    x, weight, g = inputs((2, 16, 32, 4, 4, 2))
+    torch.library.opcheck(convolution_backward, (g, x, weight, 2, True, x))
+    torch.library.opcheck(convolution, (x.requires_grad_(), weight.requires_grad_(), 2))
 
 
 @pytest.mark.parametrize(
-    ("x", "weight"),
+    ("x", "weight", "stride"),
     [
-        (torch.zeros(2, 24, 4, 4).bfloat16(), torch.zeros(16, 24, 3, 3)),  # channels
-        (torch.zeros(2, 16, 4, 4).bfloat16(), torch.zeros(24, 16, 3, 3)),
-        (torch.zeros(2, 16, 4, 5).bfloat16(), torch.zeros(16, 16, 3, 3)),  # an odd width
-        (torch.zeros(2, 16, 4, 4), torch.zeros(16, 16, 3, 3)),  # fp32
-        (torch.zeros(2, 16, 4, 4).bfloat16(), torch.zeros(16, 16, 3, 3).bfloat16()),
-        (torch.zeros(2, 16, 4, 4).bfloat16(), torch.zeros(16, 16, 1, 1)),
-        (torch.zeros(1, 1024, 2, 2).bfloat16(), torch.zeros(512, 1024, 3, 3)),  # wide
-        (torch.zeros(2, 32, 4, 4).bfloat16(), torch.zeros(32, 16, 3, 3)),  # groups
-        (torch.zeros(2, 16, 4, 4, device="meta").bfloat16(), torch.zeros(16, 16, 3, 3)),
+        (torch.zeros(2, 3, 4, 4, requires_grad=True), torch.zeros(16, 3, 3, 3), 1),  # few, with a gradient
+        (torch.zeros(2, 3, 4, 4).bfloat16(), torch.zeros(16, 3, 3, 3), 2),
+        (torch.zeros(2, 16, 4, 6).bfloat16(), torch.zeros(16, 16, 3, 3), 2),  # an odd width then
+        (torch.zeros(2, 16, 5, 4).bfloat16(), torch.zeros(16, 16, 3, 3), 2),
+        (torch.zeros(2, 16, 9, 12).bfloat16(), torch.zeros(16, 16, 3, 3), 3),
+        (torch.zeros(2, 24, 4, 4).bfloat16(), torch.zeros(16, 24, 3, 3), 1),  # channels
+        (torch.zeros(2, 16, 4, 4).bfloat16(), torch.zeros(24, 16, 3, 3), 1),
+        (torch.zeros(2, 16, 4, 5).bfloat16(), torch.zeros(16, 16, 3, 3), 1),  # an odd width
+        (torch.zeros(2, 16, 4, 4).double(), torch.zeros(16, 16, 3, 3), 1),
+        (torch.zeros(2, 16, 4, 4).bfloat16(), torch.zeros(16, 16, 3, 3).bfloat16(), 1),
+        (torch.zeros(2, 16, 4, 4).bfloat16(), torch.zeros(16, 16, 1, 1), 1),
+        (torch.zeros(1, 1024, 2, 2).bfloat16(), torch.zeros(512, 1024, 3, 3), 1),  # wide
+        (torch.zeros(2, 32, 4, 4).bfloat16(), torch.zeros(32, 16, 3, 3), 1),  # groups
+        (torch.zeros(2, 16, 4, 4, device="meta").bfloat16(), torch.zeros(16, 16, 3, 3), 1),
     ],
 )
-def test_it_says_what_it_does_not_take(x, weight):
-    assert not fits(x, weight)
-    assert fits(torch.zeros(2, 16, 4, 4).bfloat16(), torch.zeros(32, 16, 3, 3))
+def test_it_says_what_it_does_not_take(x, weight, stride):
+    assert not fits(x, weight, stride)
+    assert fits(torch.zeros(2, 16, 4, 4).bfloat16(), torch.zeros(32, 16, 3, 3), 2)
+    assert fits(torch.zeros(2, 3, 4, 4), torch.zeros(32, 3, 3, 3))

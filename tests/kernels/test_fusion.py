@@ -9,8 +9,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import resode
-from resode.kernels import batch_norm, convolution, library
-from resode.kernels.fusion import fuse, fused, spare_probes
+from resode.kernels import batch_norm, convolution, fusion, library, subsample
+from resode.kernels.fusion import fuse, fused, join, spare_probes
 
 pytestmark = pytest.mark.skipif(not batch_norm.available(), reason="no C++ compiler with OpenMP")
 
@@ -70,7 +70,7 @@ def test_a_residual_network_becomes_operators_alone():
     torch.manual_seed(0)
     network = resode.create("he_resnet8", widths=[16, 16, 32]).train()
     found = same(network, image(size=16), rtol=1e-3, atol=1e-4)
-    assert found["replaced"] == 7
+    assert found["replaced"] == 9  # norms and shortcuts
     assert F.batch_norm not in found["targets"]
     assert F.relu not in found["targets"]
     assert found["asked"].count((True, True)) == 3
@@ -225,20 +225,21 @@ def test_a_compiler_that_fails_or_is_missing_is_no_error(monkeypatch, tmp_path):
 
 @pytest.mark.skipif(not convolution.available(), reason="no matrix units for bf16")
 def test_convolutions_go_to_the_matrix_units_under_bf16_alone():
-    """All but the stem, whose image wants no gradient, and those that stride."""
     network = resode.create("he_resnet8", widths=[16, 16, 32]).train()
-    for half, expected in ((True, 4), (False, 0)):
+    for half, expected in ((True, 7), (False, 0)):
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
             found = captured(network, image(size=16))
         assert found["targets"].count(torch.ops.resode.convolution.default) == expected
-        assert found["replaced"] == 7 + expected
+        assert found["replaced"] == 9 + expected
 
 
+@pytest.mark.skipif(not convolution.available(), reason="no matrix units for bf16")
 @pytest.mark.parametrize(
     "options",
     [
         {"bias": True},
-        {"stride": 2},
+        {"stride": 3},
+        {"stride": (1, 2)},
         {"padding": 0},
         {"padding": "same"},
         {"dilation": 2, "padding": 2},
@@ -253,6 +254,66 @@ def test_another_convolution_is_left_alone(options):
     with torch.autocast("cpu", torch.bfloat16):
         assert captured(module, x)["replaced"] == 0
         assert captured(plain, x)["replaced"] == 1
+        assert captured(nn.Conv2d(16, 32, 3, 2, 1, bias=False), x)["replaced"] == 1
+
+
+class Shortcut(nn.Module):
+    """What may be shortcut A."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x * 1)
+
+
+@pytest.mark.parametrize(
+    ("function", "replaced"),
+    [
+        (lambda x: F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 2, 3)), 1),
+        (lambda x: F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 2, 3), value=1.0), 0),
+        (lambda x: F.pad(x[:, :, ::2, ::2], (0, 0, 1, 0, 2, 3)), 0),
+        (lambda x: F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, -1, 1)), 0),
+        (lambda x: F.pad(x[:, :, ::2, ::2], (1, 1)), 0),
+        (lambda x: F.pad(x[:, :, ::2], (0, 0, 0, 0, 2, 3)), 0),
+        (lambda x: F.pad(x[:, :, 1::2, ::2], (0, 0, 0, 0, 2, 3)), 0),
+        (lambda x: F.pad(x[:, 1:, ::2, ::2], (0, 0, 0, 0, 2, 3)), 0),
+        (lambda x: F.pad(x[:, :, 1:, ::2][:, :, ::2, ::2], (0, 0, 0, 0, 2, 3)), 0),  # an odd height
+        (lambda x: (lambda u: F.pad(u, (0, 0, 0, 0, 2, 3)).sum() + u.sum())(x[:, :, ::2, ::2]), 0),
+    ],
+)
+def test_the_shortcut_of_every_second_pixel_is_one_operator(function, replaced):
+    x, other = (image().requires_grad_() for _ in range(2))
+    found, expected = captured(Shortcut(function), x), function(other)
+    assert found["replaced"] == replaced
+    assert torch.equal(found["y"], expected)
+    g = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1))
+    (found["y"] * g).sum().backward()
+    (expected * g).sum().backward()
+    assert torch.equal(x.grad, other.grad)
+
+
+def test_the_operators_of_a_shortcut_are_what_torch_asks_of_one():
+    x = image().requires_grad_()
+    torch.library.opcheck(subsample.subsample, (x, 2, 3))
+    torch.library.opcheck(subsample.subsample_backward, (image(), 0, 1))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not convolution.available(), reason="no matrix units for bf16")
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+def test_sums_of_two_branches_are_taken_where_one_of_them_is_made(monkeypatch):
+    """Each unit's gradient is that of its first convolution with the shortcut's; no more is to add."""
+    counts = []
+    monkeypatch.setattr(fusion, "join", lambda graph: counts.append(join(graph)))
+    torch._dynamo.reset()
+    compiled = torch.compile(
+        resode.create("he_resnet8", widths=[16, 16, 32]).train(), backend=fused, dynamic=False
+    )
+    with torch._inductor.config.patch(fx_graph_cache=False), torch.autocast("cpu", torch.bfloat16):
+        compiled(image(size=16)).float().sum().backward()
+    assert sorted(counts) == [0, 3]  # forward and backward
 
 
 @pytest.mark.slow

@@ -96,8 +96,9 @@ void forward(int64_t rows, int64_t channels, const T* x, const T* s, const float
     for (int64_t c = 0; c < channels; ++c) {
         double offset = first[c] / rows, v = second[c] / rows - offset * offset;
         mean[c] = float(o[c] + offset);
-        variance[c] = float(v < 0 ? 0 : v);
-        r[c] = float(1 / std::sqrt(variance[c] + eps));
+        v = v < 0 ? 0 : v;
+        variance[c] = float(v * rows / (rows - 1));
+        r[c] = float(1 / std::sqrt(v + eps));
         scale[c] = w[c] * r[c];
     }
     auto go = s ? (relu ? values<T, true, true> : values<T, true, false>)

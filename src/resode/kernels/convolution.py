@@ -1,122 +1,163 @@
 """A 3x3 convolution by matrix units, its kernel gradient in single precision.
 
 Torch's own kernel gradient fills these units badly: it takes longer than the values and the gradient of the
-image together. Those two are torch's, but for small images and few channels, which it fills them badly with,
-too.
+image together. Those two are torch's where it is the faster one: with a stride of one, for large images of
+more than a few channels.
 """
 
-import ctypes
+import functools
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from resode.kernels.library import library
+from resode.kernels.library import call, library, operator
 
 LANES = 16  # channels come in multiples of it
+LEAST = 5  # channels, up to which an image may have fewer, if its own gradient is not asked for
 WIDEST = 512 * 512  # of products of channels, beyond which sums take more memory than a processor holds
 _LAST = torch.channels_last
 SMALL = 144  # pixels of an image, up to which our values take less time than torch's
 FEW = 16  # channels, with which they do for any image
-# Stride, padding, dilation, transposed, output padding, groups.
-_PLAIN = ([1, 1], [1, 1], [1, 1], False, [0, 0], 1)
 
 
+@functools.cache
 def available() -> bool:
     """Whether this machine has matrix units for bf16, and the kernel could be built."""
     found = library()
     return found is not None and bool(found.matrix_units_available())
 
 
-def fits(x: Tensor, weight: Tensor) -> bool:
-    """Whether the operator takes this input and kernel; stride 1, padding 1 and one group are assumed."""
+def fits(x: Tensor, weight: Tensor, stride: int = 1) -> bool:
+    """Whether the operator takes this input, made bf16, and kernel; padding 1 and one group are assumed."""
+    outputs, inputs = weight.shape[:2]
+    few = inputs <= LEAST and stride == 1 and not x.requires_grad
     return (
         x.device.type == "cpu"
         and x.dim() == 4
-        and x.dtype == torch.bfloat16
-        and x.shape[3] % 2 == 0
+        and x.dtype in (torch.bfloat16, torch.float32)
+        and stride in (1, 2)
+        and x.shape[3] % (2 * stride) == 0
+        and x.shape[2] % stride == 0
         and weight.dtype == torch.float32
         and weight.shape[1:] == (x.shape[1], 3, 3)
-        and all(channels % LANES == 0 for channels in weight.shape[:2])
-        and weight.shape[0] * weight.shape[1] <= WIDEST
+        and outputs % LANES == 0
+        and (inputs % LANES == 0 or few)
+        and inputs * outputs <= WIDEST
     )
 
 
-@torch.library.custom_op("resode::convolution", mutates_args=())
-def convolution(x: Tensor, weight: Tensor) -> Tensor:
-    """(N, C, H, W) bf16 and (C', C, 3, 3) fp32 -> (N, C', H, W) bf16; the kernel is rounded to bf16."""
+def _convolution(x: Tensor, weight: Tensor, stride: int = 1) -> Tensor:
     x = x.contiguous(memory_format=_LAST)
-    if _ours(x, weight):
-        return convolve(x, weight)
-    y: Tensor = torch.ops.aten.convolution(x, _half(weight), None, *_PLAIN)
+    if _ours(x, weight, stride):
+        return convolve(x, weight, stride)
+    y: Tensor = torch.ops.aten.convolution(x, _half(weight), None, *_form(stride))
     return y.contiguous(memory_format=_LAST)
 
 
-@convolution.register_fake
-def _(x: Tensor, weight: Tensor) -> Tensor:
-    shape = (x.shape[0], weight.shape[0], *x.shape[2:])
+def _convolution_like(x: Tensor, weight: Tensor, stride: int = 1) -> Tensor:
+    shape = (x.shape[0], weight.shape[0], x.shape[2] // stride, x.shape[3] // stride)
     return x.new_empty(shape).contiguous(memory_format=_LAST)
 
 
-@torch.library.custom_op("resode::convolution_backward", mutates_args=())
-def convolution_backward(g: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """The cotangents of the image, bf16, and of the kernel, (3, 3, C', C) fp32.
+convolution = operator(
+    "convolution(Tensor x, Tensor weight, int stride=1) -> Tensor", _convolution, _convolution_like
+)
+"""(N, C, H, W) bf16 and (C', C, 3, 3) fp32 -> (N, C', H / s, W / s) bf16; the kernel is rounded to bf16."""
 
-    dW[a, b, o, i] = sum_{n, h, w} g[n, o, h, w] x[n, i, h + a - 1, w + b - 1]
-    """
+
+def _convolution_backward(
+    g: Tensor, x: Tensor, weight: Tensor, stride: int, image: bool, other: Tensor | None
+) -> tuple[Tensor, Tensor]:
     g, x = (each.to(torch.bfloat16).contiguous(memory_format=_LAST) for each in (g, x))
-    if _ours(x, weight):
-        return convolve(g, weight, adjoint=True), kernel_gradient(g, x)
-    dx = torch.ops.aten.convolution_backward(g, x, _half(weight), None, *_PLAIN, [True, False, False])[0]
-    return dx.contiguous(memory_format=_LAST), kernel_gradient(g, x)
+    dw = kernel_gradient(g, x, stride)
+    if not image:
+        return x.new_empty(0), dw
+    other = None if other is None else other.to(torch.bfloat16).contiguous(memory_format=_LAST)
+    if _ours(x, weight, stride):
+        return convolve(g, weight, stride, adjoint=True, other=other), dw
+    dx = torch.ops.aten.convolution_backward(g, x, _half(weight), None, *_form(stride), [True, False, False])[
+        0
+    ]
+    dx = dx.contiguous(memory_format=_LAST)
+    return (dx if other is None else dx.add_(other)), dw
 
 
-def convolve(x: Tensor, weight: Tensor, *, adjoint: bool = False) -> Tensor:
-    """The values, or of a cotangent that of the image, of channels-last bf16; sums in single precision."""
+def _convolution_backward_like(
+    g: Tensor, x: Tensor, weight: Tensor, stride: int, image: bool, other: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    dw = weight.new_empty(3, 3, *weight.shape[:2])
+    return torch.empty_like(x, memory_format=_LAST) if image else x.new_empty(0), dw
+
+
+convolution_backward = operator(
+    "convolution_backward(Tensor g, Tensor x, Tensor weight, int stride, bool image, Tensor? other)"
+    " -> (Tensor, Tensor)",
+    _convolution_backward,
+    _convolution_backward_like,
+)
+"""The cotangents of the image, bf16 (empty if not `image`), and of the kernel, (3, 3, C', C) fp32.
+
+dW[a, b, o, i] = sum_{n, h, w} g[n, o, h, w] x[n, i, s h + a - 1, s w + b - 1]
+
+`other` is added to the first, as another branch of a network has it.
+"""
+
+
+def convolve(
+    x: Tensor, weight: Tensor, stride: int = 1, *, adjoint: bool = False, other: Tensor | None = None
+) -> Tensor:
+    """The values, or of a cotangent that of the image, of channels-last bf16; sums in single precision.
+
+    `other`, of the result's shape, is added before it is rounded.
+    """
+    images, inputs, height, width = x.shape
     outputs = weight.shape[1 if adjoint else 0]
-    y = torch.empty((len(x), outputs, *x.shape[2:]), dtype=x.dtype, memory_format=_LAST)
-    _call("convolution", x, outputs, weight.contiguous(), y, int(adjoint))
+    shape = (height * stride, width * stride) if adjoint else (height // stride, width // stride)
+    y = torch.empty((images, outputs, *shape), dtype=x.dtype, memory_format=_LAST)
+    sizes = (images, *(shape if adjoint else (height, width)), inputs, outputs, stride)
+    strides = weight.stride()
+    each = (strides[1], strides[0], *strides[2:]) if adjoint else strides
+    assert available(), "there are no matrix units"
+    assert x.dtype == torch.bfloat16, "matrix units take bf16"
+    call("convolution", "lllllli" + "pppp" + "llll", *sizes, int(adjoint), x, other, y, weight, *each)
     return y
 
 
-def kernel_gradient(g: Tensor, x: Tensor) -> Tensor:
-    """(3, 3, C', C) fp32, of channels-last bf16 (N, C', H, W) and (N, C, H, W)."""
-    dw = torch.empty(3, 3, g.shape[1], x.shape[1], dtype=torch.float32)
-    _call("kernel_gradient", x, g.shape[1], g, dw)
+def kernel_gradient(g: Tensor, x: Tensor, stride: int = 1) -> Tensor:
+    """(3, 3, C', C) fp32, of channels-last bf16 (N, C', H / s, W / s) and (N, C, H, W)."""
+    images, inputs, height, width = x.shape
+    outputs = g.shape[1]
+    dw = torch.empty(3, 3, outputs, inputs, dtype=torch.float32)
+    assert available(), "there are no matrix units"
+    assert x.dtype == g.dtype == torch.bfloat16, "matrix units take bf16"
+    call("kernel_gradient", "llllll" + "ppp", images, height, width, inputs, outputs, stride, x, g, dw)
     return dw
 
 
-def _call(name: str, x: Tensor, outputs: int, first: Tensor, second: Tensor, *options: int) -> None:
-    found = library()
-    assert found is not None, "the kernels are not built"
-    assert found.matrix_units_available(), "there are no matrix units"
-    images, inputs, height, width = x.shape
-    sizes = [ctypes.c_int64(n) for n in (images, height, width, inputs, outputs)]
-    pointers = [ctypes.c_void_p(each.data_ptr()) for each in (x, first, second)]
-    getattr(found, name)(*sizes, *pointers, *options, torch.get_num_threads())
+def _ours(x: Tensor, weight: Tensor, stride: int) -> bool:
+    return stride == 2 or x.shape[2] * x.shape[3] <= SMALL or max(weight.shape[:2]) <= FEW
 
 
-@convolution_backward.register_fake
-def _(g: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(x, memory_format=_LAST), weight.new_empty(3, 3, *weight.shape[:2])
-
-
-def _ours(x: Tensor, weight: Tensor) -> bool:
-    return x.shape[2] * x.shape[3] <= SMALL or max(weight.shape[:2]) <= FEW
+def _form(stride: int) -> tuple[list[int], list[int], list[int], bool, list[int], int]:
+    """Stride, padding, dilation, transposed, output padding, groups."""
+    return [stride, stride], [1, 1], [1, 1], False, [0, 0], 1
 
 
 def _half(weight: Tensor) -> Tensor:
     return weight.to(torch.bfloat16).contiguous(memory_format=_LAST)
 
 
-def _setup(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)
+def _setup(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: Tensor) -> None:
+    x, weight, ctx.stride = inputs
+    ctx.save_for_backward(x, weight)
 
 
-def _backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor]:
+def _backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor, None]:
     x, weight = ctx.saved_tensors
-    dx, dw = convolution_backward(g, x, weight)
-    return dx, dw.permute(2, 3, 0, 1)
+    image = ctx.needs_input_grad[0]
+    dx, dw = convolution_backward(g, x, weight, ctx.stride, image, None)
+    return dx if image else None, dw.permute(2, 3, 0, 1), None
 
 
-convolution.register_autograd(_backward, setup_context=_setup)
+torch.library.register_autograd("resode::convolution", _backward, setup_context=_setup)

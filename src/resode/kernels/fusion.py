@@ -6,15 +6,16 @@ convolution under bf16 where there are matrix units (`resode.kernels.convolution
 own compiler. Where nothing fits (a GPU, evaluation, no C++ compiler) it is torch's compiler alone.
 """
 
+import functools
 import operator
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx
 from torch.nn import functional as F
 
-from resode.kernels import batch_norm, convolution
+from resode.kernels import batch_norm, convolution, subsample
 
 _BATCH_NORM = {
     "input": None, "running_mean": None, "running_var": None, "weight": None, "bias": None, "training": False,
@@ -28,17 +29,57 @@ _ADDITIONS = (operator.add, operator.iadd, torch.add)
 _INPLACE = ("batch_norm", "iadd", "isub", "imul", "itruediv", "ipow", "setitem")
 _MODES = ("_set_grad_enabled", "_enter", "_exit", "set_grad")
 _RELUS = (F.relu, torch.relu, torch.relu_, F.relu_)
+_HALVES = (slice(None), slice(None), slice(None, None, 2), slice(None, None, 2))
+_PADS = (F.pad, torch._C._nn.pad)
 _RELU_METHODS = ("relu", "relu_")
+
+Moved = tuple[fx.Node, fx.Node, float]  # a running statistic, what it moves to, and how far
 
 
 def fused(graph: fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
     """The backend of `torch.compile`."""
-    from torch._dynamo.backends.registry import lookup_backend
+    from torch._inductor.compile_fx import compile_fx
 
     spare_probes()
     fuse(graph)
-    compiled: Callable[..., Any] = lookup_backend("inductor")(graph, inputs)
+    options = {"post_grad_custom_pre_pass": _pass()}
+    compiled: Callable[..., Any] = compile_fx(graph, inputs, config_patches=options)  # type: ignore[assignment]
     return compiled
+
+
+@functools.cache
+def _pass() -> Callable[[fx.Graph], None]:
+    """`join`, as torch's compiler wants it."""
+    from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
+
+    class Join(CustomGraphPass):
+        def __call__(self, graph: fx.Graph) -> None:
+            join(graph)
+
+        def uuid(self) -> bytes:
+            return get_hash_for_files((__file__,))
+
+    return Join()
+
+
+def join(graph: fx.Graph) -> int:
+    """Let a convolution's cotangent take in what another branch adds to it; how many do."""
+    place = {node: k for k, node in enumerate(graph.nodes)}
+    joined = 0
+    for node in graph.find_nodes(op="call_function", target=torch.ops.resode.convolution_backward.default):
+        image = next((user for user in node.users if user.args[1] == 0), None)
+        addition = None if image is None else _only_user(image)
+        if image is None or addition is None or addition.target is not torch.ops.aten.add.Tensor:
+            continue
+        other = next((each for each in addition.args if each is not image), None)
+        if not isinstance(other, fx.Node) or place[other] > place[node] or addition.kwargs:
+            continue
+        if node.args[-1] is None and _alike(image, other):
+            node.args = (*node.args[:-1], other)
+            addition.replace_all_uses_with(image)
+            graph.erase_node(addition)
+            joined += 1
+    return joined
 
 
 def spare_probes() -> None:
@@ -60,16 +101,25 @@ def fuse(graph: fx.GraphModule) -> int:
         norms = []
     if convolutions and not convolution.available():
         convolutions = []
-    for node in norms:
-        _replace(graph.graph, node)
+    following = [moved for node in norms for moved in _replace(graph.graph, node)]
+    if following:
+        with graph.graph.inserting_before(graph.graph.output_node()):
+            graph.graph.call_function(
+                torch.ops.resode.follow.default, tuple(map(list, zip(*following, strict=True)))
+            )
     for node in convolutions:
         given = _given(node, _CONVOLUTION)
+        x, value = given["input"], _value(given["input"])
+        if value is not None and value.dtype != torch.bfloat16:
+            with graph.graph.inserting_before(node):
+                x = graph.graph.call_method("to", (x, torch.bfloat16))
         node.target, node.kwargs = torch.ops.resode.convolution.default, {}
-        node.args = (given["input"], given["weight"])
-    if norms or convolutions:
+        node.args = (x, given["weight"], _both(given["stride"]))
+    shortcuts = sum(_replace_shortcut(graph.graph, node) for node in list(graph.graph.nodes))
+    if norms or convolutions or shortcuts:
         graph.graph.lint()
         graph.recompile()
-    return len(norms) + len(convolutions)
+    return len(norms) + len(convolutions) + shortcuts
 
 
 def _is_convolution(node: fx.Node) -> bool:
@@ -77,18 +127,25 @@ def _is_convolution(node: fx.Node) -> bool:
         return False
     given = _given(node, _CONVOLUTION)
     x, weight, y = _value(given["input"]), _value(given["weight"]), _value(node)
-    plain = (given["stride"], given["padding"], given["dilation"], given["groups"])
+    stride, padding, dilation = (_both(given[name]) for name in ("stride", "padding", "dilation"))
     return (
         x is not None
         and weight is not None
         and y is not None
         and y.dtype == torch.bfloat16
         and given["bias"] is None
-        and plain in (((1, 1), (1, 1), (1, 1), 1), (1, 1, 1, 1))
-        and x.requires_grad
+        and stride is not None
+        and (padding, dilation, given["groups"]) == (1, 1, 1)
         and weight.requires_grad
-        and convolution.fits(x, weight)
+        and _sized(x)
+        and convolution.fits(x, weight, stride)
     )
+
+
+def _both(given: Any) -> int | None:
+    """What both sides of an image are given, as a number; None where they differ, or it is a word."""
+    first = given[0] if isinstance(given, tuple | list) and len(set(given)) == 1 else given
+    return first if isinstance(first, int) else None
 
 
 def _is_batch_norm(node: fx.Node) -> bool:
@@ -100,9 +157,37 @@ def _is_batch_norm(node: fx.Node) -> bool:
         given["training"] is True
         and isinstance(given["momentum"], float | int)
         and x is not None
-        and all(isinstance(n, int) for n in x.shape)  # not one that is left open
+        and _sized(x)
         and batch_norm.fits(x, weight, bias)
     )
+
+
+def _replace_shortcut(graph: fx.Graph, node: fx.Node) -> bool:
+    """Put the operator in the place of F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, before, after)); was it that?"""
+    if node.op != "call_function" or node.target not in _PADS or not isinstance(node.args[0], fx.Node):
+        return False
+    pixels, sides = node.args[0], tuple(cast("Sequence[int]", node.args[1]))
+    zeros = (*node.args[2:], "constant")[0] == "constant" and not any(node.args[3:]) and not node.kwargs
+    sliced = pixels.op == "call_function" and pixels.target is operator.getitem
+    if not (zeros and sliced and pixels.args[1] == _HALVES and len(pixels.users) == 1):
+        return False
+    x = _value(pixels.args[0])
+    if (
+        len(sides) != 6
+        or any(sides[:4])
+        or min(sides) < 0
+        or x is None
+        or not (_sized(x) and subsample.fits(x))
+    ):
+        return False
+    node.target, node.args = torch.ops.resode.subsample.default, (pixels.args[0], *sides[4:])
+    graph.erase_node(pixels)
+    return True
+
+
+def _sized(x: Tensor) -> bool:
+    """Whether no side is left open."""
+    return all(isinstance(n, int) for n in x.shape)
 
 
 def _given(node: fx.Node, defaults: dict[str, Any]) -> dict[str, Any]:
@@ -116,8 +201,14 @@ def _value(node: Any) -> Tensor | None:
     return found if isinstance(found, Tensor) else None
 
 
-def _replace(graph: fx.Graph, node: fx.Node) -> None:
+def _replace(graph: fx.Graph, node: fx.Node) -> list[Moved]:
+    """Put the operator in the place of a norm and what follows it; which statistics move at the end."""
     given = _given(node, _BATCH_NORM)
+    kept = (given["running_mean"], given["running_var"])
+    alone = all(
+        isinstance(each, fx.Node) and each.op == "placeholder" and len(each.users) == 1 for each in kept
+    )
+    following: list[Moved] = []
     last, other = node, None
     addition = _only_user(node)
     if addition is not None and (found := _added_to(node, addition)) is not None and _calm(node, addition):
@@ -131,19 +222,28 @@ def _replace(graph: fx.Graph, node: fx.Node) -> None:
             (given["input"], other, given["weight"], given["bias"], float(given["eps"]), relu),
         )
         y, mean, variance = (graph.call_function(operator.getitem, (made, k)) for k in range(3))
-        if given["running_mean"] is not None:
-            x = _value(given["input"])
-            assert x is not None
-            n = x.numel() // x.shape[1]
-            for kept, now, factor in (("running_mean", mean, 1.0), ("running_var", variance, n / (n - 1))):
-                now = graph.call_method("detach", (now,))
-                now = now if factor == 1 else graph.call_function(torch.mul, (now, factor))
-                graph.call_method("lerp_", (given[kept], now, float(given["momentum"])))
+        if kept[0] is not None:
+            now = [graph.call_method("detach", (each,)) for each in (mean, variance)]
+            momentum = float(given["momentum"])
+            if alone:
+                following = [*zip(kept, now, (momentum, momentum), strict=True)]
+            else:
+                for running, found in zip(kept, now, strict=True):
+                    graph.call_method("lerp_", (running, found, momentum))
     y.meta = dict(last.meta)
     last.replace_all_uses_with(y)
     for done in (after if relu else None, addition if other is not None else None, node):
         if done is not None:
             graph.erase_node(done)
+    return following
+
+
+def _alike(one: fx.Node, other: fx.Node) -> bool:
+    """Whether both are tensors of one shape and type."""
+    mine, its = one.meta.get("val"), other.meta.get("val")
+    if not isinstance(mine, Tensor) or not isinstance(its, Tensor):
+        return False
+    return _sized(mine) and mine.dtype == its.dtype and mine.shape == its.shape
 
 
 def _calm(begin: fx.Node, end: fx.Node) -> bool:

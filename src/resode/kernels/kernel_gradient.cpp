@@ -1,13 +1,15 @@
-// The kernel gradient of a 3x3 convolution (stride 1, padding 1) of channels-last bfloat16 activations, by the
-// matrix units (AMX) of an x86 processor:
+// The kernel gradient of a 3x3 convolution (stride s of 1 or 2, padding 1) of channels-last bfloat16 activations, by
+// the matrix units (AMX) of an x86 processor:
 //
-//     dW[a][b][o][i] = sum over images n and pixels (h, w) of g[n][h][w][o] x[n][h + a - 1][w + b - 1][i]
+//     dW[a][b][o][i] = sum over images n and pixels (h, w) of g[n][h][w][o] x[n][s h + a - 1][s w + b - 1][i]
 //
 // An image becomes a line of pixels, with two zeros behind each row and a row of zeros between images, so that
 // each of the nine shifts is one offset along the line and a sum over pixels is one matrix product:
 // (channels of g, pixels) x (pixels, channels of x). The first factor is g transposed, the second x with its
 // pixels in pairs, as the units want them; pairs begin at even pixels, and once more at odd ones, for odd
-// offsets. Sums are single precision; images are divided among threads in order.
+// offsets. With a stride of 2 the four kinds of pixels of x (of even and odd rows and columns) are a line each. An
+// image of few channels (at most 5) has three neighbours in the place of one pixel, and three shifts of rows alone.
+// Sums are single precision; images are divided among threads in order.
 #include <algorithm>
 #include <cstdint>
 #include <vector>
@@ -48,25 +50,43 @@ inline void store(uint32_t* to, Halves one, Halves two) {
     std::memcpy(to, &both, sizeof both);
 }
 
+struct Kind {  // of the pixels of an image: those that begin at (row, column), a stride apart
+    int64_t stride, row, column;
+};
+
 // Pixels in pairs, (channels / 16, span, 16) of both values of a pair, from the pixel `origin` of a line on; odd
-// pairs begin a pixel later. What lies between rows is zero already.
-void pairs(const Line& line, int64_t images, int64_t channels, int64_t origin, int64_t span,
+// pairs begin a pixel later, and may be left out. What lies between rows is zero already.
+void pairs(const Line& line, int64_t images, Kind kind, int64_t channels, int64_t origin, int64_t span,
            const uint16_t* from, uint32_t* even, uint32_t* odd) {
+    int64_t step = kind.stride * channels;
     for (int64_t n = 0; n < images; ++n)
         for (int64_t h = 0; h < line.height; ++h) {
-            const uint16_t* row = from + (n * line.height + h) * line.width * channels;
+            const uint16_t* row =
+                from + ((n * line.height + h) * kind.stride + kind.row) * line.width * step + kind.column * channels;
             int64_t first = (origin + n * line.image + h * line.pitch) / 2;
             for (int64_t c = 0; c < channels; c += SIDE) {
                 int64_t place = c * span + first * SIDE;
                 Halves before = {};
                 for (int64_t w = 0; w < line.width; w += 2) {
-                    Halves one = load(row + w * channels + c), two = load(row + (w + 1) * channels + c);
+                    Halves one = load(row + w * step + c), two = load(row + (w + 1) * step + c);
                     store(even + place + w / 2 * SIDE, one, two);
                     if (odd) store(odd + place + (w / 2 - 1) * SIDE, before, one);
                     before = two;
                 }
                 if (odd) store(odd + place + (line.width / 2 - 1) * SIDE, before, Halves{});
             }
+        }
+}
+
+// The same for few channels: (span, 16), of which the first are those of a pixel's neighbours in its row and itself.
+void neighbours(const Line& line, int64_t images, int64_t channels, int64_t origin, const uint16_t* from,
+                uint16_t* row, uint32_t* even) {
+    for (int64_t n = 0; n < images; ++n)
+        for (int64_t h = 0; h < line.height; ++h) {
+            int64_t values = line.width * channels, first = (origin + n * line.image + h * line.pitch) / 2;
+            std::memcpy(row + channels, from + (n * line.height + h) * values, 2 * values);
+            for (int64_t w = 0; w < line.width; w += 2)
+                store(even + (first + w / 2) * SIDE, load(row + w * channels), load(row + (w + 1) * channels));
         }
 }
 
@@ -112,81 +132,114 @@ void multiply(int count, const uint16_t* a, int64_t a_bytes, const uint32_t* con
     RESODE_EACH(RESODE_END)
 }
 
+struct Sizes {
+    int64_t inputs, outputs, stride;
+    bool few() const { return inputs < SIDE; }
+    int64_t columns() const { return few() ? SIDE : inputs; }  // of a pixel of x in pairs
+    int64_t kinds() const { return stride * stride; }
+    int64_t sums() const { return (few() ? 3 : 9) * columns() * outputs; }
+};
+
 struct Workspace {
     Zeros<uint32_t> even, odd, g_pairs;
-    Zeros<uint16_t> g_rows;
+    Zeros<uint16_t> g_rows, row;
     Zeros<float> sums;
-    void resize(const Line& line, int64_t inputs, int64_t outputs) {
-        even.resize(line.padded / 2 * inputs);
-        odd.resize(line.padded / 2 * inputs);
-        g_pairs.resize(line.length / 2 * outputs);
-        g_rows.resize(line.across * outputs);
-        sums.resize(9 * inputs * outputs);
+    std::vector<const uint32_t*> factors;
+    std::vector<float*> places;
+    void resize(const Line& line, const Sizes& sizes) {
+        even.resize(line.padded / 2 * sizes.columns() * sizes.kinds());
+        odd.resize(sizes.few() ? 0 : line.padded / 2 * sizes.columns() * sizes.kinds());
+        g_pairs.resize(line.length / 2 * sizes.outputs);
+        g_rows.resize(line.across * sizes.outputs);
+        row.resize((line.width + 2) * sizes.inputs + SIDE);
+        sums.resize(sizes.sums());
+        arrange(line, sizes);
+    }
+    // The second factors, and where their sums belong.
+    void arrange(const Line& line, const Sizes& sizes) {
+        factors.clear(), places.clear();
+        for (int64_t i = 0; i < sizes.columns(); i += SIDE)
+            for (int64_t a = 0; a < 3; ++a)
+                for (int64_t b = 0; b < (sizes.few() ? 1 : 3); ++b) {
+                    bool two = sizes.stride == 2;
+                    int64_t kind = two ? 2 * (a != 1) + (b != 1) : 0;
+                    int64_t down = two ? a != 0 : a, right = sizes.few() ? 1 : two ? b != 0 : b;
+                    int64_t offset = down * line.pitch + right + 1;  // a pixel's shift along the line of x
+                    factors.push_back((offset % 2 ? odd : even).get() +
+                                      (kind * sizes.columns() + i) * (line.padded / 2) + offset / 2 * SIDE);
+                    places.push_back(sums.get() + (sizes.few() ? a : 3 * a + b) * sizes.outputs * sizes.columns() + i);
+                }
     }
 };
 
-void some_images(const Line& line, int64_t images, int64_t inputs, int64_t outputs, const uint16_t* x,
-                 const uint16_t* g, Workspace& work) {
-    int64_t span = line.padded / 2;
-    pairs(line, images, inputs, line.pitch + 2, span, x, work.even.get(), work.odd.get());
-    pairs(line, images, outputs, 0, line.length / 2, g, work.g_pairs.get(), nullptr);
+void some_images(const Line& line, int64_t images, const Sizes& sizes, const uint16_t* x, const uint16_t* g,
+                 Workspace& work) {
+    int64_t span = line.padded / 2, origin = line.pitch + 2, stride = sizes.stride;
+    if (sizes.few())
+        neighbours(line, images, sizes.inputs, origin, x, work.row.get(), work.even.get());
+    else
+        for (int64_t kind = 0; kind < sizes.kinds(); ++kind) {
+            int64_t begin = kind * span * sizes.inputs;
+            bool shifted = stride == 1 || kind % 2;  // a column to the left is asked for, too
+            pairs(line, images, {stride, kind / 2, kind % 2}, sizes.inputs, origin, span, x, work.even.get() + begin,
+                  shifted ? work.odd.get() + begin : nullptr);
+        }
+    pairs(line, images, {1, 0, 0}, sizes.outputs, 0, line.length / 2, g, work.g_pairs.get(), nullptr);
     for (int64_t l = 0; l < line.length; l += DEPTH)
-        for (int64_t o = 0; o < outputs; o += SIDE)
+        for (int64_t o = 0; o < sizes.outputs; o += SIDE)
             transpose(work.g_pairs.get() + o * (line.length / 2) + l / 2 * SIDE, SIDE,
                       (uint32_t*)(work.g_rows.get() + o * line.across + l), line.across / 2);
-    int64_t factors = 9 * (inputs / SIDE);
-    for (int64_t first = 0; first < factors; first += 6) {
-        const uint32_t* b[6];
+    for (size_t first = 0; first < work.factors.size(); first += 6) {
         float* sum[6];
-        int count = int(std::min<int64_t>(factors - first, 6));
-        for (int k = 0; k < count; ++k) {
-            int64_t tap = (first + k) % 9, i = (first + k) / 9 * SIDE;
-            int64_t offset = tap / 3 * line.pitch + tap % 3 + 1;  // a pixel's shift along the line of x
-            b[k] = (offset % 2 ? work.odd : work.even).get() + i * span + offset / 2 * SIDE;
-            sum[k] = work.sums.get() + tap * outputs * inputs + i;
-        }
-        for (int64_t o = 0; o < outputs; o += SIDE) {
-            multiply(count, work.g_rows.get() + o * line.across, 2 * line.across, b, line.length, sum,
-                     4 * inputs);
-            for (int k = 0; k < count; ++k) sum[k] += SIDE * inputs;
+        int count = int(std::min<size_t>(work.factors.size() - first, 6));
+        std::copy_n(work.places.begin() + first, count, sum);
+        for (int64_t o = 0; o < sizes.outputs; o += SIDE) {
+            multiply(count, work.g_rows.get() + o * line.across, 2 * line.across, work.factors.data() + first,
+                     line.length, sum, 4 * sizes.columns());
+            for (int k = 0; k < count; ++k) sum[k] += SIDE * sizes.columns();
         }
     }
 }
 
 }  // namespace
 
+// Height and width are those of x; sums is (3, 3, outputs, inputs).
 extern "C" void kernel_gradient(int64_t images, int64_t height, int64_t width, int64_t inputs, int64_t outputs,
-                                const uint16_t* x, const uint16_t* g, float* sums, int threads) {
-    int64_t image_bytes = 2 * (height + 1) * (width + 2) * std::max(inputs, outputs);
-    int64_t pixels = inputs * outputs < 128 * 128 ? 1 : PIXELS / ((height + 1) * (width + 2)) + 1;
+                                int64_t stride, const uint16_t* x, const uint16_t* g, float* sums, int threads) {
+    Sizes sizes{inputs, outputs, stride};
+    int64_t small = height / stride, narrow = width / stride, columns = sizes.columns();
+    int64_t image_bytes = 2 * (small + 1) * (narrow + 2) * std::max(sizes.kinds() * columns, outputs);
+    int64_t pixels = columns * outputs < 128 * 128 ? 1 : PIXELS / ((small + 1) * (narrow + 2)) + 1;
     int64_t together = std::min(std::max(BYTES / image_bytes, pixels), (images + threads - 1) / threads);
-    Line line(height, width, together);
-    int64_t size = 9 * inputs * outputs;
+    Line line(small, narrow, together);
     std::vector<const float*> found(threads);
 #pragma omp parallel num_threads(threads)
     {
         int64_t thread = omp_get_thread_num(), team = omp_get_num_threads();  // maybe fewer than asked for
         int64_t begin = images * thread / team, end = images * (thread + 1) / team;
         thread_local Workspace work;
-        work.resize(line, inputs, outputs);
+        work.resize(line, sizes);
         found[thread] = work.sums.get();
         Tiles tiles;
         _tile_loadconfig(&tiles);
         for (int64_t n = begin; n < end; n += together) {
             int64_t count = std::min(together, end - n);
             if (count < together) work.g_pairs.clear();  // of the images before
-            some_images(line, count, inputs, outputs, x + n * height * width * inputs,
-                        g + n * height * width * outputs, work);
+            some_images(line, count, sizes, x + n * height * width * inputs, g + n * small * narrow * outputs, work);
         }
         _tile_release();
     }
-    for (int64_t k = 0; k < size; ++k) {
-        float sum = 0;
-        for (const float* each : found) sum += each ? each[k] : 0;
-        sums[k] = sum;
+    for (int64_t row = 0; row < 9 * outputs; ++row) {
+        int64_t tap = row / outputs, o = row % outputs;
+        int64_t from = sizes.few() ? (tap / 3 * outputs + o) * columns + tap % 3 * inputs : row * columns;
+        for (int64_t i = 0; i < inputs; ++i) {
+            float sum = 0;
+            for (const float* each : found) sum += each ? each[from + i] : 0;
+            sums[row * inputs + i] = sum;
+        }
     }
 }
 #else
-extern "C" void kernel_gradient(int64_t, int64_t, int64_t, int64_t, int64_t, const uint16_t*, const uint16_t*,
-                                float*, int) {}
+extern "C" void kernel_gradient(int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, const uint16_t*,
+                                const uint16_t*, float*, int) {}
 #endif

@@ -8,7 +8,12 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
 
 from resode import durable
 
@@ -28,6 +33,36 @@ def library() -> ctypes.CDLL | None:
         return ctypes.CDLL(str(path))
     except (OSError, RuntimeError, subprocess.SubprocessError):
         return None
+
+
+_KINDS = {"l": ctypes.c_int64, "i": ctypes.c_int, "d": ctypes.c_double, "p": ctypes.c_void_p}
+
+
+def call(name: str, kinds: str, *arguments: Tensor | float | None) -> None:
+    """Call a kernel with arguments of these kinds (long, int, double, pointer) and the number of threads."""
+    given = [each.data_ptr() if isinstance(each, Tensor) else each for each in arguments]
+    _declared(name, kinds)(*given, torch.get_num_threads())
+
+
+@functools.cache
+def _declared(name: str, kinds: str) -> Callable[..., None]:
+    found = library()
+    assert found is not None, "the kernels are not built"
+    function = getattr(found, name)
+    function.argtypes, function.restype = [*map(_KINDS.__getitem__, kinds), ctypes.c_int], None
+    return function  # type: ignore[no-any-return]
+
+
+def operator(schema: str, function: Callable[..., Any], fake: Callable[..., Any]) -> torch._ops.OpOverload:
+    """An operator of torch for the CPU: what it does, and what its results look like.
+
+    Plainly defined: `torch.library.custom_op` takes as long for a call as ours does for a small image.
+    """
+    name, _, signature = schema.partition("(")
+    torch.library.define(f"resode::{name}", "(" + signature, tags=torch.Tag.pt2_compliant_tag)
+    torch.library.impl(f"resode::{name}", "CPU")(function)
+    torch.library.register_fake(f"resode::{name}")(fake)
+    return getattr(torch.ops.resode, name).default  # type: ignore[no-any-return]
 
 
 def version(compiler: str | None = None) -> str:

@@ -165,7 +165,12 @@ def _gradients(
     g: Tensor, u: Tensor, weight: Tensor, geometry: Sequence[int], image: bool
 ) -> tuple[Tensor, Tensor]:
     """Those of the convolution W * u."""
-    ours = set(geometry) == {1} and convolution.fits(u, weight) and convolution.available()
+    ours = (
+        u.dtype == torch.bfloat16
+        and set(geometry) == {1}
+        and convolution.fits(u, weight)
+        and convolution.available()
+    )
     du, dw, _ = torch.ops.aten.convolution_backward(
         g, u, _like(u, weight), None, *_pairs(geometry), False, [0, 0], 1, [image, not ours, False]
     )
