@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from resode.kernels.convolution import available, convolution, convolution_backward, convolve, fits
 
-pytestmark = pytest.mark.skipif(not available(), reason="no matrix units for bf16, or no C++ compiler")
+pytestmark = pytest.mark.skipif(not available(), reason="no products of bf16, or no C++ compiler")
 
 # Images, channels in and out, height, width, and the stride where it is not one: one pair of pixels, odd
 # heights, more images than are multiplied at once and some that are left over, lines whose length is a

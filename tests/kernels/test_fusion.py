@@ -223,7 +223,7 @@ def test_a_compiler_that_fails_or_is_missing_is_no_error(monkeypatch, tmp_path):
     assert [path.suffix for path in (tmp_path / "kernels").iterdir()] == [".so"]
 
 
-@pytest.mark.skipif(not convolution.available(), reason="no matrix units for bf16")
+@pytest.mark.skipif(not convolution.available(), reason="no products of bf16")
 def test_convolutions_go_to_the_matrix_units_under_bf16_alone():
     network = resode.create("he_resnet8", widths=[16, 16, 32]).train()
     for half, expected in ((True, 7), (False, 0)):
@@ -233,7 +233,7 @@ def test_convolutions_go_to_the_matrix_units_under_bf16_alone():
         assert found["replaced"] == 9 + expected
 
 
-@pytest.mark.skipif(not convolution.available(), reason="no matrix units for bf16")
+@pytest.mark.skipif(not convolution.available(), reason="no products of bf16")
 @pytest.mark.parametrize(
     "options",
     [
@@ -301,7 +301,7 @@ def test_the_operators_of_a_shortcut_are_what_torch_asks_of_one():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not convolution.available(), reason="no matrix units for bf16")
+@pytest.mark.skipif(not convolution.available(), reason="no products of bf16")
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
 def test_sums_of_two_branches_are_taken_where_one_of_them_is_made(monkeypatch):
     """Each unit's gradient is that of its first convolution with the shortcut's; no more is to add."""

@@ -72,7 +72,9 @@ def rotated_and_scaled(images: torch.Tensor, angle: torch.Tensor, scale: torch.T
     Returns:
         (N, H, W, C) uint8.
     """
-    v = resampled(images.permute(0, 3, 1, 2).double(), angle, scale)  # in fp32, machines would round differently
+    v = resampled(
+        images.permute(0, 3, 1, 2).double(), angle, scale
+    )  # in fp32, machines would round differently
     return v.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 

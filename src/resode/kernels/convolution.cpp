@@ -1,24 +1,27 @@
-// A 3x3 convolution (stride s of 1 or 2, padding 1) of channels-last bfloat16 activations, by the matrix units (AMX)
-// of an x86 processor, or its adjoint, to which another image may be added:
+// A 3x3 convolution (stride s of 1 or 2, padding 1) of channels-last bfloat16 activations, by the matrix units
+// (AMX) or the vectors (AVX-512 BF16) of an x86 processor, or its adjoint, to which another image may be added:
 //
 //     y[n][h][w][o] = sum over a, b, i of W[o][i][a][b] x[n][s h + a - 1][s w + b - 1][i]
 //
 // An image becomes a line of pixels, with a zero behind each row and a row of zeros between images, so that each
 // of the nine shifts is one offset along the line. A tile holds 16 pixels that follow one another on the line, or
-// every second one of those that do; the channels of the three pixels that a row of the kernel sees are neighbours
+// every second one of those that do; vectors take four times four pixels of a row. The channels of the three pixels that a row of the kernel sees are neighbours
 // in memory, and are multiplied 32 values at a time. With a stride of 2 rows of even and of odd numbers are two
 // lines; the adjoint is then four sums, one for each kind of pixel, each over the part of the kernel that meets it.
 // Sums are single precision, and are rounded once. Images are divided among threads in order.
 #include <algorithm>
 #include <cstdint>
+#include <vector>
 
 #include <omp.h>
 
-#include "matrix_units.h"
+#include "products.h"
 
+#ifdef RESODE_PRODUCTS
 #ifdef RESODE_MATRIX_UNITS
 #include <sys/syscall.h>
 #include <unistd.h>
+#endif
 
 namespace {
 
@@ -43,13 +46,21 @@ struct Phase {  // a sum over rows of neighbours: of the whole kernel, or of the
     int64_t size(int64_t inputs, int64_t outputs) const { return rows * pairs(inputs) * 2 * outputs; }
 };
 
-struct Places {  // what is read and written at a block of pixels
+struct Places {  // what is read and written at a line of pixels
     const uint16_t* x[3];
-    int64_t rows, values, step;  // of the kernel; in a row of it; from one pixel of a tile to the next
+    int64_t rows, values, step;  // of the kernel; in a row of it; from one pixel to the next
     const int32_t* place;        // of each pixel among the results, or -1
     const uint16_t* other;       // to add, or nothing
     uint16_t* y;
     int64_t outputs;
+    bool whole;  // no tile is a smaller one
+    int64_t pairs() const { return (values + 1) / 2; }
+    Places from(int64_t pixel) const {
+        Places there = *this;
+        for (int64_t a = 0; a < rows; ++a) there.x[a] += pixel * step;
+        there.place += pixel;
+        return there;
+    }
 };
 
 int phases(int64_t stride, bool adjoint, int64_t pitch, int64_t odd, Phase* found) {
@@ -94,17 +105,19 @@ void arrange(const Phase& phase, int64_t inputs, int64_t outputs, const Kernel& 
         }
 }
 
+RESODE_INLINE void store(__m512 sum, const Places& at, int64_t pixel, int64_t o) {
+    if (at.place[pixel] < 0) return;
+    int64_t place = at.place[pixel] * at.outputs + o;
+    if (at.other) {
+        __m256i more = _mm256_loadu_si256((const __m256i*)(at.other + place));
+        sum = _mm512_add_ps(sum, (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(more), 16));
+    }
+    _mm256_storeu_si256((__m256i*)(at.y + place), (__m256i)_mm512_cvtneps_pbh(sum));
+}
+
+#ifdef RESODE_MATRIX_UNITS
 void store(const float* sums, const Places& at, int64_t pixels, int64_t o) {
-    for (int64_t p = 0; p < pixels; ++p)
-        if (at.place[p] >= 0) {
-            int64_t place = at.place[p] * at.outputs + o;
-            __m512 sum = _mm512_load_ps(sums + p * SIDE);
-            if (at.other) {
-                __m256i more = _mm256_loadu_si256((const __m256i*)(at.other + place));
-                sum = _mm512_add_ps(sum, (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(more), 16));
-            }
-            _mm256_storeu_si256((__m256i*)(at.y + place), (__m256i)_mm512_cvtneps_pbh(sum));
-        }
+    for (int64_t p = 0; p < pixels; ++p) store(_mm512_load_ps(sums + p * SIDE), at, p, o);
 }
 
 #define RESODE_ZERO _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
@@ -163,11 +176,44 @@ void square(const Places& at, const uint16_t* weight, int64_t o, float* sums) {
     store(sums + 512, at, 2 * SIDE, o + SIDE);
 }
 
+void products(const Places& at, const uint16_t* weight, int64_t length, const int32_t*) {
+    alignas(64) float sums[4 * SIDE * SIDE];
+    int64_t block = at.rows * at.pairs() * DEPTH;
+    for (int64_t o = 0; o < at.outputs;) {
+        bool wide = at.whole && o + DEPTH <= at.outputs;
+        for (int64_t p = 0; p < length; p += wide ? 2 * SIDE : 4 * SIDE)
+            (wide ? square : tall)(at.from(p), weight, o, sums);
+        o += wide ? DEPTH : SIDE;
+        weight += (wide ? 2 : 1) * block;
+    }
+}
+#else
+// 16 outputs of 16 pixels, of which each four follow one another.
+void products(const Places& at, const uint16_t* weight, int64_t length, const int32_t* fours) {
+    static const float zeros[SIDE] = {};
+    for (int64_t o = 0; o < at.outputs; o += SIDE, weight += at.rows * at.pairs() * DEPTH)
+        for (const int32_t* four = fours; *four < length; four += 4) {
+            Sums block(zeros, 0);
+            for (int64_t a = 0; a < at.rows; ++a) {
+                const uint16_t* x[4];
+                for (int j = 0; j < 4; ++j) x[j] = at.x[a] + four[j] * at.step;
+                block.add(x, at.step, weight + a * at.pairs() * DEPTH, at.pairs());
+            }
+            RESODE_ROWS store(block[row], at, four[row / 4] + row % 4, o);
+        }
+}
+#endif
+
 }  // namespace
 
-extern "C" int matrix_units_available() {
+// What makes products: nothing, vectors, or matrix units, which want the system's permission.
+extern "C" int makes_products() {
+#ifdef RESODE_MATRIX_UNITS
     constexpr long REQUEST_PERMISSION = 0x1023, TILE_DATA = 18;
-    return syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
+    return syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0 ? 2 : 0;
+#else
+    return 1;
+#endif
 }
 
 // Height and width are those of the larger image; inputs and outputs are the channels of x and y, and what the kernel
@@ -198,17 +244,23 @@ extern "C" void convolution(int64_t images, int64_t height, int64_t width, int64
         static thread_local Zeros<uint16_t> pixels;
         static thread_local Zeros<int32_t> place;
         pixels.resize((read > 1 ? 2 : 1) * reach * inputs);
-        place.resize(line.tiles * SIDE);
-        std::fill_n(place.get(), line.tiles * SIDE, -1);
+        int64_t line_end = line.tiles * SIDE + 4;  // four pixels may begin with the last one
+        place.resize(line_end);
+        std::fill_n(place.get(), line_end, -1);
         for (int64_t n = 0; n < together; ++n)
             for (int64_t h = 0; h < small; ++h)
                 for (int64_t w = 0; w < narrow; ++w)
                     place.get()[n * line.image + h * line.pitch + w] =
                         int32_t(((n * small + h) * spread * narrow + w) * spread);
-        alignas(64) float sums[4 * SIDE * SIDE];
+        std::vector<int32_t> fours;  // the first of each four pixels of a row
+        for (int64_t n = 0; n < together; ++n)
+            for (int64_t h = 0; h < small; ++h)
+                for (int64_t w = 0; w < narrow; w += 4) fours.push_back(int32_t(n * line.image + h * line.pitch + w));
+        fours.resize((fours.size() + 3) / 4 * 4, fours.back());
+        fours.push_back(INT32_MAX);
         Tiles shapes;
-        if (tail) shapes.row_bytes[6] = uint16_t(2 * tail), shapes.rows[7] = uint8_t(tail / 2);
-        _tile_loadconfig(&shapes);
+        if (tail) shapes.shorten(6, 7, tail / 2);
+        shapes.begin();
         int64_t thread = omp_get_thread_num(), team = omp_get_num_threads();  // maybe fewer than asked for
         int64_t begin = images * thread / team, end = images * (thread + 1) / team;
         for (int64_t n = begin; n < end; n += together) {
@@ -220,32 +272,24 @@ extern "C" void convolution(int64_t images, int64_t height, int64_t width, int64
                     std::memcpy(pixels.get() + to * inputs, x + ((n + k) * rows + h) * columns * inputs,
                                 2 * columns * inputs);
                 }
-            if (count < together) std::fill(place.get() + length, place.get() + line.tiles * SIDE, -1);
+            if (count < together) std::fill(place.get() + length, place.get() + line_end, -1);
             const uint16_t* factor = tiles;
             for (const Phase* each = phase; each < phase + kinds; ++each) {
-                int64_t values = each->across * inputs, block = each->rows * each->pairs(inputs) * DEPTH;
+                int64_t values = each->across * inputs;
                 int64_t first = (n * height / (adjoint ? 1 : stride) + each->row) * (width / (adjoint ? 1 : stride)) +
                                 each->column;
-                for (int64_t o = 0; o < outputs;) {
-                    bool wide = tail == 0 && o + DEPTH <= outputs;
-                    int64_t pixel = wide ? 2 * SIDE : 4 * SIDE;
-                    for (int64_t p = 0; p < length; p += pixel) {
-                        Places at{{}, each->rows, values, step * inputs, place.get() + p,
-                                  other ? other + first * outputs : nullptr, y + first * outputs, outputs};
-                        for (int a = 0; a < each->rows; ++a)
-                            at.x[a] = pixels.get() + (each->offset[a] + step * p) * inputs;
-                        (wide ? square : tall)(at, factor, o, sums);
-                    }
-                    o += wide ? DEPTH : SIDE;
-                    factor += (wide ? 2 : 1) * block;
-                }
+                Places at{{}, each->rows, values, step * inputs, place.get(),
+                          other ? other + first * outputs : nullptr, y + first * outputs, outputs, tail == 0};
+                for (int a = 0; a < each->rows; ++a) at.x[a] = pixels.get() + each->offset[a] * inputs;
+                products(at, factor, length, fours.data());
+                factor += each->size(inputs, outputs);
             }
         }
-        _tile_release();
+        Tiles::end();
     }
 }
 #else
-extern "C" int matrix_units_available() { return 0; }
+extern "C" int makes_products() { return 0; }
 extern "C" void convolution(int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int, const uint16_t*,
                             const uint16_t*, uint16_t*, const float*, int64_t, int64_t, int64_t, int64_t, int) {}
 #endif

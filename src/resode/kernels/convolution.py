@@ -1,8 +1,8 @@
-"""A 3x3 convolution by matrix units, its kernel gradient in single precision.
+"""A 3x3 convolution of bf16 by matrix units or vectors, its kernel gradient in single precision.
 
-Torch's own kernel gradient fills these units badly: it takes longer than the values and the gradient of the
+Torch's own kernel gradient fills matrix units badly: it takes longer than the values and the gradient of the
 image together. Those two are torch's where it is the faster one: with a stride of one, for large images of
-more than a few channels.
+more than a few channels; and by vectors for many channels.
 """
 
 import functools
@@ -13,19 +13,28 @@ from torch import Tensor
 
 from resode.kernels.library import call, library, operator
 
+NONE = "this processor has neither matrix units nor vectors for bf16"
 LANES = 16  # channels come in multiples of it
 LEAST = 5  # channels, up to which an image may have fewer, if its own gradient is not asked for
 WIDEST = 512 * 512  # of products of channels, beyond which sums take more memory than a processor holds
 _LAST = torch.channels_last
-SMALL = 144  # pixels of an image, up to which our values take less time than torch's
-FEW = 16  # channels, with which they do for any image
+SMALL = 144  # pixels of an image, up to which our values take less time than torch's by matrix units
+FEW = {"matrix units": 16, "vectors": 64}  # channels, with which they do for any image
 
 
 @functools.cache
-def available() -> bool:
-    """Whether this machine has matrix units for bf16, and the kernel could be built."""
+def products() -> str | None:
+    """What multiplies bf16 here: "matrix units" (AMX), "vectors" (AVX-512 BF16), or None.
+
+    The latter also where the kernels could not be built.
+    """
     found = library()
-    return found is not None and bool(found.matrix_units_available())
+    return None if found is None else (None, "vectors", "matrix units")[found.makes_products()]
+
+
+def available() -> bool:
+    """Whether there is anything that multiplies bf16."""
+    return products() is not None
 
 
 def fits(x: Tensor, weight: Tensor, stride: int = 1) -> bool:
@@ -118,8 +127,8 @@ def convolve(
     sizes = (images, *(shape if adjoint else (height, width)), inputs, outputs, stride)
     strides = weight.stride()
     each = (strides[1], strides[0], *strides[2:]) if adjoint else strides
-    assert available(), "there are no matrix units"
-    assert x.dtype == torch.bfloat16, "matrix units take bf16"
+    assert available(), NONE
+    assert x.dtype == torch.bfloat16
     call("convolution", "lllllli" + "pppp" + "llll", *sizes, int(adjoint), x, other, y, weight, *each)
     return y
 
@@ -129,14 +138,17 @@ def kernel_gradient(g: Tensor, x: Tensor, stride: int = 1) -> Tensor:
     images, inputs, height, width = x.shape
     outputs = g.shape[1]
     dw = torch.empty(3, 3, outputs, inputs, dtype=torch.float32)
-    assert available(), "there are no matrix units"
-    assert x.dtype == g.dtype == torch.bfloat16, "matrix units take bf16"
+    assert available(), NONE
+    assert x.dtype == g.dtype == torch.bfloat16
     call("kernel_gradient", "llllll" + "ppp", images, height, width, inputs, outputs, stride, x, g, dw)
     return dw
 
 
 def _ours(x: Tensor, weight: Tensor, stride: int) -> bool:
-    return stride == 2 or x.shape[2] * x.shape[3] <= SMALL or max(weight.shape[:2]) <= FEW
+    found = products()
+    assert found is not None, NONE
+    small = found == "matrix units" and x.shape[2] * x.shape[3] <= SMALL
+    return stride == 2 or small or max(weight.shape[:2]) <= FEW[found]
 
 
 def _form(stride: int) -> tuple[list[int], list[int], list[int], bool, list[int], int]:

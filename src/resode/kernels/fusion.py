@@ -2,8 +2,8 @@
 
 `torch.compile(module, backend=fused)`: every batch normalisation in training mode, with an addition and a
 ReLU that alone use its result, becomes one operator (`resode.kernels.batch_norm`), and so does every 3x3
-convolution under bf16 where there are matrix units (`resode.kernels.convolution`); the rest goes to torch's
-own compiler. Where nothing fits (a GPU, evaluation, no C++ compiler) it is torch's compiler alone.
+convolution under bf16 where a processor multiplies it (`resode.kernels.convolution`); the rest goes to
+torch's own compiler. Where nothing fits (a GPU, evaluation, no C++ compiler) it is torch's compiler alone.
 """
 
 import functools
@@ -83,7 +83,7 @@ def join(graph: fx.Graph) -> int:
 
 
 def spare_probes() -> None:
-    """Where our kernels found a compiler that knows the matrix units, torch needs not ask what it knows.
+    """Where our kernels found a compiler that knows this processor's bf16, torch needs not ask what it knows.
 
     It would build and load a program for each set of instructions, where nothing is cached.
     """

@@ -1,5 +1,5 @@
 // The forward pass of a convolutional network, a few images at a time through all of its layers, by the matrix
-// units (AMX) of an x86 processor: what lies between two layers stays in the processor's cache.
+// units (AMX) or the vectors (AVX-512 BF16) of an x86 processor: what lies between two layers stays in the processor's cache.
 //
 // A place holds what some images are at one point of the network, channels-last, in bfloat16: a line of pixels with a
 // zero behind each row and a row and one pixel of zeros behind each image, so that the pixels that a tap of a 3x3
@@ -18,9 +18,9 @@
 
 #include <omp.h>
 
-#include "matrix_units.h"
+#include "products.h"
 
-#ifdef RESODE_MATRIX_UNITS
+#ifdef RESODE_PRODUCTS
 
 namespace {
 
@@ -55,24 +55,26 @@ struct Place {
     uint16_t* at(int64_t pixel) { return memory.get() + (pitch + 1 + pixel) * channels; }
 };
 
-struct Tile {  // 16 pixels that are made at once: where their first tap is, and where they go
+constexpr int64_t RUN = UNITS ? SIDE : 4;  // pixels
+
+struct Tile {  // a run of pixels that are made at once: where their first tap is, and where they go
     int64_t source, place;
 };
 
-// The tiles of a convolution, in fours; the last may be done twice. Those of a row may reach into the next, which
-// then overwrites what is not its own.
+// The tiles of a convolution, for 64 pixels each time; the last may be done twice. Those of a row may reach into the
+// next, which then overwrites what is not its own.
 void divide(const Step& step, const Place& x, const Place& y, int64_t images, std::vector<Tile>& tiles) {
     int64_t corner = step.kernel == 3 ? x.pitch + 1 : 0;
     tiles.clear();
-    if (step.stride == 1)
+    if (UNITS && step.stride == 1)
         for (int64_t p = 0; p < y.length; p += SIDE) tiles.push_back({p - corner, p});
     else
         for (int64_t n = 0; n < images; ++n)
             for (int64_t h = 0; h < y.height; ++h)
-                for (int64_t w = 0; w < y.width; w += SIDE)
+                for (int64_t w = 0; w < y.width; w += RUN)
                     tiles.push_back({n * x.image + step.stride * (h * x.pitch + w) - corner,
                                      n * y.image + h * y.pitch + w});
-    while (tiles.size() % 4) tiles.push_back(tiles.back());
+    while (tiles.size() % (4 * SIDE / RUN)) tiles.push_back(tiles.back());
 }
 
 // Where each pixel of y finds what is added to it.
@@ -113,7 +115,7 @@ public:
     void lines(const float* sums, const Tile* tiles, int64_t o, int64_t from, int64_t to) const {
         for (int64_t line = from; line < to; ++line) {
             if constexpr (LAYOUT == SINGLES) {
-                int64_t p = tiles[line / SIDE].place + line % SIDE;
+                int64_t p = tiles[line / RUN].place + line % RUN;
                 __m512 v = _mm512_load_ps(sums + line * SIDE);
                 if constexpr (ADDED != NOTHING)
                     v = _mm512_add_ps(v, wide(_mm256_maskz_loadu_epi16(lanes<ADDED>(o, SIDE), other<ADDED>(p, o))));
@@ -122,7 +124,8 @@ public:
                                     _mm256_maskz_mov_epi16(y.real[p], (__m256i)_mm512_cvtneps_pbh(v)));
             } else {
                 constexpr bool pairs = LAYOUT == PAIRS;
-                int64_t p = pairs ? tiles[line / 8].place + line % 8 * 2 : tiles[line / SIDE].place + line % SIDE;
+                int64_t p = pairs ? tiles[2 * line / RUN].place + 2 * line % RUN
+                                  : tiles[line / SIDE].place + line % SIDE;
                 const float* first = sums + (pairs ? 2 * line : line / SIDE * DEPTH + line % SIDE) * SIDE;
                 __m512 v = _mm512_load_ps(first), w = _mm512_load_ps(first + (pairs ? SIDE : SIDE * SIDE));
                 if constexpr (ADDED != NOTHING) {
@@ -155,14 +158,16 @@ struct Source {  // what tiles of pixels are read from
     int64_t channels, row, step, kernel, values;  // row: values to the next one; step: bytes to the next pixel
 };
 
+#ifdef RESODE_MATRIX_UNITS
 #define RESODE_BIAS(TILE, OUTPUT) _tile_loadd(TILE, bias + o + OUTPUT, 0);  // a row, sixteen times
+#endif
 
 // A block of 64 x 16 sums. While the matrix units make it, the vector units end the one before, a part of it after
 // each product.
 template <Layout LAYOUT, Added ADDED>
 struct Blocks {
     static constexpr bool WIDE = LAYOUT == HALVES;
-    static constexpr int64_t LINES = LAYOUT == SINGLES ? 64 : 32, TILES = WIDE ? 2 : 4;
+    static constexpr int64_t LINES = LAYOUT == SINGLES ? 64 : 32, TILES = (WIDE ? 2 : 4) * SIDE / RUN;
 
     const Source& in;
     const Ending& ending;
@@ -187,6 +192,7 @@ struct Blocks {
         if (before) ending.template lines<LAYOUT, ADDED>(sums[1 - now], before, o, from, std::min(to, LINES));
     }
 
+#ifdef RESODE_MATRIX_UNITS
     // 64 pixels, 16 outputs.
     void tall(const Tile* tiles, const uint16_t* weight) {
         int64_t done = 0, each = share();
@@ -251,6 +257,22 @@ struct Blocks {
         int64_t products = in.kernel * ((in.values + DEPTH - 1) / DEPTH);
         return (LINES + products - 1) / products;
     }
+#else
+    void tall(const Tile* tiles, const uint16_t* weight) {
+        end(0, LINES);
+        for (int64_t t = 0; t < TILES; t += 4) {
+            Sums block(bias + o, 0);
+            for (int64_t a = 0; a < in.kernel; ++a) {
+                const uint16_t* x[4];
+                for (int j = 0; j < 4; ++j) x[j] = in.x + a * in.row + tiles[t + j].source * in.channels;
+                block.add(x, in.step / 2, weight + a * in.values * SIDE, in.values / 2);
+            }
+            block.store(sums[now] + t * RUN * SIDE, SIDE);
+        }
+    }
+
+    void square(const Tile*, const uint16_t*) {}
+#endif
 };
 
 template <Layout LAYOUT>
@@ -265,7 +287,7 @@ void convolve(const Step& step, Place& x, const Ending& ending, const std::vecto
     int64_t values = (step.kernel * x.channels + SIDE - 1) / SIDE * SIDE;
     Source in{x.at(0), x.channels, x.pitch * x.channels, 2 * step.stride * x.channels, step.kernel, values};
     for (int64_t o = 0; o < ending.y.channels;) {
-        Layout layout = ending.layout(values % DEPTH == 0 && o + DEPTH <= ending.y.channels);
+        Layout layout = ending.layout(UNITS && values % DEPTH == 0 && o + DEPTH <= ending.y.channels);
         auto make = layout == HALVES ? output<HALVES> : layout == PAIRS ? output<PAIRS> : output<SINGLES>;
         make(in, ending, step, tiles, o);
         o += layout == HALVES ? DEPTH : SIDE;
@@ -281,10 +303,11 @@ void scale(const Step& step, Place& x, const Ending& ending) {
                 __m512 value = wide(_mm256_loadu_si256((const __m256i*)(x.at(p + j) + o)));
                 _mm512_store_ps(sums + j * SIDE, _mm512_fmadd_ps(value, factor, bias));
             }
-            Tile tile{0, p};
-            if (ending.added == NOTHING) ending.lines<SINGLES, NOTHING>(sums, &tile, o, 0, SIDE);
-            else if (ending.added == SAME) ending.lines<SINGLES, SAME>(sums, &tile, o, 0, SIDE);
-            else ending.lines<SINGLES, FOUND>(sums, &tile, o, 0, SIDE);
+            Tile tiles[SIDE / RUN];
+            for (int64_t k = 0; k < SIDE / RUN; ++k) tiles[k] = {0, p + k * RUN};
+            if (ending.added == NOTHING) ending.lines<SINGLES, NOTHING>(sums, tiles, o, 0, SIDE);
+            else if (ending.added == SAME) ending.lines<SINGLES, SAME>(sums, tiles, o, 0, SIDE);
+            else ending.lines<SINGLES, FOUND>(sums, tiles, o, 0, SIDE);
         }
     }
 }
@@ -349,8 +372,8 @@ extern "C" void infer(int64_t images, int64_t channels, int64_t places, int64_t 
                 find(steps[k], r, y, together, found[k]);
         }
         Tiles halves;
-        halves.row_bytes[6] = 32, halves.rows[7] = 8;
-        _tile_loadconfig(&halves);
+        halves.shorten(6, 7, SIDE / 2);
+        halves.begin();
         Tiles wholes;
         int64_t thread = omp_get_thread_num(), team = omp_get_num_threads();  // maybe fewer than asked for
         int64_t begin = images * thread / team, end = images * (thread + 1) / team;
@@ -368,13 +391,13 @@ extern "C" void infer(int64_t images, int64_t channels, int64_t places, int64_t 
                     continue;
                 }
                 bool wanted = (step.kernel * from.channels + SIDE - 1) / SIDE % 2;
-                if (wanted != half) _tile_loadconfig(wanted ? &halves : &wholes);
+                if (wanted != half) (wanted ? halves : wholes).begin();
                 half = wanted;
                 convolve(step, from, ending, tiles[k]);
             }
             for (int64_t k = 0; k < now; ++k) average(held[last], k, features + (n + k) * outputs);
         }
-        _tile_release();
+        Tiles::end();
     }
 }
 #else

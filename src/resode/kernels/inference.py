@@ -1,4 +1,4 @@
-"""A trained network read as a program for the matrix units.
+"""A trained network read as a program for matrix units, or vectors.
 
 The network is exported to a graph; what depends on parameters alone is computed once, every BatchNorm becomes
 a part of the convolution before it, and an addition and a ReLU a part of the step whose values they take.
@@ -18,7 +18,8 @@ from torch import Tensor, fx, nn
 from resode.kernels import convolution
 from resode.kernels.program import ENTRANCE, Logits, Mean, Program, Shape, Step, View
 
-HEAVIEST = 12_000_000  # weights, up to which it was measured to be faster than torch's compiler
+# Weights, up to which it was measured to be faster than torch's compiler.
+HEAVIEST = {"matrix units": 12_000_000, "vectors": 2_000_000}
 LARGEST = 1_000_000  # bytes of an image in all places, for the same reason
 _aten = torch.ops.aten
 
@@ -30,7 +31,7 @@ class Unfit(Exception):
 def program(module: nn.Module, x: Tensor) -> Program | None:
     """The program of a module in evaluation mode for images like `x`; None where it has none or no gain."""
     weights = sum(p.numel() for p in module.parameters())
-    if weights > HEAVIEST or not convolution.available():
+    if weights > HEAVIEST.get(convolution.products() or "", -1):
         return None
     try:
         made = read(module, x)

@@ -1,12 +1,12 @@
 // The kernel gradient of a 3x3 convolution (stride s of 1 or 2, padding 1) of channels-last bfloat16 activations, by
-// the matrix units (AMX) of an x86 processor:
+// the matrix units (AMX) or the vectors (AVX-512 BF16) of an x86 processor:
 //
 //     dW[a][b][o][i] = sum over images n and pixels (h, w) of g[n][h][w][o] x[n][s h + a - 1][s w + b - 1][i]
 //
 // An image becomes a line of pixels, with two zeros behind each row and a row of zeros between images, so that
 // each of the nine shifts is one offset along the line and a sum over pixels is one matrix product:
-// (channels of g, pixels) x (pixels, channels of x). The first factor is g transposed, the second x with its
-// pixels in pairs, as the units want them; pairs begin at even pixels, and once more at odd ones, for odd
+// (channels of g, pixels) x (pixels, channels of x). The first factor is g transposed, or for vectors in pairs, too,
+// the second x with its pixels in pairs; pairs begin at even pixels, and once more at odd ones, for odd
 // offsets. With a stride of 2 the four kinds of pixels of x (of even and odd rows and columns) are a line each. An
 // image of few channels (at most 5) has three neighbours in the place of one pixel, and three shifts of rows alone.
 // Sums are single precision; images are divided among threads in order.
@@ -16,9 +16,9 @@
 
 #include <omp.h>
 
-#include "matrix_units.h"
+#include "products.h"
 
-#ifdef RESODE_MATRIX_UNITS
+#ifdef RESODE_PRODUCTS
 
 namespace {
 
@@ -115,22 +115,39 @@ void transpose(const uint32_t* from, int64_t from_pitch, uint32_t* to, int64_t t
     for (int i = 0; i < 16; ++i) _mm512_storeu_si512(to + i * to_pitch, r[i]);
 }
 
-// Add products over the line to up to six tiles of 16 x 16 sums: tile k multiplies a with b[k].
-void multiply(int count, const uint16_t* a, int64_t a_bytes, const uint32_t* const* b, int64_t length,
-              float* const* sums, int64_t sum_bytes) {
+// Add products over the line to up to six tiles of 16 x 16 sums: tile k multiplies g with b[k].
+#ifdef RESODE_MATRIX_UNITS
+void multiply(const Line& line, int count, const uint16_t* g, const uint32_t* const* b, float* const* sums,
+              int64_t columns) {
 #define RESODE_EACH(DO) \
     DO(0) if (count > 1) { DO(1) } if (count > 2) { DO(2) } if (count > 3) { DO(3) } \
     if (count > 4) { DO(4) } if (count > 5) { DO(5) }
-#define RESODE_BEGIN(k) _tile_loadd(k, sums[k], sum_bytes);
+#define RESODE_BEGIN(k) _tile_loadd(k, sums[k], 4 * columns);
 #define RESODE_STEP(k) _tile_loadd(6, b[k] + l / 2 * SIDE, 4 * SIDE); _tile_dpbf16ps(k, 7, 6);
-#define RESODE_END(k) _tile_stored(k, sums[k], sum_bytes);
+#define RESODE_END(k) _tile_stored(k, sums[k], 4 * columns);
     RESODE_EACH(RESODE_BEGIN)
-    for (int64_t l = 0; l < length; l += DEPTH) {
-        _tile_loadd(7, a + l, a_bytes);
+    for (int64_t l = 0; l < line.length; l += DEPTH) {
+        _tile_loadd(7, g + l, 2 * line.across);
         RESODE_EACH(RESODE_STEP)
     }
     RESODE_EACH(RESODE_END)
 }
+#else
+void multiply(const Line& line, int64_t images, int count, const uint32_t* g, const uint32_t* const* b,
+              float* const* sums, int64_t columns) {
+    constexpr int64_t NEAR = 512;  // pixels of g that stay in the nearest cache
+    int64_t rows = images * line.height, some = std::max<int64_t>(NEAR / line.width, 1);
+    for (int64_t begin = 0; begin < rows; begin += some)
+        for (int k = 0; k < count; ++k) {
+            Sums block(sums[k], columns);
+            for (int64_t row = begin; row < std::min(begin + some, rows); ++row) {
+                int64_t l = row / line.height * line.image + row % line.height * line.pitch;
+                block.add(g + l / 2 * SIDE, b[k] + l / 2 * SIDE, line.width / 2);
+            }
+            block.store(sums[k], columns);
+        }
+}
+#endif
 
 struct Sizes {
     int64_t inputs, outputs, stride;
@@ -185,17 +202,24 @@ void some_images(const Line& line, int64_t images, const Sizes& sizes, const uin
                   shifted ? work.odd.get() + begin : nullptr);
         }
     pairs(line, images, {1, 0, 0}, sizes.outputs, 0, line.length / 2, g, work.g_pairs.get(), nullptr);
+#ifdef RESODE_MATRIX_UNITS
     for (int64_t l = 0; l < line.length; l += DEPTH)
         for (int64_t o = 0; o < sizes.outputs; o += SIDE)
             transpose(work.g_pairs.get() + o * (line.length / 2) + l / 2 * SIDE, SIDE,
                       (uint32_t*)(work.g_rows.get() + o * line.across + l), line.across / 2);
+#endif
     for (size_t first = 0; first < work.factors.size(); first += 6) {
         float* sum[6];
         int count = int(std::min<size_t>(work.factors.size() - first, 6));
         std::copy_n(work.places.begin() + first, count, sum);
         for (int64_t o = 0; o < sizes.outputs; o += SIDE) {
-            multiply(count, work.g_rows.get() + o * line.across, 2 * line.across, work.factors.data() + first,
-                     line.length, sum, 4 * sizes.columns());
+#ifdef RESODE_MATRIX_UNITS
+            multiply(line, count, work.g_rows.get() + o * line.across, work.factors.data() + first, sum,
+                     sizes.columns());
+#else
+            multiply(line, images, count, work.g_pairs.get() + o * (line.length / 2), work.factors.data() + first, sum,
+                     sizes.columns());
+#endif
             for (int k = 0; k < count; ++k) sum[k] += SIDE * sizes.columns();
         }
     }
@@ -221,13 +245,13 @@ extern "C" void kernel_gradient(int64_t images, int64_t height, int64_t width, i
         work.resize(line, sizes);
         found[thread] = work.sums.get();
         Tiles tiles;
-        _tile_loadconfig(&tiles);
+        tiles.begin();
         for (int64_t n = begin; n < end; n += together) {
             int64_t count = std::min(together, end - n);
             if (count < together) work.g_pairs.clear();  // of the images before
             some_images(line, count, sizes, x + n * height * width * inputs, g + n * small * narrow * outputs, work);
         }
-        _tile_release();
+        Tiles::end();
     }
     for (int64_t row = 0; row < 9 * outputs; ++row) {
         int64_t tap = row / outputs, o = row % outputs;

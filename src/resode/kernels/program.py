@@ -1,4 +1,4 @@
-"""A few images at a time through all layers of a trained network, by the matrix units.
+"""A few images at a time through all layers of a trained network, in bf16.
 
 A program is steps between places: what a network's layers make of each image, in memory. Weights and places
 are bfloat16, sums single precision. What a step is, `inference.cpp` says; `inference.py` reads a network's
@@ -113,7 +113,7 @@ class Program:
     def __call__(self, x: Tensor) -> Tensor:
         """The logits of images."""
         assert x.shape[1:] == (self.image.channels, self.image.height, self.image.width)
-        assert convolution.available(), "there are no matrix units"
+        assert convolution.available(), convolution.NONE
         found = library()
         assert found is not None
         x = x.float().contiguous()

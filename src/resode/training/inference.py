@@ -12,7 +12,7 @@ from resode.kernels.program import Program
 class Frozen(nn.Module):
     """A network in evaluation mode, compiled as it is at its first batch; later changes may go unnoticed.
 
-    Under bfloat16 autocast, on a processor with matrix units, a network that fits becomes a program that
+    Under bfloat16 autocast, on a processor that multiplies it, a network that fits becomes a program that
     takes a few images at a time through all of its layers (`resode.kernels.inference`). Another one is
     compiled by torch, which folds what is constant: gamma (W y - mean) / sqrt(var + eps) + beta is one
     convolution. This takes some ten seconds, and each batch of another size than the first one is filled up

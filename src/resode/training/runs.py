@@ -239,9 +239,10 @@ def _command() -> list[str] | None:
 
 
 def _cpu_capability() -> str:
-    """The instructions that torch's kernels use, and whether there are matrix units for bf16."""
+    """The instructions that torch's kernels use, and what the processor multiplies bf16 with."""
     known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return torch.backends.cpu.get_cpu_capability() + (", AMX bf16" if known.get("amx_bf16") else "")
+    half = ", AMX bf16" if known.get("amx_bf16") else ", AVX512 bf16" if known.get("avx512_bf16") else ""
+    return torch.backends.cpu.get_cpu_capability() + half
 
 
 def _cpu_name() -> str:
