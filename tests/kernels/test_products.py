@@ -12,7 +12,7 @@ from resode.kernels.convolution import products
 HERE = Path(__file__).parent
 OTHER = {
     "matrix units": ("vectors", "-mno-amx-tile"),
-    "vectors": ("matrix units", f"-include {HERE / 'matrix_units.h'}"),  # in software
+    "vectors": ("matrix units", f"-include '{HERE / 'matrix_units.h'}'"),  # in software
 }
 
 

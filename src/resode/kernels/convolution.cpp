@@ -252,11 +252,11 @@ extern "C" void convolution(int64_t images, int64_t height, int64_t width, int64
                 for (int64_t w = 0; w < narrow; ++w)
                     place.get()[n * line.image + h * line.pitch + w] =
                         int32_t(((n * small + h) * spread * narrow + w) * spread);
-        std::vector<int32_t> fours;  // the first of each four pixels of a row
-        for (int64_t n = 0; n < together; ++n)
+        std::vector<int32_t> fours;  // the first of each four pixels of a row, for vectors
+        for (int64_t n = 0; n < (UNITS ? 0 : together); ++n)
             for (int64_t h = 0; h < small; ++h)
                 for (int64_t w = 0; w < narrow; w += 4) fours.push_back(int32_t(n * line.image + h * line.pitch + w));
-        fours.resize((fours.size() + 3) / 4 * 4, fours.back());
+        while (fours.size() % 4) fours.push_back(fours.back());
         fours.push_back(INT32_MAX);
         Tiles shapes;
         if (tail) shapes.shorten(6, 7, tail / 2);

@@ -44,6 +44,7 @@ def fits(x: Tensor, weight: Tensor, stride: int = 1) -> bool:
     return (
         x.device.type == "cpu"
         and x.dim() == 4
+        and len(x) > 0
         and x.dtype in (torch.bfloat16, torch.float32)
         and stride in (1, 2)
         and x.shape[3] % (2 * stride) == 0

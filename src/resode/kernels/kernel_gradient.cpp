@@ -167,7 +167,7 @@ struct Workspace {
         even.resize(line.padded / 2 * sizes.columns() * sizes.kinds());
         odd.resize(sizes.few() ? 0 : line.padded / 2 * sizes.columns() * sizes.kinds());
         g_pairs.resize(line.length / 2 * sizes.outputs);
-        g_rows.resize(line.across * sizes.outputs);
+        if (UNITS) g_rows.resize(line.across * sizes.outputs);
         row.resize((line.width + 2) * sizes.inputs + SIDE);
         sums.resize(sizes.sums());
         arrange(line, sizes);
