@@ -4,7 +4,7 @@
     bf16             autocast on channels-last memory, eager
     compiled         the same, every BatchNorm folded into its convolution, by torch's compiler
     frozen           `resode.training.inference.Frozen` under bf16, as `resode evaluate --precision bf16
-                     --compile on`: a program for the matrix units where there are any and the network fits
+                     --compile on`: a program in bf16 where a processor multiplies it and the network fits
 
 A round times each form for a while on batches that are already there; the figure of a form is the median of
 its rate over that of the plain form in the same round.

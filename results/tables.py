@@ -37,7 +37,8 @@ def hardware(environment: dict[str, Any]) -> str:
     """`2 threads of an Intel Xeon, torch 2.13.0+cpu`; of a run that was resumed on others, each number."""
     counts = dict.fromkeys(part["threads"] for part in (environment, *environment.get("resumed", ())))
     threads = f"{' and '.join(map(str, counts))} thread{'' if list(counts) == [1] else 's'}"
-    units = " with AMX" if "AMX" in environment["cpu_capability"] else ""
+    known = {"AMX": " with AMX", "AVX512 bf16": " with AVX-512 bf16"}
+    units = next((said for name, said in known.items() if name in environment["cpu_capability"]), "")
     return f"{threads} of {environment['cpu']}{units}, torch {environment['torch']}"
 
 
@@ -81,11 +82,12 @@ def published() -> list[str]:
         "hardware | command |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    recorded: dict[tuple[str, int, int], list[Path]] = {}
+    recorded: dict[tuple[str, int, int, str], list[Path]] = {}
     for file in sorted(HERE.rglob("summary.json")):
         summary = read_json(file)
         if summary["test"] is not None:
-            key = summary["name"], summary["epochs"], summary["data"]["train"]
+            cpu = read_json(file.parent / "environment.json")["cpu"]
+            key = summary["name"], summary["epochs"], summary["data"]["train"], cpu
             recorded.setdefault(key, []).append(file.parent)
     begun = unfinished()
     for name in shipped_recipes():
@@ -94,7 +96,7 @@ def published() -> list[str]:
             continue
         theirs = f"{recipe.about.published.top1_error:.2f} %"
         found = {key: folders for key, folders in recorded.items() if key[0] == name}
-        for (_, epochs, images), folders in found.items():
+        for (_, epochs, images, _), folders in found.items():
             ours = mean_of([read_json(f / "summary.json")["test"]["top1_error"] for f in folders])
             spread = "" if ours.deviation is None else f" ± {ours.deviation:.2f}"
             seconds = median(read_json(f / "summary.json")["seconds"] for f in folders)
@@ -366,36 +368,41 @@ def resnet1202() -> list[str]:
     ]
 
 
+MACHINES = ("", "-vectors")  # of a record's name: with matrix units, with vectors for bf16
+
+
 def speed() -> list[str]:
     """What each step from the plain loop to the engine gives."""
-    if not (HERE / "speed.json").exists():
-        return ["Not run yet."]
-    r = read("speed.json")
-    rows = [
-        f"`{r['command']}`, {r['networks'][0]['rounds']} rounds, {hardware(r['environment'])}:",
-        "",
-        "| recipe | form | images/s | of the plain loop |",
-        "|---|---|---|---|",
-    ]
-    for network in r["networks"]:
-        rows += forms(f"{network['recipe']}, batch {network['batch_size']}", network["forms"])
-    return rows
+    rows = []
+    for machine in MACHINES:
+        r = read(f"speed{machine}.json")
+        rows += [
+            f"`{r['command']}`, {r['networks'][0]['rounds']} rounds, {hardware(r['environment'])}:",
+            "",
+            "| recipe | form | images/s | of the plain loop |",
+            "|---|---|---|---|",
+        ]
+        for network in r["networks"]:
+            rows += forms(f"{network['recipe']}, batch {network['batch_size']}", network["forms"])
+        rows.append("")
+    return rows[:-1]
 
 
 def inference() -> list[str]:
     """How fast trained networks infer."""
-    if not (HERE / "inference.json").exists():
-        return ["Not run yet."]
-    r = read("inference.json")
-    rows = [
-        f"`{r['command']}`, {hardware(r['environment'])}:",
-        "",
-        "| network | form | images/s | of the plain forward pass |",
-        "|---|---|---|---|",
-    ]
-    for network in r["rows"]:
-        rows += forms(f"{network['model']}, batch {network['batch_size']}", network["forms"])
-    return rows
+    rows = []
+    for machine in MACHINES:
+        r = read(f"inference{machine}.json")
+        rows += [
+            f"`{r['command']}`, {hardware(r['environment'])}:",
+            "",
+            "| network | form | images/s | of the plain forward pass |",
+            "|---|---|---|---|",
+        ]
+        for network in r["rows"]:
+            rows += forms(f"{network['model']}, batch {network['batch_size']}", network["forms"])
+        rows.append("")
+    return rows[:-1]
 
 
 def forms(label: str, found: dict[str, dict[str, float]]) -> list[str]:
