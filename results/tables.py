@@ -373,36 +373,31 @@ MACHINES = ("", "-vectors")  # of a record's name: with matrix units, with vecto
 
 def speed() -> list[str]:
     """What each step from the plain loop to the engine gives."""
-    rows = []
-    for machine in MACHINES:
-        r = read(f"speed{machine}.json")
-        rows += [
-            f"`{r['command']}`, {r['networks'][0]['rounds']} rounds, {hardware(r['environment'])}:",
-            "",
-            "| recipe | form | images/s | of the plain loop |",
-            "|---|---|---|---|",
-        ]
-        for network in r["networks"]:
-            rows += forms(f"{network['recipe']}, batch {network['batch_size']}", network["forms"])
-        rows.append("")
-    return rows[:-1]
+    return on_machines(
+        "speed",
+        "| recipe | form | images/s | of the plain loop |",
+        lambda r: {f"{n['recipe']}, batch {n['batch_size']}": n["forms"] for n in r["networks"]},
+    )
 
 
 def inference() -> list[str]:
     """How fast trained networks infer."""
+    return on_machines(
+        "inference",
+        "| network | form | images/s | of the plain forward pass |",
+        lambda r: {f"{n['model']}, batch {n['batch_size']}": n["forms"] for n in r["rows"]},
+    )
+
+
+def on_machines(name: str, head: str, networks: Callable[[Any], dict[str, Any]]) -> list[str]:
+    """A table for each machine that there is a record of."""
     rows = []
     for machine in MACHINES:
-        r = read(f"inference{machine}.json")
-        rows += [
-            f"`{r['command']}`, {hardware(r['environment'])}:",
-            "",
-            "| network | form | images/s | of the plain forward pass |",
-            "|---|---|---|---|",
-        ]
-        for network in r["rows"]:
-            rows += forms(f"{network['model']}, batch {network['batch_size']}", network["forms"])
-        rows.append("")
-    return rows[:-1]
+        r = read(f"{name}{machine}.json")
+        rows += ["", f"`{r['command']}`, {hardware(r['environment'])}:", "", head, "|---|---|---|---|"]
+        for label, found in networks(r).items():
+            rows += forms(label, found)
+    return rows[1:]
 
 
 def forms(label: str, found: dict[str, dict[str, float]]) -> list[str]:
