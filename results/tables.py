@@ -453,6 +453,7 @@ def fast_trials() -> list[str]:
 def _what_else(experiment: Experiment) -> str:
     """The settings in which trials of a fast recipe differ beside the optimiser's."""
     found = {
+        f"batches of {experiment.batch_size}": experiment.batch_size != 128,
         f"highest lr at {experiment.schedule.peak:.0%}": experiment.schedule.peak != 0.25,
         "reflected border": experiment.augment.padding == "reflect",
         "alternate flips": experiment.augment.flip == "alternate",
