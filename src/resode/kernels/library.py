@@ -50,7 +50,7 @@ def _declared(name: str, kinds: str) -> Callable[..., None]:
     assert found is not None, "the kernels are not built"
     function = getattr(found, name)
     function.argtypes, function.restype = [*map(_KINDS.__getitem__, kinds), ctypes.c_int], None
-    return function  # type: ignore[no-any-return]
+    return function  # type: ignore[no-any-return]  # of a library whose names mypy does not know
 
 
 def operator(schema: str, function: Callable[..., Any], fake: Callable[..., Any]) -> torch._ops.OpOverload:
@@ -62,7 +62,7 @@ def operator(schema: str, function: Callable[..., Any], fake: Callable[..., Any]
     torch.library.define(f"resode::{name}", "(" + signature, tags=torch.Tag.pt2_compliant_tag)
     torch.library.impl(f"resode::{name}", "CPU")(function)
     torch.library.register_fake(f"resode::{name}")(fake)
-    return getattr(torch.ops.resode, name).default  # type: ignore[no-any-return]
+    return getattr(torch.ops.resode, name).default  # type: ignore[no-any-return]  # the same
 
 
 def version(compiler: str | None = None) -> str:
