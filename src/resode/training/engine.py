@@ -26,6 +26,7 @@ from resode.models.budget import take
 from resode.training import checkpoints, divergence, optimisers
 from resode.training.allocation import keep_freed_memory
 from resode.training.averaging import RECALIBRATION, ParameterAverage, estimate_statistics
+from resode.training.capture import Captured, Work, recorder
 from resode.training.changes import Carry, changed
 from resode.training.distributed import synchronise
 from resode.training.evaluation import Scores, evaluate
@@ -71,16 +72,22 @@ class Trainer:
         if experiment.sync_batchnorm and self.world.size > 1:
             synchronise(module)
         self.module = module if module.training else module.train()  # parts that are frozen stay so
-        self.adopt_methods()
         self.optimiser = optimisers.build(module, experiment.optimizer)
+        self.adopt_methods()
         self.fixed_evaluations = sum(len(block.evaluations) for block in dynamic_blocks(module))
 
     def adopt_methods(self) -> None:
-        """Compile what is to be compiled, by the gradient methods of the network."""
+        """Compile and record what is to be, by the gradient methods of the network."""
+        experiment, device = self.setup.experiment, self.setup.device
         if self.position.fallen_back:
-            fall_back(self.setup.experiment, self.module, image_shape(self.setup.dataset))
-        forward = compiled(self.module) if self.setup.experiment.compile else self.module
+            fall_back(experiment, self.module, image_shape(self.setup.dataset))
+        forward = compiled(self.module) if experiment.compile else self.module
         self.forward: Callable[[Tensor], Tensor] = self.world.joined(forward, self.module)
+        self.work: Work = self.compute
+        records = recorder(self.module, device, experiment.cuda_graph) if self.world.size == 1 else None
+        if records is not None:
+            optimisers.keep_learning_rates(self.optimiser, device)
+            self.work = Captured(self.compute, records, lambda text: self.observer.message(text))
 
     def start_from(self, optimiser_state: Mapping[str, Tensor]) -> None:
         """Begin with this state of the optimiser."""
@@ -129,21 +136,34 @@ class Trainer:
 
     def step(self) -> None:
         """One iteration: data, forward, backward, update."""
-        batch = self.setup.training.batch(self.position.epoch, self.position.step)
-        size = size_at(self.setup.experiment.sizes, self.position.iteration, self.iterations)
+        position = self.position
+        batch = self.setup.training.batch(position.epoch, position.step)
+        size = size_at(self.setup.experiment.sizes, position.iteration, self.iterations)
         batch = dataclasses.replace(batch, inputs=resized(batch.inputs, size))
+        optimisers.set_learning_rate(self.optimiser, self.learning_rate(position.iteration))
+        drain_evaluations(self.module)  # those of an evaluation in between
+        loss, logits = self.work(batch)
+        position.function_evaluations += self.fixed_evaluations + drain_evaluations(self.module)
+        if self.average is not None:
+            self.average.update(self.module, position.iteration)
+        self.count(loss, logits, batch)
+        position.step += 1
+        position.iteration += 1
+
+    def compute(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Forward, backward, update: loss and logits.
+
+        A GPU may record it: no number of the host's changes from step to step, none of the device's is read.
+        """
         logits, loss = self.predict(batch)
         self.optimiser.zero_grad()
         self.with_smoothness(batch.scale * loss).backward()
         self.update()
-        self.count(loss.detach(), logits.detach(), batch)
-        self.position.step += 1
-        self.position.iteration += 1
+        return loss.detach(), logits.detach()
 
     def predict(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The forward pass: logits and loss."""
         experiment = self.setup.experiment
-        drain_evaluations(self.module)  # those of an evaluation in between
         with (
             torch.autocast(self.setup.device.type, torch.bfloat16, enabled=experiment.precision == "bf16"),
             torch.compiler.set_stance("force_eager") if experiment.compile and self.is_odd else nullcontext(),
@@ -159,17 +179,13 @@ class Trainer:
 
     def update(self) -> None:
         """New parameters from their gradients, as the optimiser says."""
-        experiment, position = self.setup.experiment, self.position
-        optimisers.set_learning_rate(self.optimiser, self.learning_rate(position.iteration))
+        experiment = self.setup.experiment
         if experiment.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.module.parameters(), experiment.clip_norm)
         self.optimiser.step()
         if experiment.box is not None:
             for controls in controls_of(self.module):
                 controls.clamp(experiment.box)
-        position.function_evaluations += self.fixed_evaluations + drain_evaluations(self.module)
-        if self.average is not None:
-            self.average.update(self.module, position.iteration)
 
     def with_smoothness(self, loss: Tensor) -> Tensor:
         """The loss that is minimised: with the roughness of theta(t), where that is asked for."""
@@ -416,7 +432,7 @@ class Trainer:
         self.restore(checkpoint)
         while self.position.iteration <= min(iteration, self.iterations - 1):
             self.change_where_due()
-            self.forward = self.world.joined(self.module, self.module)
+            self.forward, self.work = self.world.joined(self.module, self.module), self.compute
             before = Position(**vars(self.position))
             with divergence.watching(self.module) as finding, torch.compiler.set_stance("force_eager"):
                 self.step()

@@ -351,8 +351,9 @@ class Experiment(Section):
     the controls after each optimiser step, `refine` doubles the time grids on the way. Any network can be
     twisted on the way (`twist`), and learn from smaller images at first (`sizes`). `memory_budget` (bytes, or
     600MB) chooses the gradient method of each part so that a step fits; `gradients` is what it chose, in the
-    order of the parts. Where several processes train, `sync_batchnorm` normalises a batch as a whole, not
-    each part of it.
+    order of the parts. Where one process trains on a GPU, a step is one CUDA graph (`cuda_graph`; auto: where
+    no part of the network is your own). Where several train, `sync_batchnorm` normalises a batch as a whole,
+    not each part of it.
     """
 
     name: str
@@ -375,6 +376,7 @@ class Experiment(Section):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     compile: bool | Literal["auto"] = "auto"
+    cuda_graph: bool | Literal["auto"] = "auto"
     sync_batchnorm: bool = False
     device: str = "auto"
     evaluation: Evaluation = Evaluation()

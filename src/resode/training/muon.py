@@ -112,4 +112,4 @@ def _turn(moved: Tensors, gradients: Tensors, velocities: Tensors, rule: dict[st
     if rule["nesterov"]:
         followed = torch._foreach_add(gradients, velocities, alpha=rule["momentum"])
     torch._foreach_mul_(moved, 1 - rule["lr"] * rule["weight_decay"])
-    torch._foreach_add_(moved, directions(followed), alpha=-rule["lr"])
+    torch._foreach_sub_(moved, torch._foreach_mul(directions(followed), rule["lr"]))

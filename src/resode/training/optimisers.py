@@ -71,7 +71,19 @@ def moments(section: Optimizer) -> tuple[str, ...]:
 def set_learning_rate(optimiser: torch.optim.Optimizer, lr: float) -> None:
     """Set the learning rate of every group; a group may have its own in proportion (`scale`)."""
     for group in optimiser.param_groups:
-        group["lr"] = lr * group.get("scale", 1.0)
+        own = lr * group.get("scale", 1.0)
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(own)
+        else:
+            group["lr"] = own
+
+
+def keep_learning_rates(optimiser: torch.optim.Optimizer, device: torch.device) -> None:
+    """Keep the learning rate of every group on the device, so that a step that is recorded reads it there."""
+    for group in optimiser.param_groups:
+        group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float32, device=device)
+        if "capturable" in group:
+            group["capturable"] = True
 
 
 def state_tensors(optimiser: torch.optim.Optimizer, module: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -45,19 +45,21 @@ def resized(inputs: Tensor, size: int | None) -> Tensor:
     shape = resized_shape((channels, height, width), size)
     if shape == (channels, height, width):
         return inputs
-    across = _scaling(width, shape[2]).to(inputs.device)
-    along = _scaling(height, shape[1]).to(inputs.device)
+    along, across = (
+        _scaling(height, shape[1], inputs.device),
+        _scaling(width, shape[2], inputs.device, channels),
+    )
     u = inputs.permute(0, 2, 3, 1).float()  # both sides by products of matrices, faster than torch's loops
     u = torch.bmm(along.expand(len(u), -1, -1), u.reshape(len(u), height, width * channels))
-    u = u.view(-1, width * channels) @ torch.kron(across, torch.eye(channels, device=u.device)).T
+    u = u.view(-1, width * channels) @ across.T
     u = u.view(-1, shape[1], shape[2], channels).permute(0, 3, 1, 2).to(inputs.dtype)
     last = inputs.is_contiguous(memory_format=torch.channels_last)
     return u.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
 @functools.cache
-def _scaling(size: int, smaller: int) -> Tensor:
-    """The matrix (smaller, size) that scales a line of pixels."""
+def _scaling(size: int, smaller: int, device: torch.device, channels: int = 1) -> Tensor:
+    """The matrix (smaller channels, size channels) that scales a line of pixels, kept on the device."""
     line = torch.eye(size)[None, None]
     scaled = F.interpolate(line, [smaller, size], mode="bilinear", align_corners=False, antialias=True)
-    return scaled[0, 0]
+    return torch.kron(scaled[0, 0], torch.eye(channels)).to(device)
