@@ -3,7 +3,7 @@
     plain            fp32, NCHW, eager, one fixed batch, SGD over each parameter, `.item()` each step
     channels-last    convolutions on channels-last memory
     fused            one fused optimiser step, no `.item()`
-    engine           resode's loop: data, crops and flips, bookkeeping
+    engine           resode's loop: data, crops and flips, bookkeeping (on a GPU a CUDA graph)
     engine, bf16     the same under autocast
     engine, compiled the same by torch.compile (--compile), in the faster precision
 
@@ -11,7 +11,7 @@ A round times each form for a while; the figure of a form is the median of its r
 loop in the same round.
 
     python benchmarks/training.py [--recipes short/resnet20,he2016/resnet56] [--rounds 5] [--seconds 4]
-                                  [--compile] [--json]
+                                  [--compile] [--device auto] [--json]
 """
 
 import argparse
@@ -31,6 +31,7 @@ from torch.nn import functional as F
 
 from resode.training import Experiment
 from resode.training.engine import Trainer
+from resode.training.precision import choose_device
 from resode.training.progress import Observer, Position
 from resode.training.runs import Run, environment
 from resode.training.setup import prepare
@@ -60,11 +61,11 @@ def engine(recipe: str, **keys: Any) -> Trainer:
     return Trainer(setup, Run(Path("/nonexistent")), Observer())
 
 
-def measure(recipe: str, rounds: int, seconds: float, compile_: bool) -> dict[str, Any]:
+def measure(recipe: str, rounds: int, seconds: float, compile_: bool, device: str) -> dict[str, Any]:
     """The rates of all forms."""
     trainers = {
-        "engine": engine(recipe, precision="fp32", compile=False),
-        "engine, bf16": engine(recipe, precision="bf16", compile=False),
+        "engine": engine(recipe, precision="fp32", compile=False, device=device),
+        "engine, bf16": engine(recipe, precision="bf16", compile=False, device=device),
     }
     setup = trainers["engine"].setup
     batch = setup.training.batch(0, 0)
@@ -86,13 +87,13 @@ def measure(recipe: str, rounds: int, seconds: float, compile_: bool) -> dict[st
     if compile_:
         fastest = min(trainers, key=lambda name: seconds_of(forms[name], 0))
         precision = trainers[fastest].setup.experiment.precision
-        compiled = engine(recipe, precision=precision, compile=True)
+        compiled = engine(recipe, precision=precision, compile=True, device=device)
         forms[f"engine, {precision}, compiled"] = lambda: engine_step(compiled)
     rates: dict[str, list[float]] = {name: [] for name in forms}
     for number in range(rounds + 1):
         for name, do in forms.items():
             time_ = seconds_of(do, seconds if number else 0)
-            if number:  # the first round warms up
+            if number:  # the first round warms up, and records
                 rates[name].append(len(batch.targets) / time_)
     ratios = {
         name: [rate / plain for rate, plain in zip(each, rates["plain"], strict=True)]
@@ -116,12 +117,20 @@ def measure(recipe: str, rounds: int, seconds: float, compile_: bool) -> dict[st
 
 
 def seconds_of(do: Callable[[], object], seconds: float) -> float:
-    """Of one call, on average over at least two."""
+    """Of one call, on average over at least two; over five where no time is given."""
+    wait()
     calls, begin = 0, time.perf_counter()
-    while calls < 2 or time.perf_counter() - begin < seconds:
+    while calls < (2 if seconds else 5) or time.perf_counter() - begin < seconds:
         do()
         calls += 1
+    wait()
     return (time.perf_counter() - begin) / calls
+
+
+def wait() -> None:
+    """Until a GPU has done what it was asked for."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def main() -> None:
@@ -133,11 +142,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=4.0)
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--device", default="auto")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     rows = []
     for recipe in arguments.recipes.split(","):
-        row = measure(recipe, arguments.rounds, arguments.seconds, arguments.compile)
+        row = measure(recipe, arguments.rounds, arguments.seconds, arguments.compile, arguments.device)
         rows.append(row)
         print(f"{recipe} ({row['model']}), batch {row['batch_size']}", file=sys.stderr)
         for name, found in row["forms"].items():
@@ -148,7 +158,7 @@ def main() -> None:
             )
     if arguments.json:
         command = " ".join(["python", "benchmarks/training.py", *sys.argv[1:]])
-        here = environment(torch.device("cpu"))
+        here = environment(choose_device(arguments.device))
         print(json.dumps({"command": command, "networks": rows, "environment": here}, indent=2))
 
 
