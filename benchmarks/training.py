@@ -85,6 +85,8 @@ def measure(recipe: str, rounds: int, seconds: float, compile_: bool, device: st
 
     forms |= {name: partial(engine_step, trainer) for name, trainer in trainers.items()}
     if compile_:
+        for name in trainers:  # to warm up
+            seconds_of(forms[name], 0)
         fastest = min(trainers, key=lambda name: seconds_of(forms[name], 0))
         precision = trainers[fastest].setup.experiment.precision
         compiled = engine(recipe, precision=precision, compile=True, device=device)

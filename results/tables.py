@@ -34,7 +34,12 @@ def read_json(file: Path) -> Any:
 
 
 def hardware(environment: dict[str, Any]) -> str:
-    """`2 threads of an Intel Xeon, torch 2.13.0+cpu`; of a run that was resumed on others, each number."""
+    """`2 threads of an Intel Xeon, torch 2.13.0+cpu`; of a run that was resumed on others, each number.
+
+    A GPU stands for itself.
+    """
+    if environment.get("gpu"):
+        return f"{environment['gpu']}, torch {environment['torch']}"
     counts = dict.fromkeys(part["threads"] for part in (environment, *environment.get("resumed", ())))
     threads = f"{' and '.join(map(str, counts))} thread{'' if list(counts) == [1] else 's'}"
     known = {"AMX": " with AMX", "AVX512 bf16": " with AVX-512 bf16"}

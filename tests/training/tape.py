@@ -2,17 +2,19 @@
 
 As of a graph: recording changes nothing; numbers of the host are those of the recording for ever; tensors are
 places of memory, which every replay reads and writes again; a number that is asked of the device is refused.
+It has no streams, gives no memory away while it is recorded, and knows nothing of a driver's moods.
 """
-
-import contextlib
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-READ = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default}
-MADE_OF_NUMBERS = {torch.ops.aten.lift_fresh.default}  # a copy from the host's memory
-
+aten = torch.ops.aten
+WAITS = {  # what reads a number or a size from the device, or copies from the host's memory
+    aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten.bincount, aten.equal, aten._unique2,
+    aten.unique_dim, aten.unique_consecutive, aten.repeat_interleave, aten.lift_fresh,
+}  # fmt: skip
+BY_MASK = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_}
 UNTOLD = ("running_mean", "running_var")  # are written by normalisations whose schema does not say so
 
 
@@ -24,16 +26,24 @@ def place(tensor):
     return tensor.untyped_storage().data_ptr()
 
 
-class Asking(TorchDispatchMode):
-    """Refuses operations that wait for the device, or send it numbers of the host's."""
+class Watching(TorchDispatchMode):
+    """Notes the operations that would wait for a GPU (not all: a copy to the host is none on a CPU)."""
+
+    def __init__(self):
+        super().__init__()
+        self.waits = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func in READ | MADE_OF_NUMBERS:
-            raise RuntimeError(f"{func} is not permitted here")
+        mask = func.overloadpacket in BY_MASK and any(t.dtype == torch.bool for t in tensors(args[1]))
+        if mask or func.overloadpacket in WAITS:
+            self.found(f"{func} waits")
         return func(*args, **(kwargs or {}))
 
+    def found(self, what):
+        self.waits.append(what)
 
-class Tape(Asking):
+
+class Tape(Watching):
     """The operations of one recording."""
 
     def __init__(self):
@@ -56,6 +66,9 @@ class Tape(Asking):
             self.calls.append((func, *tree_map_only(torch.Tensor, torch.Tensor.detach, (args, kwargs, out))))
         return out
 
+    def found(self, what):
+        raise RuntimeError(f"{what}, which is not permitted here")
+
     def undo(self):
         for storage, before in self.before.values():
             storage.copy_(before)
@@ -70,12 +83,19 @@ class Tape(Asking):
 
 
 class Tapes:
-    """A recorder (`resode.training.capture.Recorder`) of the CPU; counts its recordings."""
+    """A recorder (`resode.training.capture.Recorder`) of the CPU; counts its recordings.
 
-    recordings = 0
+    Args:
+        blind: whether it is seen only in recording what cannot be recorded.
+    """
 
-    def apart(self):
-        return contextlib.nullcontext()
+    def __init__(self, blind=False):
+        self.recordings, self.blind = 0, blind
+
+    def apart(self, work):
+        with Watching() as watching:
+            results = work()
+        return results, "" if self.blind or not watching.waits else watching.waits[0]
 
     def record(self, work):
         tape = Tape()

@@ -24,6 +24,7 @@ from resode import cost
 from resode.data import Batch, Images, Loader
 from resode.mode import mode
 from resode.models.budget import differentiated, take
+from resode.training.capture import WARM
 from resode.training.engine import Trainer
 from resode.training.evaluation import evaluate
 from resode.training.inference import Frozen
@@ -46,7 +47,7 @@ class Bench:
         plain_inference: of the plain forward pass on one fixed batch.
         frozen_inference: of the evaluation of the frozen network in bfloat16; None of a recipe that compiles
             nothing, for this may.
-        parts: the share of a step's time in each of `PARTS`.
+        parts: the share of a step's time in each of `PARTS` (on a GPU of a step that is no graph).
         peak_memory_bytes: of the process, or of the GPU's allocator.
         operations: multiplications and additions a second in training: three forward passes a step; None of a
             network that cannot be counted.
@@ -79,7 +80,8 @@ def bench(setup: Setup, seconds: float = 20.0, rounds: int = 4) -> Bench:
     """
     setup = replace(setup, experiment=setup.experiment.replace(sizes=()))
     trainer = Trainer(setup, Run(Path("/nonexistent")), Observer())
-    _rate(lambda: _step(trainer), 0.0, setup.device)
+    for _ in range(1 if trainer.captured is None else WARM):
+        _rate(lambda: _step(trainer), 0.0, setup.device)
     peak_memory_bytes, plain = setup.peak_memory(), Plain(setup)
     evaluation = setup.test() or setup.validation or setup.training
     batches = _endless(evaluation)

@@ -8,6 +8,8 @@ copied to where the first one of its shape lay, and the learning rate, which cha
 """
 
 import contextlib
+import gc
+import warnings
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
 from typing import Literal, Protocol
@@ -15,9 +17,10 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from resode.blocks import dynamic_blocks
 from resode.data import Batch
 
-WARM = 3  # steps of a shape before it is recorded
+WARM = 3  # steps of a shape before it is recorded; in the last of them it shows whether that can be
 Results = tuple[Tensor, Tensor]
 Work = Callable[[Batch], Results]
 
@@ -25,11 +28,11 @@ Work = Callable[[Batch], Results]
 class Recorder(Protocol):
     """What records the operations of a device."""
 
-    def apart(self) -> contextlib.AbstractContextManager[None]:
-        """Where the work is done that is recorded later."""
+    def apart(self, work: Callable[[], Results]) -> tuple[Results, str]:
+        """Do work where it is recorded later; what it returns, and what forbids to record it, if anything."""
 
     def record(self, work: Callable[[], Results]) -> tuple[Callable[[], None], Results]:
-        """Record the work without doing it: what does it, and where its results lie then."""
+        """Record work without doing it: what does it, and where its results lie then."""
 
 
 class CudaGraphs:
@@ -43,27 +46,47 @@ class CudaGraphs:
         self.stream = torch.cuda.Stream(device)
         self.pool = torch.cuda.graph_pool_handle()
 
-    @contextlib.contextmanager
-    def apart(self) -> Iterator[None]:
+    def apart(self, work: Callable[[], Results]) -> tuple[Results, str]:
         """In a stream of its own, between what was asked for before and what is asked for later."""
+        with self._apart(), waits() as found:
+            results = work()
+        return results, found[0] if found else ""
+
+    def record(self, work: Callable[[], Results]) -> tuple[Callable[[], None], Results]:
+        """As the protocol says; what the garbage collector would free meanwhile is freed before."""
+        graph = torch.cuda.CUDAGraph()
+        gc.collect()
+        with self._apart(), torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
+            results = work()
+        return graph.replay, results
+
+    @contextlib.contextmanager
+    def _apart(self) -> Iterator[None]:
         outside = torch.cuda.current_stream(self.stream.device)
         self.stream.wait_stream(outside)
         with torch.cuda.stream(self.stream):
             yield
         outside.wait_stream(self.stream)
 
-    def record(self, work: Callable[[], Results]) -> tuple[Callable[[], None], Results]:
-        """As the protocol says."""
-        graph = torch.cuda.CUDAGraph()
-        with (
-            torch.cuda.stream(torch.cuda.current_stream(self.stream.device)),  # also after a failure
-            torch.cuda.graph(graph, pool=self.pool, stream=self.stream),
-        ):
-            results = work()
-        return graph.replay, results
+
+@contextlib.contextmanager
+def waits() -> Iterator[list[str]]:
+    """Afterwards the list has a word for each time that the host waited for the GPU, as torch noticed."""
+    before, found = torch.cuda.get_sync_debug_mode(), list[str]()
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            yield found
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
+    if any("called a synchronizing CUDA operation" in str(each.message) for each in told):
+        found.append("it waits for the GPU")
 
 
-def recorder(module: nn.Module, device: torch.device, asked: bool | Literal["auto"]) -> Recorder | None:
+def recorder(
+    module: nn.Module, device: torch.device, asked: bool | Literal["auto"], *, sparing: bool = False
+) -> Recorder | None:
     """What records a network's steps on a device; None where nothing does, or should.
 
     Args:
@@ -71,10 +94,11 @@ def recorder(module: nn.Module, device: torch.device, asked: bool | Literal["aut
         device: where it lies.
         asked: `auto` for networks whose parts are all this library's or torch's: what others do in Python may
             change from step to step (a block is left out by chance, say), which a recording would not see.
+        sparing: whether memory is short: a graph keeps its own, so that `auto` means no.
     """
-    if device.type != "cuda" or not (known(module) if asked == "auto" else asked):
-        return None
-    return CudaGraphs(device)
+    wanted = known(module) and not sparing if asked == "auto" else asked
+    adaptive = any(not block.evaluations for block in dynamic_blocks(module))  # asks for numbers in each step
+    return CudaGraphs(device) if device.type == "cuda" and wanted and not adaptive else None
 
 
 def known(module: nn.Module) -> bool:
@@ -85,55 +109,66 @@ def known(module: nn.Module) -> bool:
 
 
 class Captured:
-    """Work on batches, recorded for each of their shapes.
-
-    What it returns stays until the next call. Where a step cannot be recorded (it asks the device for a
-    number, say) it is done as it is written, from then on.
+    """Work on batches, recorded for each of their shapes; where it cannot be, it is done as it is written.
 
     Args:
-        work: of a batch; nothing that it takes from the host changes from call to call.
         recorder: of the device.
-        tell: is told, where it cannot be recorded.
+        tell: is told where a step cannot be recorded.
     """
 
-    def __init__(self, work: Work, recorder: Recorder, tell: Callable[[str], None]) -> None:
-        self.work, self.recorder, self.tell = work, recorder, tell
+    def __init__(self, recorder: Recorder, tell: Callable[[str], None]) -> None:
+        self.recorder, self.tell = recorder, tell
         self.done: Counter[Hashable] = Counter()
         self.recorded: dict[Hashable, tuple[Batch, Callable[[], None], Results]] = {}
         self.refused = False
 
-    def __call__(self, batch: Batch) -> Results:
-        if self.refused:
-            return self.work(batch)
+    def __call__(self, work: Work, batch: Batch) -> Results:
+        """Do the work; what it returns stays until the next call.
+
+        Args:
+            work: always the same; nothing that it takes from the host changes from call to call.
+            batch: of any shape.
+        """
         shape = _shape(batch)
-        if shape not in self.recorded:
-            self.done[shape] += 1
-            if self.done[shape] <= WARM:
-                with self.recorder.apart():
-                    return self.work(batch)
-            if not self._record(shape, batch):
-                return self.work(batch)
+        if not self.refused and shape not in self.recorded:
+            if self.done[shape] < WARM:
+                return self._written(work, batch, shape)
+            self._record(work, batch, shape)
+        if self.refused:
+            return work(batch)
         place, do, results = self.recorded[shape]
         for here, there in zip(_tensors(place), _tensors(batch), strict=True):
             here.copy_(there)
         do()
         return results
 
-    def _record(self, shape: Hashable, batch: Batch) -> bool:
-        """Record the work on batches of a shape; whether that could be."""
+    def _written(self, work: Work, batch: Batch, shape: Hashable) -> Results:
+        """As it is written; the last time before it is recorded, whether it can be."""
+        self.done[shape] += 1
+        results, hindrance = self.recorder.apart(lambda: work(batch))
+        if hindrance and self.done[shape] == WARM:
+            self._refuse(hindrance)
+        return results
+
+    def _record(self, work: Work, batch: Batch, shape: Hashable) -> None:
+        """Record the work on batches of a shape."""
         inputs, targets, partners, weight = (each if each is None else each.clone() for each in _all(batch))
         assert inputs is not None
         assert targets is not None
         place = Batch(inputs, targets, partners, weight, batch.scale)
         try:
-            self.recorded[shape] = place, *self.recorder.record(lambda: self.work(place))
+            self.recorded[shape] = place, *self.recorder.record(lambda: work(place))
         except Exception as error:  # whatever the driver, torch or the network raises
-            told = str(error.__context__ or error).strip().splitlines() or [type(error).__name__]
-            self.tell(
-                f"a step cannot be a CUDA graph ({told[0][:100]}); its operations are launched one by one"
-            )
-            self.refused = True
-        return not self.refused
+            self._refuse(str(error.__context__ or error) or type(error).__name__)
+
+    def _refuse(self, why: str) -> None:
+        """Record nothing any more, and give the memory of what is recorded back."""
+        self.refused = True
+        self.recorded.clear()
+        self.tell(
+            f"a step cannot be a CUDA graph ({why.strip().splitlines()[0][:100]}); its operations are "
+            "launched one by one, as they are with cuda_graph: false"
+        )
 
 
 def _all(batch: Batch) -> tuple[Tensor | None, ...]:

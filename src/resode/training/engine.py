@@ -26,7 +26,7 @@ from resode.models.budget import take
 from resode.training import checkpoints, divergence, optimisers
 from resode.training.allocation import keep_freed_memory
 from resode.training.averaging import RECALIBRATION, ParameterAverage, estimate_statistics
-from resode.training.capture import Captured, Work, recorder
+from resode.training.capture import Captured, recorder
 from resode.training.changes import Carry, changed
 from resode.training.distributed import synchronise
 from resode.training.evaluation import Scores, evaluate
@@ -83,11 +83,12 @@ class Trainer:
             fall_back(experiment, self.module, image_shape(self.setup.dataset))
         forward = compiled(self.module) if experiment.compile else self.module
         self.forward: Callable[[Tensor], Tensor] = self.world.joined(forward, self.module)
-        self.work: Work = self.compute
-        records = recorder(self.module, device, experiment.cuda_graph) if self.world.size == 1 else None
-        if records is not None:
+        sparing = experiment.memory_budget is not None
+        records = recorder(self.module, device, experiment.cuda_graph, sparing=sparing)
+        self.captured: Captured | None = None
+        if records is not None and self.world.size == 1:
             optimisers.keep_learning_rates(self.optimiser, device)
-            self.work = Captured(self.compute, records, lambda text: self.observer.message(text))
+            self.captured = Captured(records, self.observer.message)
 
     def start_from(self, optimiser_state: Mapping[str, Tensor]) -> None:
         """Begin with this state of the optimiser."""
@@ -126,6 +127,7 @@ class Trainer:
             last = position.epoch == experiment.epochs
             if last or position.epoch % experiment.checkpoint.every == 0:
                 self.save()
+        self.optimiser.zero_grad()  # which gives their memory back
 
     def asked(self, stop: StopRequest) -> tuple[bool, int, bool]:
         """After a step: has it diverged, which signal asks to stop, is it time to save? In any process."""
@@ -142,7 +144,10 @@ class Trainer:
         batch = dataclasses.replace(batch, inputs=resized(batch.inputs, size))
         optimisers.set_learning_rate(self.optimiser, self.learning_rate(position.iteration))
         drain_evaluations(self.module)  # those of an evaluation in between
-        loss, logits = self.work(batch)
+        if self.captured is not None:
+            loss, logits = self.captured(self.compute, batch)
+        else:
+            loss, logits = self.compute(batch)
         position.function_evaluations += self.fixed_evaluations + drain_evaluations(self.module)
         if self.average is not None:
             self.average.update(self.module, position.iteration)
@@ -432,7 +437,7 @@ class Trainer:
         self.restore(checkpoint)
         while self.position.iteration <= min(iteration, self.iterations - 1):
             self.change_where_due()
-            self.forward, self.work = self.world.joined(self.module, self.module), self.compute
+            self.forward, self.captured = self.world.joined(self.module, self.module), None
             before = Position(**vars(self.position))
             with divergence.watching(self.module) as finding, torch.compiler.set_stance("force_eager"):
                 self.step()

@@ -227,7 +227,7 @@ def agreed(experiment: Experiment, run: Run) -> Experiment:
     asked, kept = experiment.model_dump(mode="json"), stored.model_dump(mode="json")
     if hub.unpinned(kept["data"]["source"]) == asked["data"]["source"]:
         asked["data"]["source"] = kept["data"]["source"]  # the commit that the run began with
-    free = ("about.", "device", "init.sha256", "init.optimiser_sha256", "plugins")
+    free = ("about.", "device", "cuda_graph", "init.sha256", "init.optimiser_sha256", "plugins")
     differing = [
         f"{run.path}: was started with {path}={kept_value}, now it is {asked_value}; "
         "leave the change out, or choose another --out"
@@ -236,7 +236,8 @@ def agreed(experiment: Experiment, run: Run) -> Experiment:
     ]
     if differing:
         raise InputError(*differing)
-    return stored if experiment.device == "auto" else stored.replace(device=experiment.device)
+    taken = {"device": experiment.device, "cuda_graph": experiment.cuda_graph}
+    return stored.replace(**{key: value for key, value in taken.items() if value != "auto"})
 
 
 def _differences(asked: Any, kept: Any, path: str = "") -> list[tuple[str, Any, Any]]:

@@ -84,6 +84,7 @@ def keep_learning_rates(optimiser: torch.optim.Optimizer, device: torch.device) 
         group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float32, device=device)
         if "capturable" in group:
             group["capturable"] = True
+    optimiser._warned_capturable_if_run_uncaptured = True  # the first steps are, as is right
 
 
 def state_tensors(optimiser: torch.optim.Optimizer, module: nn.Module) -> Iterator[tuple[str, Tensor]]:
