@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from resode.cli import main
+from resode.cli import console, main
 
 RESULTS = Path(__file__).parent.parent.parent / "results"
 RUNS = [str(RESULTS / name) for name in ("short-resnet20", "short-resnet20-validation")]
@@ -35,6 +35,26 @@ def test_the_base_is_chosen_by_name(capsys):
     assert rows[0]["difference"] is None
     for base, message in (("short", "more than one arm of that name"), ("none", "no arm of that name")):
         assert message in said(capsys, *RUNS, "--base", base, code=2).err
+
+
+@pytest.mark.parametrize(("columns", "tables"), [(80, 2), (110, 2), (150, 1)])
+def test_a_table_fits_the_terminal_and_no_figure_is_broken(capsys, monkeypatch, columns, tables):
+    """Where it is too wide what the arms cost is a table of its own."""
+    monkeypatch.setattr(console, "out", console.Screen(width=columns))
+    names = ("fast-resnet20-cpu-0", "fast-resnet20-cpu-1", "ruthotto2018-second-order")
+    out = said(capsys, *(str(RESULTS / name) for name in names)).out
+    *rows, _ = out.rstrip().splitlines()  # but for the legend
+    assert max(map(len, rows)) <= columns
+    assert sum(line.lstrip().startswith("arm ") for line in rows) == tables
+    figures = (
+        "8.61 \N{PLUS-MINUS SIGN} 0.02 %",
+        "[8.41, 8.80]",
+        "20.94 %",
+        "(one seed)",
+        "502,570",
+        "36 min 24 s",
+    )
+    assert all(any(figure in line for line in rows) for figure in figures)
 
 
 @pytest.mark.parametrize("form", ["markdown", "csv"])

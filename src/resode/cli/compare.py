@@ -1,6 +1,7 @@
 """`resode compare`: runs side by side."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +11,8 @@ from resode.cli.options import JsonOption, choice
 from resode.errors import InputError
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from resode.report.comparison import Comparison, Group
 
 
@@ -79,21 +82,42 @@ def _with_base(groups: "list[Group]", base: str | None) -> "list[Group]":
 
 
 def show(found: "Comparison") -> None:
-    """Print a comparison; what has to be known about it goes to stderr."""
+    """Print a comparison, as two tables where one is too wide; what has to be known of it goes to stderr."""
+    from resode.cli.console import note, out, say
+    from resode.report.tables import COSTS, cells, legend
+
+    heads, rows = cells(found)
+    places = range(len(heads))
+    whole = _table(heads, rows, places)
+    if out.measure(whole, options=out.options.update(width=10**6)).maximum <= out.width:
+        out.print(whole)
+    else:
+        out.print(_table(heads, rows, [place for place in places if heads[place] not in COSTS]))
+        out.print(_table(heads, rows, [place for place in places if not place or heads[place] in COSTS]))
+    for text in found.remarks:
+        note(text)
+    say(legend(found))
+
+
+def _table(heads: list[str], rows: list[list[str]], places: Iterable[int]) -> "Table":
+    """Some columns of a table, the first folded where there is no room; an interval has a line of its own."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    from resode.cli.console import note, out, say
-    from resode.report.tables import cells, legend
-
-    heads, rows = cells(found)
-    table = Table(box=box.SIMPLE_HEAD)
-    for place, head in enumerate(heads):
-        table.add_column(head, justify="left" if place == 0 else "right", overflow="fold")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for place in places:
+        first = place == 0
+        head = heads[place].replace(" ", "\n", 1)
+        table.add_column(
+            head, justify="left" if first else "right", vertical="top", no_wrap=not first, overflow="fold"
+        )
     for row in rows:
-        table.add_row(*map(Text, row))
-    out.print(table)
-    for text in found.remarks:
-        note(text)
-    say(legend(found))
+        lines = [row[place] if place == 0 else _lines(row[place]) for place in places]
+        table.add_row(*map(Text, lines))
+    return table
+
+
+def _lines(cell: str) -> str:
+    """A figure, and below it what stands in brackets."""
+    return cell.replace(" [", "\n[").replace(" (", "\n(")

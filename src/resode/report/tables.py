@@ -43,6 +43,7 @@ def as_csv(comparison: Comparison) -> str:
 
 HEADS = ("arm", "n", "test error", "validation error", "less the first", "published", "parameters",
          "multiply-adds", "evaluations", "time", "memory")  # fmt: skip
+COSTS = HEADS[6:]
 
 
 def cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
