@@ -206,11 +206,11 @@ void products(const Places& at, const uint16_t* weight, int64_t length, const in
 
 }  // namespace
 
-// What makes products: nothing, vectors, or matrix units, which want the system's permission.
+// What makes products: nothing, vectors, or matrix units; -1 where the system does not permit these.
 extern "C" int makes_products() {
 #ifdef RESODE_MATRIX_UNITS
     constexpr long REQUEST_PERMISSION = 0x1023, TILE_DATA = 18;
-    return syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0 ? 2 : 0;
+    return syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0 ? 2 : -1;
 #else
     return 1;
 #endif

@@ -22,17 +22,25 @@ HEADERS = tuple(sorted(Path(__file__).parent.glob("*.h")))
 OPTIONS = ("-O3", "-march=native", "-mprefer-vector-width=512", "-fopenmp", "-shared", "-fPIC", "-std=c++17")
 
 
+WITHOUT_UNITS = (*OPTIONS, "-mno-amx-tile")  # where the system refuses the matrix units to this process
+
+
 @functools.cache
 def library() -> ctypes.CDLL | None:
     """The kernels; None without a C++ compiler with OpenMP ($CXX, else c++) or a folder to write."""
     compiler = os.environ.get("CXX", "c++")
     try:
-        path = durable.cache_folder("kernels") / f"{version(compiler)}.so"
-        if not path.is_file():
-            _build(compiler, path)
-        return ctypes.CDLL(str(path))
+        found = _made(compiler, OPTIONS)
+        return found if found.makes_products() >= 0 else _made(compiler, WITHOUT_UNITS)
     except (OSError, RuntimeError, subprocess.SubprocessError):
         return None
+
+
+def _made(compiler: str, options: tuple[str, ...]) -> ctypes.CDLL:
+    path = durable.cache_folder("kernels") / f"{version(compiler, options)}.so"
+    if not path.is_file():
+        _build(compiler, options, path)
+    return ctypes.CDLL(str(path))
 
 
 _KINDS = {"l": ctypes.c_int64, "i": ctypes.c_int, "d": ctypes.c_double, "p": ctypes.c_void_p}
@@ -65,22 +73,22 @@ def operator(schema: str, function: Callable[..., Any], fake: Callable[..., Any]
     return getattr(torch.ops.resode, name).default  # type: ignore[no-any-return]  # the same
 
 
-def version(compiler: str | None = None) -> str:
+def version(compiler: str | None = None, options: tuple[str, ...] = OPTIONS) -> str:
     """What the kernels are made of, in 32 digits: sources, compiler, options and processor."""
     compiler = compiler or os.environ.get("CXX", "c++")
     content = (
         b"".join(source.read_bytes() for source in (*SOURCES, *HEADERS))
-        + repr((shutil.which(compiler), OPTIONS, _processor())).encode()
+        + repr((shutil.which(compiler), options, _processor())).encode()
     )
     return hashlib.sha256(content).hexdigest()[:32]
 
 
-def _build(compiler: str, path: Path) -> None:
+def _build(compiler: str, options: tuple[str, ...], path: Path) -> None:
     """Compile beside `path`, then rename: several processes may do so at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         made = Path(folder) / "made.so"
-        command = [compiler, *OPTIONS, "-o", str(made), *map(str, SOURCES)]
+        command = [compiler, *options, "-o", str(made), *map(str, SOURCES)]
         subprocess.run(command, check=True, capture_output=True, timeout=300)
         made.rename(path)
 
