@@ -36,7 +36,8 @@ def forms(name: str) -> dict[str, Callable[[Tensor], Tensor]]:
     """By name: images to logits."""
     torch.manual_seed(0)
     network = resode.create(name).eval()
-    last, frozen = copy.deepcopy(network).to(memory_format=LAST), Frozen(copy.deepcopy(network))
+    last, frozen = copy.deepcopy(network), Frozen(copy.deepcopy(network))
+    last.to(memory_format=LAST)  # type: ignore[call-overload]  # unknown to torch's types
     folded = torch.compile(copy.deepcopy(last), options={"freezing": True}, dynamic=False)
 
     def half(

@@ -41,7 +41,8 @@ RECIPES = "short/resnet20,he2016/resnet56,modern/resnet18,dynamicblocks/rk4"
 
 def loop(module: nn.Module, layout: torch.memory_format, fused: bool) -> Callable[[torch.Tensor, Any], None]:
     """A step of a loop of one's own on a copy of the network."""
-    network = copy.deepcopy(module).to(memory_format=layout).train()
+    network = copy.deepcopy(module).train()
+    network.to(memory_format=layout)  # type: ignore[call-overload]  # unknown to torch's types
     optimiser = torch.optim.SGD(network.parameters(), 1e-4, momentum=0.9, fused=fused)
 
     def step(inputs: torch.Tensor, targets: torch.Tensor) -> None:

@@ -70,7 +70,7 @@ def scores(out: Path) -> dict[str, np.ndarray]:
 
 def _save(path: Path, arrays: dict[str, np.ndarray]) -> None:
     with path.open("wb") as file:
-        np.savez(file, **arrays)
+        np.savez(file, **arrays)  # type: ignore[arg-type]  # a name of ours is none of its options
 
 
 def _correct(module: Any, name: str) -> np.ndarray:

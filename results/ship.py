@@ -44,7 +44,7 @@ def model_card(run: report.Run, card: weights.Card, name: str) -> str:
     words = [str(word) for word in environment.get("command") or []]
     command = f" Command: `{' '.join(words)}`." if words else ""
     held_out = f", {quantities.count(data.validation)} held out" if data.validation else ""
-    epochs = Experiment.from_recipe(result.name).epochs
+    epochs = Experiment.from_recipe(str(result.name)).epochs
     longer = f" with {epochs} epochs" if epochs != result.epochs else ""
     published = f"; published: {result.published.top1_error:.2f} %{longer}" if result.published else ""
     options = card.specification.options if card.specification else {}

@@ -7,16 +7,17 @@ python results/tables.py --check    exit 1 where they are not what the records s
 import io
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import fmean, median, stdev
 from typing import Any
 
 from rich.console import Console
 
-from resode import quantities, report, shipped, weights
+from resode import cost, create, quantities, report, shipped, weights
 from resode.report.statistics import mean_of
 from resode.training import Experiment
+from resode.training.experiment import OneCycle
 from resode.training.recipes import shipped as shipped_recipes
 from resode.training.sizes import parts
 
@@ -33,7 +34,7 @@ def read_json(file: Path) -> Any:
     return json.loads(file.read_text(encoding="utf-8"))
 
 
-def hardware(environment: dict[str, Any]) -> str:
+def hardware(environment: Mapping[str, Any]) -> str:
     """`2 threads of an Intel Xeon, torch 2.13.0+cpu`; of a run that was resumed on others, each number.
 
     A GPU stands for itself.
@@ -394,6 +395,45 @@ def inference() -> list[str]:
     )
 
 
+GOALS: dict[str, float] = {
+    "short/resnet20": 3,
+    "he2016/resnet56": 2.5,
+    "modern/resnet18": 2.5,
+    "dynamicblocks/rk4": 3,
+}
+INFERENCE = ("he_resnet20", 15)
+
+
+def peak() -> list[str]:
+    """What the goals ask of the machine with vectors: a share of the rate of its largest matrix products."""
+    r = read("bench-vectors.json")
+    most, shape = r["matrix_peak_operations_per_second"], (3, 32, 32)
+    rows = [
+        f"`{' '.join(r['environment']['command'])}`, {hardware(r['environment'])}: "
+        f"a peak of {most / 1e9:,.0f} GFLOP/s",
+        "",
+        "| | goal | operations of an image | plain loop, of the peak | the goal, of the peak |",
+        "|---|---|---|---|---|",
+    ]
+    found = []
+    for row in read("speed-vectors.json")["networks"]:
+        model = Experiment.from_recipe(row["recipe"]).model
+        assert model is not None
+        work = 6 * cost.multiply_adds(create(model.name, **model.options), shape)
+        found.append((f"{row['recipe']}, training", GOALS[row["recipe"]], work, row["forms"]["plain"]))
+    name, times = INFERENCE
+    plain = next(
+        row["forms"]["plain"] for row in read("inference-vectors.json")["rows"] if row["model"] == name
+    )
+    found.append((f"{name}, inference", times, 2 * cost.multiply_adds(create(name), shape), plain))
+    for label, goal, work, plain in found:
+        share = plain["images_per_second"] * work / most
+        rows.append(
+            f"| {label} | {goal:g} times | {work / 1e6:,.0f} million | {share:.0%} | **{goal * share:.0%}** |"
+        )
+    return rows
+
+
 def on_machines(name: str, head: str, networks: Callable[[Any], dict[str, Any]]) -> list[str]:
     """A table for each machine that there is a record of."""
     rows = []
@@ -419,18 +459,21 @@ def forms(label: str, found: dict[str, dict[str, float]]) -> list[str]:
 
 def agreement() -> list[str]:
     """What `resode bench` tells beside what a run records."""
-    r = read("agreement.json")
-    rows = [
-        f"`{r['command']}`, {hardware(r['environment'])}:",
-        "",
-        "| recipe | bench, images/s | metrics.csv, images/s | bench / metrics.csv |",
-        "|---|---|---|---|",
-    ]
-    for row in r["rows"]:
-        told, recorded = (", ".join(f"{rate:,.0f}" for rate in row[key]) for key in ("bench", "metrics"))
-        spread = f"({row['lowest']:.2f} to {row['highest']:.2f})"
-        rows.append(f"| {row['recipe']} | {told} | {recorded} | **{row['ratio']:.2f}** {spread} |")
-    return rows
+    rows = []
+    for machine in MACHINES:
+        r = read(f"agreement{machine}.json")
+        rows += [
+            "",
+            f"`{r['command']}`, {hardware(r['environment'])}:",
+            "",
+            "| recipe | bench, images/s | metrics.csv, images/s | bench / metrics.csv |",
+            "|---|---|---|---|",
+        ]
+        for row in r["rows"]:
+            told, recorded = (", ".join(f"{rate:,.0f}" for rate in row[key]) for key in ("bench", "metrics"))
+            spread = f"({row['lowest']:.2f} to {row['highest']:.2f})"
+            rows.append(f"| {row['recipe']} | {told} | {recorded} | **{row['ratio']:.2f}** {spread} |")
+    return rows[1:]
 
 
 def fast_trials() -> list[str]:
@@ -457,9 +500,10 @@ def fast_trials() -> list[str]:
 
 def _what_else(experiment: Experiment) -> str:
     """The settings in which trials of a fast recipe differ beside the optimiser's."""
+    peak = experiment.schedule.peak if isinstance(experiment.schedule, OneCycle) else 0.25
     found = {
         f"batches of {experiment.batch_size}": experiment.batch_size != 128,
-        f"highest lr at {experiment.schedule.peak:.0%}": experiment.schedule.peak != 0.25,
+        f"highest lr at {peak:.0%}": peak != 0.25,
         "reflected border": experiment.augment.padding == "reflect",
         "alternate flips": experiment.augment.flip == "alternate",
         f"labels smoothed by {experiment.label_smoothing:g}": experiment.label_smoothing > 0,
@@ -485,6 +529,7 @@ PAGES: dict[str, dict[str, Callable[[], list[str]]]] = {
     "docs/memory.md": {"memory": memory, "resnet1202": resnet1202},
     "docs/speed.md": {
         "speed": speed,
+        "peak": peak,
         "inference": inference,
         "fast_trials": fast_trials,
         "agreement": agreement,

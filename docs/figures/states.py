@@ -69,7 +69,7 @@ def main() -> None:
 
     plt.rcParams.update({"font.size": 9, "text.color": INK, "axes.edgecolor": MUTED, "axes.labelcolor": INK})
     figure = plt.figure(figsize=(9, 6.6), layout="constrained")
-    upper, lower = figure.subfigures(2, 1, height_ratios=(1.45, 1))
+    upper, lower = figure.subfigures(2, 1, height_ratios=(1.45, 1))  # type: ignore[misc]  # two of them are two
     strips = upper.subplots(len(NETWORKS), STEPS + 1)
     curves = lower.subplots(1, 1)
     for row, (name, choice) in enumerate(NETWORKS.items()):

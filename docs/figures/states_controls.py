@@ -30,7 +30,7 @@ def main() -> None:
         point = run["scheme"], run["states"], run["controls"]
         errors.setdefault(point, []).append(run["validation_error"])
         evaluations[point] = run["evaluations"]
-    states, controls = (sorted({key[place] for key in errors}) for place in (1, 2))
+    states, controls = sorted({n for _, n, _ in errors}), sorted({m for _, _, m in errors})
     values = [fmean(v) for v in errors.values()]
     figure, axes = plt.subplots(1, 3, figsize=(11, 3.7), width_ratios=(1, 1, 1.35), layout="constrained")
     for axis, scheme in zip(axes, SCHEMES, strict=False):
