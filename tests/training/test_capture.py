@@ -3,8 +3,11 @@
 CUDA graphs need a GPU; a recorder in software (`tests.training.tape`) keeps most of their rules, to the bit.
 """
 
+import contextlib
 import gc
+import warnings
 import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -210,6 +213,85 @@ def test_networks_with_parts_of_ones_own_are_recorded_only_where_that_is_asked_f
     assert not known(nn.Sequential(nn.ReLU(), Reader()))
     adaptive = resode.create("neural_ode")
     assert recorder(adaptive, gpu, True) is None
+
+
+class Cuda:
+    """What `torch.cuda` is asked for, in order; a replay and a capture are words only."""
+
+    def __init__(self, monkeypatch):
+        self.asked, self.now, self.mode = [], [SimpleNamespace(name="outside", device="gpu")], 0
+        self.now[0].wait_stream = lambda other: self.asked.append(f"outside waits for {other.name}")
+        for name in ("current_stream", "stream", "graph", "set_sync_debug_mode", "get_sync_debug_mode"):
+            monkeypatch.setattr(torch.cuda, name, getattr(self, name))
+        monkeypatch.setattr(torch.cuda, "Stream", self.new_stream)
+        monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: "pool")
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=lambda: None))
+
+    def new_stream(self, device):
+        made = SimpleNamespace(name="apart", device=device)
+        made.wait_stream = lambda other: self.asked.append(f"apart waits for {other.name}")
+        return made
+
+    def current_stream(self, device):
+        return self.now[-1]
+
+    @contextlib.contextmanager
+    def stream(self, stream):
+        self.now.append(stream)
+        try:
+            yield
+        finally:
+            self.now.pop()
+
+    @contextlib.contextmanager
+    def graph(self, graph, pool, stream):
+        self.asked.append(f"capture in {stream.name}, {pool}")
+        try:
+            yield
+        finally:
+            self.asked.append("captured")
+
+    def set_sync_debug_mode(self, mode):
+        warnings.warn("Synchronization debug mode is a prototype feature", stacklevel=1)
+        self.mode = mode
+
+    def get_sync_debug_mode(self):
+        return 0
+
+    def do(self):
+        self.asked.append(f"work in {self.now[-1].name}, {self.mode}")
+        return "loss", "logits"
+
+
+def test_cuda_is_asked_in_order(monkeypatch):
+    """Work apart waits for what was asked before, and what is asked later for it; waiting is watched for."""
+    cuda = Cuda(monkeypatch)
+    graphs = capture.CudaGraphs(torch.device("cuda"))
+    assert graphs.apart(cuda.do) == (("loss", "logits"), "")
+    around = ["apart waits for outside", "work in apart, warn", "outside waits for apart"]
+    assert cuda.asked == around
+    assert cuda.mode == 0
+
+    def waiting():
+        warnings.warn("called a synchronizing CUDA operation (Triggered internally)", stacklevel=1)
+        return cuda.do()
+
+    assert graphs.apart(waiting) == (("loss", "logits"), "it waits for the GPU")
+    cuda.asked.clear()
+    _, results = graphs.record(cuda.do)
+    assert results == ("loss", "logits")
+    recorded = ["capture in apart, pool", "work in apart, 0", "captured"]
+    assert cuda.asked == [around[0], *recorded, around[2]]
+
+    def failing():
+        raise RuntimeError("no")
+
+    with pytest.raises(RuntimeError):
+        graphs.record(failing)
+    with pytest.raises(RuntimeError):
+        graphs.apart(failing)
+    assert [stream.name for stream in cuda.now] == ["outside"]
+    assert cuda.mode == 0
 
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
