@@ -1,5 +1,7 @@
 """Shipped weights: each loads by its name alone, and evaluates to the error that its card states."""
 
+import json
+
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -61,6 +63,22 @@ def test_it_evaluates_to_the_stated_error(name, request):
     assert 100 * wrong / len(data) == pytest.approx(
         told["test_error"], abs=0.02
     )  # rounding of other machines
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of torch's compiler, where it is asked
+def test_half_precision_keeps_the_error_to_a_tenth_of_a_point(real_data):
+    """What is evaluated in bf16, frozen, beside fp32, on all test images."""
+    wrong = []
+    for words in ([], ["--precision", "bf16", "--compile", "on"]):
+        done = CliRunner().invoke(
+            app, ["evaluate", "fast/resnet20-cpu", "--data", "cifar10", "--json", *words]
+        )
+        assert done.exit_code == 0, done.output
+        record = json.loads(done.stdout)
+        assert record["samples"] == 10_000
+        wrong.append(record["top1_error"])
+    assert wrong[1] == pytest.approx(wrong[0], abs=0.1)
 
 
 def test_commands_take_a_name():

@@ -202,17 +202,29 @@ def test_networks_with_parts_of_ones_own_are_recorded_only_where_that_is_asked_f
     gpu, plain = torch.device("cuda"), Experiment.from_recipe("quickstart", FLASH)
     module = prepare(plain).module
     assert plain.cuda_graph == "auto"
-    assert recorder(module, gpu, "auto") == "graphs"
-    assert recorder(module, gpu, "auto", sparing=True) is None
-    assert recorder(module, gpu, True, sparing=True) == "graphs"
-    assert recorder(module, gpu, False) is None
-    assert recorder(module, torch.device("cpu"), True) is None
+
+    def records(asked, network=module, device=gpu, processes=1, sparing=False):
+        made = recorder(network, device, asked, processes=processes, sparing=sparing)
+        assert made in (None, "graphs")
+        return made is not None
+
+    assert records("auto")
+    assert not records("auto", sparing=True)
+    assert records(True, sparing=True)
+    assert not records(False)
+    assert not records(True, device=torch.device("cpu"))
+    assert not records(True, processes=2)
+    assert not records(True, network=resode.create("neural_ode"))
     module.layer1[0].conv1.register_forward_hook(lambda *_: None)
-    assert recorder(module, gpu, "auto") is None
-    assert recorder(module, gpu, True) == "graphs"
+    assert not records("auto")
+    assert records(True)
     assert not known(nn.Sequential(nn.ReLU(), Reader()))
-    adaptive = resode.create("neural_ode")
-    assert recorder(adaptive, gpu, True) is None
+
+
+def test_where_graphs_are_asked_for_in_vain_that_is_told():
+    notes = prepare(experiment_of("quickstart", {}).replace(cuda_graph=True)).notes
+    assert [line for line in notes if "cuda_graph: true has no effect here: no GPU" in line]
+    assert not [line for line in prepare(experiment_of("quickstart", {})).notes if "cuda_graph" in line]
 
 
 class Cuda:
@@ -271,6 +283,13 @@ def test_cuda_is_asked_in_order(monkeypatch):
     around = ["apart waits for outside", "work in apart, warn", "outside waits for apart"]
     assert cuda.asked == around
     assert cuda.mode == 0
+
+    def warning():
+        warnings.warn("of the network's own", stacklevel=1)
+        return cuda.do()
+
+    with pytest.warns(UserWarning, match="of the network's own"):
+        assert graphs.apart(warning)[1] == ""
 
     def waiting():
         warnings.warn("called a synchronizing CUDA operation (Triggered internally)", stacklevel=1)

@@ -20,8 +20,6 @@ from resode import durable
 SOURCES = tuple(sorted(Path(__file__).parent.glob("*.cpp")))
 HEADERS = tuple(sorted(Path(__file__).parent.glob("*.h")))
 OPTIONS = ("-O3", "-march=native", "-mprefer-vector-width=512", "-fopenmp", "-shared", "-fPIC", "-std=c++17")
-
-
 WITHOUT_UNITS = (*OPTIONS, "-mno-amx-tile")  # where the system refuses the matrix units to this process
 
 
@@ -37,6 +35,7 @@ def library() -> ctypes.CDLL | None:
 
 
 def _made(compiler: str, options: tuple[str, ...]) -> ctypes.CDLL:
+    """The kernels by these options, built where they are not there yet."""
     path = durable.cache_folder("kernels") / f"{version(compiler, options)}.so"
     if not path.is_file():
         _build(compiler, options, path)

@@ -48,9 +48,9 @@ class CudaGraphs:
 
     def apart(self, work: Callable[[], Results]) -> tuple[Results, str]:
         """In a stream of its own, between what was asked for before and what is asked for later."""
-        with self._apart(), waits() as found:
+        with self._apart(), watched() as waits:
             results = work()
-        return results, found[0] if found else ""
+        return results, "it waits for the GPU" if waits else ""
 
     def record(self, work: Callable[[], Results]) -> tuple[Callable[[], None], Results]:
         """As the protocol says; what the garbage collector would free meanwhile is freed before."""
@@ -70,22 +70,27 @@ class CudaGraphs:
 
 
 @contextlib.contextmanager
-def waits() -> Iterator[list[str]]:
-    """Afterwards the list has a word for each time that the host waited for the GPU, as torch noticed."""
+def watched() -> Iterator[list[str]]:
+    """Collect what torch warns of when the host waits for the GPU; pass other warnings on."""
     before, found = torch.cuda.get_sync_debug_mode(), list[str]()
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")
+        told.clear()  # that this mode is a prototype
         try:
             yield found
         finally:
+            heard = list(told)
             torch.cuda.set_sync_debug_mode(before)
-    if any("called a synchronizing CUDA operation" in str(each.message) for each in told):
-        found.append("it waits for the GPU")
+    for each in heard:
+        if "called a synchronizing CUDA operation" in str(each.message):
+            found.append(str(each.message))
+        else:
+            warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
 
 
 def recorder(
-    module: nn.Module, device: torch.device, asked: bool | Literal["auto"], *, sparing: bool = False
+    module: nn.Module, device: torch.device, asked: bool | Literal["auto"], *, processes: int, sparing: bool
 ) -> Recorder | None:
     """What records a network's steps on a device; None where nothing does, or should.
 
@@ -94,11 +99,21 @@ def recorder(
         device: where it lies.
         asked: `auto` for networks whose parts are all this library's or torch's: what others do in Python may
             change from step to step (a block is left out by chance, say), which a recording would not see.
+        processes: that train together.
         sparing: whether memory is short: a graph keeps its own, so that `auto` means no.
     """
     wanted = known(module) and not sparing if asked == "auto" else asked
-    adaptive = any(not block.evaluations for block in dynamic_blocks(module))  # asks for numbers in each step
-    return CudaGraphs(device) if device.type == "cuda" and wanted and not adaptive else None
+    return CudaGraphs(device) if wanted and not hindrance(module, device, processes) else None
+
+
+def hindrance(module: nn.Module, device: torch.device, processes: int) -> str:
+    """Why steps are not recorded even where that is asked for; nothing where they are."""
+    if device.type != "cuda":
+        return "no GPU"
+    if processes > 1:
+        return f"{processes} processes"
+    adaptive = any(not block.evaluations for block in dynamic_blocks(module))
+    return "an adaptive solver, which asks for numbers in each step" if adaptive else ""
 
 
 def known(module: nn.Module) -> bool:
@@ -152,10 +167,8 @@ class Captured:
 
     def _record(self, work: Work, batch: Batch, shape: Hashable) -> None:
         """Record the work on batches of a shape."""
-        inputs, targets, partners, weight = (each if each is None else each.clone() for each in _all(batch))
-        assert inputs is not None
-        assert targets is not None
-        place = Batch(inputs, targets, partners, weight, batch.scale)
+        partners, weight = (each if each is None else each.clone() for each in (batch.partners, batch.weight))
+        place = Batch(batch.inputs.clone(), batch.targets.clone(), partners, weight, batch.scale)
         try:
             self.recorded[shape] = place, *self.recorder.record(lambda: work(place))
         except Exception as error:  # whatever the driver, torch or the network raises

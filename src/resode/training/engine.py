@@ -83,10 +83,12 @@ class Trainer:
             fall_back(experiment, self.module, image_shape(self.setup.dataset))
         forward = compiled(self.module) if experiment.compile else self.module
         self.forward: Callable[[Tensor], Tensor] = self.world.joined(forward, self.module)
-        sparing = experiment.memory_budget is not None
-        records = recorder(self.module, device, experiment.cuda_graph, sparing=sparing)
+        records = recorder(
+            self.module, device, experiment.cuda_graph,
+            processes=self.world.size, sparing=experiment.memory_budget is not None,
+        )  # fmt: skip
         self.captured: Captured | None = None
-        if records is not None and self.world.size == 1:
+        if records is not None:
             optimisers.keep_learning_rates(self.optimiser, device)
             self.captured = Captured(records, self.observer.message)
 

@@ -96,9 +96,7 @@ def evaluate(
                 continue
             loss += F.cross_entropy(logits, batch.targets, reduction="sum").double()
             cells = batch.targets * logits.shape[1] + logits.argmax(1)
-            confusion.index_add_(
-                0, cells, torch.ones_like(cells)
-            )  # a GPU would have to be waited for by bincount
+            confusion.index_add_(0, cells, torch.ones_like(cells))  # bincount would wait for a GPU
             samples += batch.samples
             if on_batch is not None:
                 on_batch(batch.samples)

@@ -31,6 +31,7 @@ from resode.errors import InputError, IntegrityError
 from resode.memory import Shape
 from resode.models import DynamicNet, create, created_as
 from resode.models.budget import take
+from resode.training.capture import hindrance
 from resode.training.changes import changed
 from resode.training.choosing import choose
 from resode.training.distributed import ALONE, World
@@ -199,6 +200,8 @@ def prepare(
     notes += lines
     experiment, lines = _resolve_gradients(experiment, module, data)
     notes += lines
+    if experiment.cuda_graph is True and (why := hindrance(module, device, world.size)):
+        notes += [f"warning: cuda_graph: true has no effect here: {why}"]
     optimiser_state = initial_optimiser_state(experiment, module)
     height, width, channels = data.train.pixels.shape[1:]
     preprocessing = weights.Preprocessing(

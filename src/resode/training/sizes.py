@@ -45,10 +45,8 @@ def resized(inputs: Tensor, size: int | None) -> Tensor:
     shape = resized_shape((channels, height, width), size)
     if shape == (channels, height, width):
         return inputs
-    along, across = (
-        _scaling(height, shape[1], inputs.device),
-        _scaling(width, shape[2], inputs.device, channels),
-    )
+    along = _scaling(height, shape[1], inputs.device)
+    across = _scaling(width, shape[2], inputs.device, channels)
     u = inputs.permute(0, 2, 3, 1).float()  # both sides by products of matrices, faster than torch's loops
     u = torch.bmm(along.expand(len(u), -1, -1), u.reshape(len(u), height, width * channels))
     u = u.view(-1, width * channels) @ across.T
