@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 
 from resode.training import Experiment, Observer, Run
-from resode.training.engine import Trainer
-from resode.training.runs import environment
-from resode.training.setup import prepare
+from resode.training.loop.trainer import Trainer
+from resode.training.records.run import environment
+from resode.training.setup.preparation import prepare
 
 
 def measure(recipe: str, steps: int, data: str | None) -> dict[str, object]:

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 import resode
 from resode.interop import from_dynamicblocks
-from resode.training.precision import place
-from resode.training.runs import environment
+from resode.training.process.device import place
+from resode.training.records.run import environment
 
 WIDTHS, NODES = (16, 32, 64, 64), (0.0, 1.0, 2.0, 3.0, 4.0)
 
@@ -111,14 +111,14 @@ class PlainNet(nn.Module):
 
 def stepper(network: nn.Module, x: Tensor, labels: Tensor) -> Any:
     """One SGD step of a network."""
-    optimiser = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, weight_decay=4e-4)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, weight_decay=4e-4)
 
     def step() -> float:
         begin = time.perf_counter()
         loss = F.cross_entropy(network(x), labels)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         return time.perf_counter() - begin
 
     return step

@@ -3,7 +3,7 @@
     plain            fp32, NCHW, eager, under no_grad
     bf16             autocast on channels-last memory, eager
     compiled         the same, every BatchNorm folded into its convolution, by torch's compiler
-    frozen           `resode.training.inference.Frozen` under bf16, as `resode evaluate --precision bf16
+    frozen           `resode.inference.Frozen` under bf16, as `resode evaluate --precision bf16
                      --compile on`: a program in bf16 where a processor multiplies it and the network fits
 
 A round times each form for a while on batches that are already there; the figure of a form is the median of
@@ -25,8 +25,8 @@ import torch
 from torch import Tensor
 
 import resode
-from resode.training.inference import Frozen
-from resode.training.runs import environment
+from resode.inference import Frozen
+from resode.training.records.run import environment
 
 LAST = torch.channels_last
 MODELS = "he_resnet20,he_resnet56,he_resnet110,cifar_resnet18"

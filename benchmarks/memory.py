@@ -31,10 +31,10 @@ from torch import Tensor, nn
 
 import resode
 from resode import cost, memory
-from resode.models.budget import Budget, take
-from resode.training.allocation import keep_freed_memory
-from resode.training.precision import place
-from resode.training.runs import environment
+from resode.models.budget import Budget, set_gradients
+from resode.training.process.allocator import keep_freed_memory
+from resode.training.process.device import place
+from resode.training.records.run import environment
 
 IMAGE = (3, 32, 32)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -108,7 +108,7 @@ def measure(
     chosen = methods(network, batch, dtype, budgets, only)
     times: dict[str, list[float]] = {name: [] for name in chosen}
     for name, of_parts in chosen.items():
-        take(network, of_parts)
+        set_gradients(network, of_parts)
         gc.collect()
         with memory.measured(network.parameters()) as live:
             step(network, x, labels, dtype)
@@ -125,7 +125,7 @@ def measure(
         )  # fmt: skip
     for number in range(rounds + 1):  # the first finds the memory as another method left it
         for name, of_parts in chosen.items():
-            take(network, of_parts)
+            set_gradients(network, of_parts)
             begin = time.perf_counter()
             step(network, x, labels, dtype)
             if number or rounds == 0:

@@ -2,7 +2,7 @@
 
     plain            fp32, NCHW, eager, one fixed batch, SGD over each parameter, `.item()` each step
     channels-last    convolutions on channels-last memory
-    fused            one fused optimiser step, no `.item()`
+    fused            one fused optimizer step, no `.item()`
     engine           resode's loop: data, crops and flips, bookkeeping (on a GPU a CUDA graph)
     engine, bf16     the same under autocast
     engine, compiled the same by torch.compile (--compile), in the faster precision
@@ -30,11 +30,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from resode.training import Experiment
-from resode.training.engine import Trainer
-from resode.training.precision import choose_device
-from resode.training.progress import Observer, Position
-from resode.training.runs import Run, environment
-from resode.training.setup import prepare
+from resode.training.loop.progress import Observer, Position
+from resode.training.loop.trainer import Trainer
+from resode.training.process.device import choose_device
+from resode.training.records.run import Run, environment
+from resode.training.setup.preparation import prepare
 
 RECIPES = "short/resnet20,he2016/resnet56,modern/resnet18,dynamicblocks/rk4"
 
@@ -43,13 +43,13 @@ def loop(module: nn.Module, layout: torch.memory_format, fused: bool) -> Callabl
     """A step of a loop of one's own on a copy of the network."""
     network = copy.deepcopy(module).train()
     network.to(memory_format=layout)  # type: ignore[call-overload]  # unknown to torch's types
-    optimiser = torch.optim.SGD(network.parameters(), 1e-4, momentum=0.9, fused=fused)
+    optimizer = torch.optim.SGD(network.parameters(), 1e-4, momentum=0.9, fused=fused)
 
     def step(inputs: torch.Tensor, targets: torch.Tensor) -> None:
         loss = F.cross_entropy(network(inputs.contiguous(memory_format=layout)), targets)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         if not fused:
             loss.item()
 

@@ -26,10 +26,10 @@ from torch import nn
 import resode
 from resode import cost, memory
 from resode.operators.twist import FORMS
-from resode.training.allocation import keep_freed_memory
-from resode.training.methods import compiled
-from resode.training.precision import place
-from resode.training.runs import environment
+from resode.training.process.allocator import keep_freed_memory
+from resode.training.process.device import place
+from resode.training.records.run import environment
+from resode.training.setup.memory import compiled
 
 ARMS = ("plain", *(form for form in FORMS if form != "auto"))
 IMAGE = (3, 32, 32)
@@ -62,16 +62,16 @@ class Step:
         module = network(arm)
         self.forward = compiled(module) if form.compile else module
         self.half = form.half
-        self.optimiser = torch.optim.SGD(module.parameters(), 0.01, momentum=0.9, fused=True)
+        self.optimizer = torch.optim.SGD(module.parameters(), 0.01, momentum=0.9, fused=True)
         self.x = torch.randn(form.batch, *IMAGE).contiguous(memory_format=torch.channels_last)
         self.labels = torch.arange(form.batch) % 10
 
     def __call__(self) -> None:
-        self.optimiser.zero_grad()
+        self.optimizer.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=self.half):
             logits = self.forward(self.x)
         F.cross_entropy(logits.float(), self.labels).backward()
-        self.optimiser.step()
+        self.optimizer.step()
 
 
 def seconds(form: Form, rounds: int) -> dict[str, list[float]]:

@@ -19,13 +19,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from resode import durable
+from resode import atomic
 from resode.errors import Stopped
 from resode.models import create
 from resode.training import Experiment, Observer, train
-from resode.training.methods import fitted, fixed_bytes
-from resode.training.runs import Run
-from resode.training.setup import Setup
+from resode.training.records.run import Run
+from resode.training.setup.memory import fitted, fixed_bytes
+from resode.training.setup.preparation import Setup
 
 HERE = Path(__file__).resolve().parent.parent
 
@@ -113,7 +113,7 @@ def main() -> None:
             print(stopped)
     found = record(options.out, options)
     if options.record:
-        durable.write_json(HERE / "results" / "resnet1202.json", found)
+        atomic.write_json(HERE / "results" / "resnet1202.json", found)
     print(json.dumps({key: value for key, value in found.items() if key != "losses"}, indent=2))
 
 

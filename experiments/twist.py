@@ -33,7 +33,7 @@ import numpy as np
 import torch
 from scipy import stats
 
-from resode import cost, durable, weights
+from resode import atomic, cost, weights
 from resode.data import Loader, load
 from resode.mode import mode
 
@@ -63,7 +63,7 @@ def scores(out: Path) -> dict[str, np.ndarray]:
     if not kept.exists():
         module = weights.load(out / "model.safetensors")
         found = {name: _correct(module, name) for name in DATA}
-        durable.write(kept, lambda path: _save(path, found))
+        atomic.write(kept, lambda path: _save(path, found))
     with np.load(kept) as found:
         return {name: found[name] for name in DATA}
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tables import hardware
 
-from resode import quantities, report, shipped, weights
+from resode import pretrained, quantities, report, weights
 from resode.training import Experiment
 
 LICENCE = "MIT"
@@ -29,7 +29,7 @@ def ship(run: Path, name: str) -> Path:
     card = weights.read_card(file)
     if file.stat().st_size > LARGEST:
         sys.exit(f"{file}: {file.stat().st_size:,} bytes; {LARGEST:,} at most")
-    out = shipped.FOLDER / f"{name}.safetensors"
+    out = pretrained.FOLDER / f"{name}.safetensors"
     out.parent.mkdir(parents=True, exist_ok=True)
     weights.save(weights.load(file), out, replace(card, training={**card.training, "licence": LICENCE}))
     out.with_suffix(".md").write_text(model_card(found, card, name), encoding="utf-8")

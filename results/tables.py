@@ -14,12 +14,12 @@ from typing import Any
 
 from rich.console import Console
 
-from resode import cost, create, quantities, report, shipped, weights
+from resode import cost, create, pretrained, quantities, report, weights
 from resode.report.statistics import mean_of
 from resode.training import Experiment
-from resode.training.experiment import OneCycle
-from resode.training.recipes import shipped as shipped_recipes
-from resode.training.sizes import parts
+from resode.training.recipe.experiment import OneCycle
+from resode.training.recipe.reading import shipped as shipped_recipes
+from resode.training.setup.image_sizes import parts
 
 HERE = Path(__file__).parent
 
@@ -147,13 +147,13 @@ def trained() -> list[str]:
         "| name | test error | data | network | epochs, seed | size |",
         "|---|---|---|---|---|---|",
     ]
-    for name in shipped.names():
+    for name in pretrained.names():
         file = HERE.parent / "src" / "resode" / "shipped" / f"{name}.safetensors"
         card = weights.read_card(file)
         told, model = card.training, card.specification
         error = f"{told['test_error']:.2f} % of {told['test_samples']:,}"
         rows.append(
-            f"| [{name}](src/resode/shipped/{name}.md) | {error} "
+            f"| [{name}](src/resode/pretrained/{name}.md) | {error} "
             f"| {told['data']} | {model.name if model else ''} | {told['epochs']}, {told['seed']} "
             f"| {file.stat().st_size / 1e6:.1f} MB |"
         )
@@ -479,7 +479,7 @@ def agreement() -> list[str]:
 def fast_trials() -> list[str]:
     """Settings tried for a fast recipe, on held-out images."""
     rows = [
-        "| optimiser | lr | what else | epochs | epochs of whole images by pixels | held out | error |",
+        "| optimizer | lr | what else | epochs | epochs of whole images by pixels | held out | error |",
         "|---|---|---|---|---|---|---|",
     ]
     for folder in (HERE / "short-resnet20-validation", *sorted((HERE / "fast-trials").iterdir())):
@@ -499,7 +499,7 @@ def fast_trials() -> list[str]:
 
 
 def _what_else(experiment: Experiment) -> str:
-    """The settings in which trials of a fast recipe differ beside the optimiser's."""
+    """The settings in which trials of a fast recipe differ beside the optimizer's."""
     peak = experiment.schedule.peak if isinstance(experiment.schedule, OneCycle) else 0.25
     found = {
         f"batches of {experiment.batch_size}": experiment.batch_size != 128,

@@ -20,7 +20,7 @@ from resode.fields import Field, Parabolic, fields
 from resode.gradients import Checkpointed, gradients
 from resode.grids import TimeGrid
 from resode.integrators import RK4, Evaluation, FixedStep, Leapfrog, Momentum, integrators
-from resode.training.averaging import estimate_statistics
+from resode.training.optim.averaging import estimate_statistics
 from tests.integrators.problems import fixed, with_defaults
 
 # ------------------------------------------------------------ a stage is a value

@@ -81,7 +81,7 @@ def test_the_memory_of_a_step_is_the_sum_of_its_parts():
     assert counted.parameters == numbers
     assert counted.parameter_bytes == 4 * numbers
     assert counted.gradient_bytes == 4 * trainable
-    assert counted.optimiser_bytes == 8 * trainable
+    assert counted.optimizer_bytes == 8 * trainable
     assert counted.training_bytes == 4 * numbers + 12 * trainable + counted.activation_bytes
 
 

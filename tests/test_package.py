@@ -5,7 +5,7 @@ import sys
 import zipfile
 from pathlib import Path
 
-from resode.training.recipes import shipped
+from resode.training.recipe.reading import shipped
 
 ROOT = Path(__file__).parent.parent
 

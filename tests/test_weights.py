@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from resode import durable, weights
+from resode import atomic, weights
 from resode.errors import InputError, IntegrityError, ResourceError
 from resode.models import create, models
 from resode.weights import Card, Preprocessing, Specification, load, load_into, read_card, save
@@ -370,7 +370,7 @@ def test_a_failed_save_leaves_the_old_file(path, network, card, monkeypatch):
     def full(path):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(durable, "sync", full)
+    monkeypatch.setattr(atomic, "sync", full)
     with pytest.raises(ResourceError, match="No space left on device") as caught:
         save(network, path, card)
     assert str(path) in str(caught.value)

@@ -14,6 +14,8 @@ logits = model(model.preprocessing(images))
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from resode.version import __version__
+
 if TYPE_CHECKING:
     from resode.blocks import Stage
     from resode.data import load as load_data
@@ -21,7 +23,6 @@ if TYPE_CHECKING:
     from resode.models import DynamicNet, create, regrid, twist
     from resode.training import Experiment, evaluate, load, train
 
-__version__ = "0.1.0"
 
 _PUBLIC = {
     "DynamicNet": ("resode.models", "DynamicNet"),

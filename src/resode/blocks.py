@@ -251,7 +251,7 @@ class DynamicBlock(nn.Module):
             return self._solved(y)[-1]
         return self.stage.gradient.integrate(self._flow(), y)
 
-    def take(self, gradient: Any) -> None:
+    def set_gradient(self, gradient: Any) -> None:
         """Take another gradient method, as an object, a name or a mapping; parameters stay as they are.
 
         Raises:

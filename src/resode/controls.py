@@ -158,7 +158,7 @@ class Controls(nn.ModuleList):
 
     @torch.no_grad()
     def clamp(self, bound: float) -> None:
-        """|theta| <= bound: the projection onto the box, for after an optimiser step."""
+        """|theta| <= bound: the projection onto the box, for after an optimizer step."""
         for parameter in self.parameters():
             parameter.clamp_(-bound, bound)
 

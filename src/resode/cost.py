@@ -1,6 +1,6 @@
 """Cost: parameters, multiply-adds, and the memory of a training step, counted without computing anything.
 
-    memory of a step = parameters + gradients + what the optimiser keeps + activations
+    memory of a step = parameters + gradients + what the optimizer keeps + activations
 
 The last (`resode.memory`) is by far the largest. All is counted on tensors that have shapes but no numbers.
 """
@@ -27,7 +27,7 @@ class Cost:
         activation_bytes: the peak of what lives for the backward pass, at the given batch size.
         parameter_bytes: the parameters.
         gradient_bytes: one gradient for each trainable parameter.
-        optimiser_bytes: what the optimiser keeps for each trainable parameter.
+        optimizer_bytes: what the optimizer keeps for each trainable parameter.
     """
 
     parameters: int
@@ -35,12 +35,12 @@ class Cost:
     activation_bytes: int
     parameter_bytes: int
     gradient_bytes: int
-    optimiser_bytes: int
+    optimizer_bytes: int
 
     @property
     def training_bytes(self) -> int:
-        """The memory of a training step: parameters, gradients, optimiser and activations."""
-        return self.parameter_bytes + self.gradient_bytes + self.optimiser_bytes + self.activation_bytes
+        """The memory of a training step: parameters, gradients, optimizer and activations."""
+        return self.parameter_bytes + self.gradient_bytes + self.optimizer_bytes + self.activation_bytes
 
 
 def estimate(
@@ -53,7 +53,7 @@ def estimate(
         shape: (C, H, W) of one image.
         batch: the batch size.
         dtype: bfloat16 or float16 for a forward pass under autocast; left out, the module's own.
-        moments: numbers that the optimiser keeps for a parameter (SGD with momentum 1, AdamW 2).
+        moments: numbers that the optimizer keeps for a parameter (SGD with momentum 1, AdamW 2).
     """
     own, trainable = parameter_bytes(module)
     return Cost(
@@ -62,7 +62,7 @@ def estimate(
         activation_bytes=memory.profile(module, shape, batch, dtype).peak(),
         parameter_bytes=own,
         gradient_bytes=trainable,
-        optimiser_bytes=moments * trainable,
+        optimizer_bytes=moments * trainable,
     )
 
 

@@ -1,6 +1,6 @@
 """Memory: the bytes of a training step between its forward and its backward pass, predicted and measured.
 
-    memory of a step = parameters + gradients + what the optimiser keeps + activations
+    memory of a step = parameters + gradients + what the optimizer keeps + activations
 
 Activations are by far the largest part: in plain backpropagation each operation keeps what its derivative
 needs, in proportion to depth and batch size. `profile` counts what every step of a network would keep, by a

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
-from resode import durable
+from resode import atomic
 from resode.errors import InputError, IntegrityError, ResodeError
 from resode.models import create
 
@@ -200,7 +200,7 @@ def save(module: nn.Module, path: str | PathLike[str], card: Card) -> None:
     def put(temporary: Path) -> None:
         temporary.write_bytes(data)
 
-    durable.write(Path(path), put)
+    atomic.write(Path(path), put)
 
 
 def read_card(path: str | PathLike[str]) -> Card:

@@ -10,7 +10,7 @@ from resode.cli import main
 from resode.gradients import Stored
 from resode.models.budget import differentiated, method_of
 from resode.training import Experiment
-from resode.training.setup import prepare
+from resode.training.setup.preparation import prepare
 
 SMALL = {"model.widths": [4, 4, 8], "precision": "fp32", "model.gradient": "checkpointed"}
 

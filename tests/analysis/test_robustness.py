@@ -28,7 +28,7 @@ from resode.data.warped import rotated_and_scaled
 from resode.errors import InputError
 from resode.fields import Preactivation
 from resode.integrators import Leapfrog
-from resode.models.joints import Head, Stem
+from resode.models.transitions import Head, Stem
 from resode.weights import Preprocessing
 from tests.data.conftest import random_pixels
 

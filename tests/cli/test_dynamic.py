@@ -51,16 +51,16 @@ def test_a_run_is_twisted_evaluates_the_same_and_is_trained_on(resode, run, tmp_
     assert answer.code == 0, answer.err
     assert "stem.conv  conformal, 16 parameters added" in answer.out
     assert "stage 1  stages.0  conformal, 192 parameters added" in answer.out  # at three control nodes
-    assert "with t.optimiser.safetensors" in answer.err
+    assert "with t.optimizer.safetensors" in answer.err
     after = json.loads(resode("evaluate", "t.safetensors", "--json").out)
     assert after["top1_error"] == before["top1_error"]
     assert abs(after["loss"] - before["loss"]) < 1e-5
-    state, old = load_file(tmp_path / "t.optimiser.safetensors"), "momentum_buffer/stages.0.controls.0.conv."
+    state, old = load_file(tmp_path / "t.optimizer.safetensors"), "momentum_buffer/stages.0.controls.0.conv."
     assert state[f"{old}twist"].abs().max() == 0
     assert state[f"{old}weight"].abs().max() > 0
     assert "K = W + X Wx + Y Wy (conformal)" in resode("show", "t.safetensors").out
 
-    init = ("--init", "t.safetensors", "--set", "init.optimiser=true")
+    init = ("--init", "t.safetensors", "--set", "init.optimizer=true")
     answer = resode("train", RECIPE, "--out", "on", *TINY, *init)
     assert answer.code == 0, answer.err
     assert "the recipe's, twisted" in answer.err
@@ -102,20 +102,20 @@ def test_a_run_is_regridded_and_trained_on(resode, run, tmp_path):
     assert "test_error" not in card.training  # it was measured on another network
     assert card.training["regridded"].startswith(f"from {run} (")
     assert "its test error was" in card.training["regridded"]
-    state = load_file(tmp_path / "fine.optimiser.safetensors")
+    state = load_file(tmp_path / "fine.optimizer.safetensors")
     assert {name.partition("/")[0] for name in state} == {"momentum_buffer"}
 
-    init = ("--init", "fine.safetensors", "--set", "init.optimiser=true")
+    init = ("--init", "fine.safetensors", "--set", "init.optimizer=true")
     answer = resode("train", RECIPE, "--out", "on", *TINY, *init)
     assert answer.code == 0, answer.err
     assert "the recipe's on other time grids" in answer.err
     assert library.load(tmp_path / "on").stages[0].stage.states.steps == 4
     answer = resode("train", RECIPE, "--dry-run", *TINY, *init)
     assert answer.code == 0, answer.err
-    (tmp_path / "fine.optimiser.safetensors").unlink()
+    (tmp_path / "fine.optimizer.safetensors").unlink()
     answer = resode("train", RECIPE, "--out", "other", *TINY, *init)
     assert answer.code == 2
-    assert "fine.optimiser.safetensors: no such file" in answer.err
+    assert "fine.optimizer.safetensors: no such file" in answer.err
 
 
 def test_a_bare_file_keeps_nearby_statistics_unless_data_is_given(resode, run, tmp_path):
@@ -123,7 +123,7 @@ def test_a_bare_file_keeps_nearby_statistics_unless_data_is_given(resode, run, t
     bare = resode("regrid", file, "--states", "0,0.25,1,2", "--controls", "states", "--out", "a.safetensors")
     assert bare.code == 0, bare.err
     assert "nearest evaluation" in bare.err
-    assert not (tmp_path / "a.optimiser.safetensors").exists()
+    assert not (tmp_path / "a.optimizer.safetensors").exists()
     given = resode("regrid", file, "--states", "0,0.25,1,2", "--controls", "states", "--data", "digits",
                    "--out", "b.safetensors")  # fmt: skip
     assert given.code == 0, given.err
@@ -138,15 +138,15 @@ def test_a_checkpoint_brings_its_own_state_and_force_replaces(resode, run, tmp_p
     checkpoint = max((run / "checkpoints").iterdir(), key=lambda p: int(p.name))
     words = ("regrid", checkpoint, "--states", "halve", "--controls", "halve", "--out", "coarse.safetensors")
     assert resode(*words).code == 0
-    state = load_file(tmp_path / "coarse.optimiser.safetensors")
+    state = load_file(tmp_path / "coarse.optimizer.safetensors")
     old = load_file(checkpoint / "training.safetensors")
     name = "momentum_buffer/stages.0.controls.{}.conv.weight"
-    assert torch.equal(state[name.format(1)], old[f"optimiser/{name.format(2)}"])
+    assert torch.equal(state[name.format(1)], old[f"optimizer/{name.format(2)}"])
     answer = resode(*words)
     assert answer.code == 2
     assert "exists already" in answer.err
     assert resode(*words[:1], run / "model.safetensors", *words[2:], "--force").code == 0
-    assert not (tmp_path / "coarse.optimiser.safetensors").exists()  # of other weights
+    assert not (tmp_path / "coarse.optimizer.safetensors").exists()  # of other weights
 
 
 def test_each_stage_may_have_a_grid_of_its_own(resode, tmp_path):

@@ -21,15 +21,15 @@ def test_a_run_is_twisted_evaluates_the_same_and_is_trained_on(resode, run, tmp_
     assert "stage 1  layer1.0.conv1  conformal" in answer.out
     assert "parameters     " in answer.out
     assert "multiply-adds  " in answer.out
-    assert "with t.optimiser.safetensors" in answer.err
+    assert "with t.optimizer.safetensors" in answer.err
     after = json.loads(resode("evaluate", "t.safetensors", "--json").out)
     assert after["top1_error"] == before["top1_error"]
     assert abs(after["loss"] - before["loss"]) < 1e-5
-    state = load_file(tmp_path / "t.optimiser.safetensors")
+    state = load_file(tmp_path / "t.optimizer.safetensors")
     assert state["momentum_buffer/layer1.0.conv1.twist"].abs().max() == 0
     assert state["momentum_buffer/layer1.0.conv1.weight"].abs().max() > 0
 
-    init = ("--init", "t.safetensors", "--set", "init.optimiser=true")
+    init = ("--init", "t.safetensors", "--set", "init.optimizer=true")
     answer = resode("train", "quickstart", "--out", "on", *TINY, *init)
     assert answer.code == 0, answer.err
     assert "the recipe's, twisted" in answer.err
@@ -56,7 +56,7 @@ def test_a_new_model_is_twisted_and_trained(resode, tmp_path):
     )
     assert answer.code == 0, answer.err
     assert "layer1.0.conv2  odd" in answer.out
-    assert "without an optimiser's state" in answer.err
+    assert "without an optimizer's state" in answer.err
 
 
 def test_a_recipe_may_name_a_twisted_model(resode):

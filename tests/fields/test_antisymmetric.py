@@ -1,4 +1,4 @@
-"""Theorem 8: the matrix of the antisymmetric field is antisymmetric, whatever an optimiser does."""
+"""Theorem 8: the matrix of the antisymmetric field is antisymmetric, whatever an optimizer does."""
 
 import pytest
 import torch
@@ -24,10 +24,10 @@ def antisymmetric(**options):
 
 @pytest.mark.parametrize("boundary", ["zero", "periodic"])
 @pytest.mark.parametrize("groups", [1, 2, 4])
-@pytest.mark.parametrize("optimiser", [torch.optim.SGD, torch.optim.Adam])
-def test_it_stays_antisymmetric_under_training(boundary, groups, optimiser):
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam])
+def test_it_stays_antisymmetric_under_training(boundary, groups, optimizer):
     module = antisymmetric(boundary=boundary, groups=groups)
-    steps = optimiser(module.parameters(), lr=0.1, weight_decay=1e-3)
+    steps = optimizer(module.parameters(), lr=0.1, weight_decay=1e-3)
     y = torch.randn(3, *SHAPE, dtype=torch.float64)
     start = module.conv.weight.detach().clone()
     for _ in range(4):

@@ -157,7 +157,7 @@ def test_a_symmetric_field_stays_symmetric_and_within_its_bound(name, sign, tie,
 def test_an_antisymmetric_field_stays_antisymmetric_under_training(tie, degree, boundary, gamma):
     module = layer("antisymmetric", twist={"tie": tie, "degree": degree}, norm=None, boundary=boundary,
                    gamma=gamma, groups=2, activation="identity")  # fmt: skip
-    optimiser = torch.optim.SGD(module.parameters(), lr=0.1)
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
     y = image(3, *SHAPE)
     for _ in range(3):
         A = dense(lambda u: module(u) - module(0 * u))
@@ -167,9 +167,9 @@ def test_an_antisymmetric_field_stays_antisymmetric_under_training(tie, degree, 
         assert decay == gamma
         largest = torch.linalg.matrix_norm(A + shift / 2, 2).item()
         assert 0.01 < largest <= rotation * (1 + 1e-12)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         (module(y) - y).square().mean().backward()
-        optimiser.step()
+        optimizer.step()
 
 
 @tied

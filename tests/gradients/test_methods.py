@@ -277,13 +277,13 @@ def test_a_block_takes_another_method_and_keeps_its_parameters():
     expected = value_and_gradients(made, image())
     for method in (Reversible(), Checkpointed(2), "stored"):
         made.zero_grad()
-        made.take(method)
+        made.set_gradient(method)
         for name, value in value_and_gradients(made, image()).items():
             torch.testing.assert_close(value, expected[name], rtol=1e-10, atol=1e-10)
     with pytest.raises(InputError, match="has no inverse"):
-        block("parabolic", "euler").take("reversible")
+        block("parabolic", "euler").set_gradient("reversible")
     with pytest.raises(InputError, match="make a block with it"):
-        block("parabolic", "euler").take("adjoint")
+        block("parabolic", "euler").set_gradient("adjoint")
 
 
 def test_fewer_checkpoints_keep_fewer_states():

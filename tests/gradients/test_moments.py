@@ -161,7 +161,7 @@ def test_the_second_derivative_is_that_of_torch():
 def test_steps_that_are_done_again_take_no_moments_again(levels):
     torch.manual_seed(0)
     network = resode.create("he_resnet20")
-    network.take(Checkpointed(every=2, levels=levels))
+    network.set_gradient(Checkpointed(every=2, levels=levels))
     norms = sum(isinstance(m, nn.BatchNorm2d) for m in network.modules())
     with Counting() as counting:
         network(torch.randn(2, 3, 8, 8)).sum().backward()
@@ -171,7 +171,7 @@ def test_steps_that_are_done_again_take_no_moments_again(levels):
 def classical(method):
     torch.manual_seed(0)
     network = resode.create("he_resnet20")
-    network.take(method)
+    network.set_gradient(method)
     return network, torch.randn(4, 3, 16, 16)
 
 

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from resode.inference import Frozen
 from resode.kernels import convolution, inference
 from resode.kernels.inference import Unfit, program, read
 from resode.models import create, twist
-from resode.training.inference import Frozen
 
 pytestmark = pytest.mark.skipif(not convolution.available(), reason="no products of bf16, or no C++ compiler")
 

@@ -12,7 +12,7 @@ from resode.gradients import Adjoint, Checkpointed, Reversible, Stored, checkpoi
 from resode.gradients.moments import Moments
 from resode.integrators import Momentum
 from resode.models import create
-from resode.models.budget import Budget, differentiated, method_of, take
+from resode.models.budget import Budget, differentiated, method_of, set_gradients
 
 NETWORKS = {
     "he_resnet32": {},
@@ -43,7 +43,7 @@ def test_what_is_chosen_fits_and_costs_no_more_time_than_it_must(name):
         room = int(1.01 * (least + share * (most - least)))
         choice = budget.fit(room)
         assert choice.activation_bytes <= room
-        take(network, choice.methods)
+        set_gradients(network, choice.methods)
         assert measured(network) <= 1.1 * room
         again.append(choice.again)
     assert again == sorted(again, reverse=True)
@@ -106,7 +106,7 @@ def test_a_block_that_is_used_twice_is_left_as_it_is():
     assert choice.name == "as it is"
     assert choice.methods == (Reversible(),)
     assert choice.activation_bytes == budget.present() == memory.profile(network, SHAPE, BATCH).peak()
-    take(network, budget.fit(10**9).methods)
+    set_gradients(network, budget.fit(10**9).methods)
 
 
 def test_without_undoing_there_are_other_choices():
@@ -122,7 +122,7 @@ def test_a_network_without_parts_is_stored_or_nothing():
     assert [choice.name for choice in budget.smallest()] == ["stored"]
     assert budget.fit(1000) is None
     with pytest.raises(InputError, match="1 methods for a network of 0 parts"):
-        take(network, ["stored"])
+        set_gradients(network, ["stored"])
 
 
 @pytest.mark.parametrize("name", ["he_resnet20", "revnet38"])
@@ -137,7 +137,7 @@ def test_what_a_checkpointed_pass_notes_is_counted(name, monkeypatch):
     monkeypatch.setattr(checkpointed, "Moments", Watched)
     network = create(name)
     budget = Budget(network, SHAPE, BATCH)
-    take(network, [Checkpointed(every=1)] * len(differentiated(network)))
+    set_gradients(network, [Checkpointed(every=1)] * len(differentiated(network)))
     network(torch.randn(2, *SHAPE))
     steps = [step for moments in found for step in moments._known.values()]
     held = sum(t.nbytes for step in steps for _, *both in step for t in both)

@@ -26,8 +26,8 @@ from resode.grids import TimeGrid
 from resode.integrators import IMEX, RK4, Adaptive, FixedStep, Leapfrog, Momentum, StormerVerlet
 from resode.models import create, created_as, models
 from resode.models.dynamic import DynamicNet, dynamic
-from resode.models.joints import Connector, Head, Identity, Stem, UnitConnector
 from resode.models.regridding import regrid
+from resode.models.transitions import Connector, Head, Identity, Stem, UnitConnector
 
 TINY = (4, 6, 8, 8)
 
@@ -493,13 +493,13 @@ def test_a_network_learns():
     for name in ("dynamicblocks", "chang", "fields and schemes of all kinds", "adjoint and shared controls"):
         net = copy.deepcopy(prototype(name)).train()
         x, labels = image(net), torch.arange(8) % net.classes
-        optimiser = torch.optim.Adam(net.parameters(), lr=0.01)
+        optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
         losses = []
         for _ in range(10):
             loss = nn.functional.cross_entropy(net(x), labels)
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             loss.backward()
-            optimiser.step()
+            optimizer.step()
             losses.append(loss.item())
         assert math.isfinite(losses[-1])
         assert losses[-1] < 0.9 * losses[0], name

@@ -45,14 +45,14 @@ def test_stages_of_a_hugging_face_resnet(hugging_face):
 
 def test_a_twisted_hugging_face_resnet_learns(hugging_face):
     twisted = resode.twist(hugging_face).train()
-    optimiser = torch.optim.SGD(twisted.parameters(), 0.1, momentum=0.9)
+    optimizer = torch.optim.SGD(twisted.parameters(), 0.1, momentum=0.9)
     x, labels = images(8), torch.arange(8)
     losses = []
     for _ in range(8):
         loss = nn.functional.cross_entropy(twisted(x).logits, labels)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.5 * losses[0]
     assert all(item.layer.twist.abs().max() > 0 for item in twisted_convolutions(twisted))

@@ -11,8 +11,8 @@ from resode.grids import TimeGrid
 from resode.integrators import integrators
 from resode.models import create, created_as
 from resode.models.dynamic import DynamicNet
-from resode.models.joints import Connector
 from resode.models.regridding import regrid
+from resode.models.transitions import Connector
 from tests.integrators.problems import fixed, orders
 
 
@@ -193,7 +193,7 @@ def test_learned_numbers_are_constant_on_each_old_step(name, number):
     assert torch.equal(new.stages[0].scheme[number], values[[0, 0, 1, 1, 1]])
 
 
-def test_optimiser_tensors_are_carried_by_the_same_map():
+def test_optimizer_tensors_are_carried_by_the_same_map():
     """Linear in the tensors: of the parameters themselves it gives the new parameters."""
     old = network("learned_two_step", TimeGrid.uniform(4, 1.0), [0, 0.3, 0.8], keep_unused=True)
     regridding = regrid(old, states="double", controls=[0, 0.2, 0.5, 0.8])

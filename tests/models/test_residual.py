@@ -52,7 +52,7 @@ def test_recomputation_is_exact_bit_for_bit(name, precision):
     expected = step(copy.deepcopy(plain), x, precision)
     for method in methods(name):
         network = copy.deepcopy(plain)
-        network.take(method)
+        network.set_gradient(method)
         found = step(network, x, precision)
         assert all(torch.equal(found[key], value) for key, value in expected.items()), method
 
@@ -64,7 +64,7 @@ def test_a_twisted_network_keeps_its_method_and_is_exact():
     for p in twisted.parameters():
         p.data += 0.01 * torch.randn_like(p)
     plain = copy.deepcopy(twisted)
-    plain.take("stored")
+    plain.set_gradient("stored")
     x = torch.randn(4, 3, 16, 16)
     expected = step(plain, x)
     assert all(torch.equal(value, expected[key]) for key, value in step(twisted, x).items())
@@ -86,7 +86,7 @@ def test_dropout_draws_the_same_numbers_again():
         for layer in (network.layer1, network.layer2, network.layer3):
             for i in range(len(layer)):
                 layer[i] = Dropping(layer[i])
-        network.take(method)
+        network.set_gradient(method)
         found.append(step(network, torch.randn(4, 3, 8, 8)))
     for other in found[1:]:
         assert all(torch.equal(other[key], value) for key, value in found[0].items())
@@ -99,7 +99,7 @@ def test_frozen_norms_and_frozen_weights_stay_so():
     for p in plain.layer2.parameters():
         p.requires_grad_(False)
     network = copy.deepcopy(plain)
-    network.take("checkpointed")
+    network.set_gradient("checkpointed")
     x = torch.randn(4, 3, 8, 8)
     expected, found = step(plain, x), step(network, x)
     for key, value in expected.items():
@@ -110,7 +110,7 @@ def test_a_second_derivative_is_that_of_plain_backpropagation():
     torch.manual_seed(0)
     plain = create("he_resnet8", widths=(2, 4, 4)).double()
     network = copy.deepcopy(plain)
-    network.take(Checkpointed(every=2))
+    network.set_gradient(Checkpointed(every=2))
     x = torch.randn(3, 3, 8, 8, dtype=torch.float64)
 
     def curvature(net):
@@ -125,7 +125,7 @@ def test_a_second_derivative_is_that_of_plain_backpropagation():
 def test_evaluation_and_inference_run_as_ever():
     plain = create("he_resnet20", widths=(4, 8, 16))
     network = copy.deepcopy(plain)
-    network.take("checkpointed")
+    network.set_gradient("checkpointed")
     x = torch.randn(2, 3, 16, 16)
     with torch.inference_mode():
         assert torch.equal(network.eval()(x), plain.eval()(x))
@@ -150,7 +150,7 @@ def test_hooks_of_stages_are_called_and_other_stages_are_units():
     assert len(network.units()) == 3 + 1 + 1
     expected = step(copy.deepcopy(network).train(), x)
     assert not torch.equal(network(x), before)
-    network.take(Checkpointed(every=2))
+    network.set_gradient(Checkpointed(every=2))
     found = step(network.train(), x)
     assert all(torch.equal(found[key], value) for key, value in expected.items())
 
@@ -168,7 +168,7 @@ def test_a_unit_that_writes_a_buffer_of_its_own_is_refused():
     nn.utils.parametrizations.spectral_norm(network.units()[1].conv1)
     x = torch.randn(2, 3, 8, 8)
     network(x).sum().backward()  # stored gradients take it
-    network.take(Checkpointed(every=2))
+    network.set_gradient(Checkpointed(every=2))
     with pytest.raises(RuntimeError, match=r"a buffer was written .*needs gradient stored"):
         network(x).sum().backward()
     network.eval()(x).sum().backward()  # where it writes nothing

@@ -13,7 +13,7 @@ from resode.blocks import Stage
 from resode.errors import InputError
 from resode.fields import Field, Parabolic
 from resode.models import DynamicNet, created_as
-from resode.models.joints import Stem
+from resode.models.transitions import Stem
 from resode.models.twisting import explain, stages_of, twist, twisted_convolutions
 from resode.operators.ties import TIES
 from resode.operators.twist import TwistConv2d
@@ -71,27 +71,27 @@ def test_a_training_step_with_the_twist_kept_at_zero_is_that_of_the_plain_networ
         item.layer.twist.requires_grad_(False)
     x, labels = images((3, 16, 16), 8), torch.arange(8)
     for module in (plain, made):
-        optimiser = torch.optim.SGD(
+        optimizer = torch.optim.SGD(
             [p for p in module.parameters() if p.requires_grad], lr=0.1, momentum=0.9, weight_decay=1e-3
         )
         for _ in range(2):
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             F.cross_entropy(module(x), labels).backward()
-            optimiser.step()
+            optimizer.step()
     for name, value in plain.state_dict().items():
         torch.testing.assert_close(made.state_dict()[name], value, rtol=1e-5, atol=1e-6, msg=name)
 
 
 def test_a_twist_is_trained():
     made = twist(network().train(), [1, 2, 3])
-    optimiser = torch.optim.SGD(made.parameters(), lr=0.05, momentum=0.9)
+    optimizer = torch.optim.SGD(made.parameters(), lr=0.05, momentum=0.9)
     x, labels = images((3, 16, 16), 8), torch.arange(8)
     losses = []
     for _ in range(6):
         loss = F.cross_entropy(made(x), labels)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < losses[0]
     assert all(item.layer.twist.abs().max() > 0 for item in twisted_convolutions(made))

@@ -45,9 +45,9 @@ def test_a_finished_run_is_read_whole(make_run: MakeRun) -> None:
 
 
 def test_the_columns_are_those_that_training_writes() -> None:
-    from resode.training import runs
+    from resode.training.records import run
 
-    assert tuple(field.name for field in dataclasses.fields(Epoch)) == runs.COLUMNS
+    assert tuple(field.name for field in dataclasses.fields(Epoch)) == run.COLUMNS
 
 
 def test_an_unfinished_run_is_known_by_its_experiment(make_run: MakeRun) -> None:

@@ -15,7 +15,7 @@ from resode.cli import main
 from resode.errors import DivergenceError, InputError, ResourceError
 from resode.study import cluster, read
 from resode.study.job import Ticket, Training
-from resode.training.runs import Run
+from resode.training.records.run import Run
 from tests.study import slurm
 
 # A training that notes what happens to it, and waits to be told how to end.

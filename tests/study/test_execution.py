@@ -14,7 +14,7 @@ from resode.errors import InputError, Stopped
 from resode.report.comparison import grouped
 from resode.study import Progress, execute, read
 from resode.study.execution import unfinished
-from resode.training.runs import Run
+from resode.training.records.run import Run
 
 TEXT = """
 recipe: quickstart

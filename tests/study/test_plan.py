@@ -51,7 +51,7 @@ def test_an_arm_is_called_by_the_shortest_end_of_a_path_that_tells_it(study):
 
 def test_the_words_of_a_run_are_its_experiment(study):
     """What `resode train` reads from the command line is what the plan says."""
-    from resode.training.recipes import parse_overrides
+    from resode.training.recipe.reading import parse_overrides
 
     job = study(WIDTHS).jobs()[-1]
     recipe, *words = job.words

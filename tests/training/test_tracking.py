@@ -8,9 +8,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from resode.errors import Stopped
 from resode.training import Run, train
-from resode.training.progress import Observers
+from resode.training.loop.progress import Observers
 from resode.training.tracking import TensorBoard
-from tests.training.test_engine import StopAt
+from tests.training.loop.test_trainer import StopAt
 
 
 def events(run):

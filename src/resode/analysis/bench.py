@@ -22,15 +22,15 @@ from torch.utils.data import DataLoader, Dataset
 
 from resode import cost
 from resode.data import Batch, Images, Loader
+from resode.inference import Frozen
 from resode.mode import mode
-from resode.models.budget import differentiated, take
-from resode.training.capture import WARM
-from resode.training.engine import Trainer
-from resode.training.evaluation import evaluate
-from resode.training.inference import Frozen
-from resode.training.progress import Observer, Position
-from resode.training.runs import Run
-from resode.training.setup import Setup, image_shape
+from resode.models.budget import differentiated, set_gradients
+from resode.training.loop.cuda_graphs import WARM
+from resode.training.loop.evaluation import evaluate
+from resode.training.loop.progress import Observer, Position
+from resode.training.loop.trainer import Trainer
+from resode.training.records.run import Run
+from resode.training.setup.preparation import Setup, image_shape
 
 PARTS = ("data", "forward", "backward", "update")
 
@@ -69,7 +69,7 @@ class Bench:
 
 
 def bench(setup: Setup, seconds: float = 20.0, rounds: int = 4) -> Bench:
-    """Measure a recipe that `resode.training.setup.prepare` has set up; its network is trained a little.
+    """Measure a recipe that `prepare` has set up; its network is trained a little.
 
     All images are whole, also of a recipe that begins with smaller ones.
 
@@ -171,7 +171,7 @@ def _parts(trainer: Trainer, seconds: float) -> dict[str, float]:
         mark()
         logits, loss = trainer.predict(batch)
         mark()
-        trainer.optimiser.zero_grad()
+        trainer.optimizer.zero_grad()
         trainer.with_smoothness(loss).backward()
         mark()
         trainer.update()
@@ -192,8 +192,8 @@ class Plain:
         self.setup = setup
         self.module = copy.deepcopy(setup.module).train()
         self.module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # unknown to torch's types
-        take(self.module, ["stored"] * len(differentiated(self.module)))
-        self.optimiser = torch.optim.SGD(self.module.parameters(), 1e-4, momentum=0.9)
+        set_gradients(self.module, ["stored"] * len(differentiated(self.module)))
+        self.optimizer = torch.optim.SGD(self.module.parameters(), 1e-4, momentum=0.9)
         batch = setup.training.batch(0, 0)
         self.inputs, self.targets = batch.inputs.float().contiguous(), batch.targets
         self.batches = self._endless()
@@ -216,9 +216,9 @@ class Plain:
 
     def _step(self, inputs: Tensor, targets: Tensor) -> int:
         loss = F.cross_entropy(self.module(inputs), targets)
-        self.optimiser.zero_grad()
+        self.optimizer.zero_grad()
         loss.backward()
-        self.optimiser.step()
+        self.optimizer.step()
         loss.item()
         return len(targets)
 

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Rectangle
 
-from resode import durable
+from resode import atomic
 from resode.analysis.parts import INDEPENDENT, INDEPENDENT_SMOOTHING, KernelStrength
 from resode.analysis.velocities import VectorField
 
@@ -223,7 +223,7 @@ def _figure(width: float, height: float) -> Figure:
 
 def _write(figure: Figure, path: Path) -> None:
     """Write a PNG file durably; the same figure gives the same bytes."""
-    durable.write(
+    atomic.write(
         path,
         lambda temporary: figure.savefig(temporary, format="png", dpi=DPI, metadata={"Software": None}),
     )

@@ -33,7 +33,7 @@ from resode.data.warped import resampled
 from resode.errors import InputError
 from resode.gradients import Adjoint, Stored
 from resode.mode import mode
-from resode.training.evaluation import evaluate
+from resode.training.loop.evaluation import evaluate
 from resode.weights import Preprocessing
 
 STEPS: Final = 10  # of PGD

@@ -49,7 +49,7 @@ def _root(
     version: bool = typer.Option(False, "--version", help="Print the version and exit.", is_eager=True),
 ) -> None:
     if version:
-        from resode import __version__
+        from resode.version import __version__
 
         typer.echo(__version__)
         raise typer.Exit

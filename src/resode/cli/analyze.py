@@ -95,7 +95,7 @@ class Subject:
 
 def _subject(path: str, out: Path | None) -> Subject:
     from resode import weights
-    from resode.training.runs import weights_file
+    from resode.training.records.run import weights_file
 
     if names_a_model(path):
         return _new(path, out)
@@ -157,14 +157,14 @@ def _write_twist(subject: Subject, fields: "Sequence[VectorField]") -> list[str]
 
 def _write_csv(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
     """A row each; what is not known is empty, a nested record becomes columns `outer_inner`."""
-    from resode import durable
+    from resode import atomic
 
     rows = [_flat(record) for record in records]
     text = io.StringIO()
     writer = csv.DictWriter(text, rows[0], lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    durable.write_text(path, text.getvalue())
+    atomic.write_text(path, text.getvalue())
 
 
 def _flat(record: Mapping[str, Any]) -> dict[str, Any]:

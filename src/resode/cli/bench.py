@@ -59,9 +59,9 @@ def bench(
     from resode.analysis import bench as measuring
     from resode.cli.console import note
     from resode.training import Experiment
-    from resode.training.recipes import parse_overrides
-    from resode.training.runs import environment
-    from resode.training.setup import prepare
+    from resode.training.recipe.reading import parse_overrides
+    from resode.training.records.run import environment
+    from resode.training.setup.preparation import prepare
 
     choice("--compile", compile_, ("auto", "on", "off"))
     options = {

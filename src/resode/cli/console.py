@@ -7,8 +7,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from resode.training.progress import Observer
-from resode.training.setup import Setup
+from resode.training.loop.progress import Observer
+from resode.training.setup.preparation import Setup
 
 
 class Screen(Console):

@@ -28,7 +28,7 @@ def _software() -> Iterator[tuple[str, str]]:
 
     import torch
 
-    from resode import __version__
+    from resode.version import __version__
 
     yield "resode", __version__
     yield "python", platform.python_version()
@@ -40,9 +40,9 @@ def _hardware() -> Iterator[tuple[str, str]]:
 
     from resode.models import create
     from resode.quantities import size
-    from resode.training.choosing import choose
-    from resode.training.precision import choose_device, place
-    from resode.training.runs import environment
+    from resode.training.process.device import choose_device, place
+    from resode.training.records.run import environment
+    from resode.training.setup.form import choose
 
     device = choose_device("auto")
     facts = environment(device)

@@ -78,9 +78,9 @@ def evaluate(
     column.check(robustness, corruptions, number, precision, compile_)
     from resode import weights
     from resode.cli.console import note, say
-    from resode.training.inference import Frozen
-    from resode.training.precision import choose_device, place
-    from resode.training.runs import weights_file
+    from resode.inference import Frozen
+    from resode.training.process.device import choose_device, place
+    from resode.training.records.run import weights_file
 
     file = weights_file(path)
     card = weights.read_card(file)

@@ -62,8 +62,8 @@ def export(
     from resode.cli.regrid import refuse_place
     from resode.interop import export as exported_to
     from resode.interop.exporting import format_of
-    from resode.training import optimisers
-    from resode.training.runs import weights_file
+    from resode.training.optim import optimizers
+    from resode.training.records.run import weights_file
 
     format_ = format_of(out, format_)
     if format_ == "safetensors":
@@ -80,7 +80,7 @@ def export(
         )
     made = exported_to(loaded, out, format=format_, takes=input_)
     if format_ == "safetensors":
-        optimisers.state_file(out).unlink(missing_ok=True)
+        optimizers.state_file(out).unlink(missing_ok=True)
     known = loaded.preprocessing
     shape = ", ".join(map(str, ("N", known.channels, *known.size)))
     assert loaded.card.specification is not None  # it was loaded by it

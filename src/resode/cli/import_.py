@@ -45,7 +45,7 @@ def import_(
     """
     from resode import interop, weights
     from resode.cli.console import note
-    from resode.training.recipes import parse_overrides
+    from resode.training.recipe.reading import parse_overrides
 
     choice("format", format_, (*interop.FORMATS, "dynamicblocks"))
     if out.suffix != ".safetensors":

@@ -120,12 +120,12 @@ def _models(pattern: str | None) -> list[tuple[str, ...]]:
 
 def _shipped(pattern: str | None) -> list[tuple[str, ...]]:
     """Trained weights by name, which evaluate, predict, export, twist, analyze and --init take for a run."""
-    from resode import shipped, weights
+    from resode import pretrained, weights
     from resode.quantities import count, percent, size
 
     rows: list[tuple[str, ...]] = []
-    for name in shipped.names():
-        if _matches(name, pattern) and (file := shipped.file(name)) is not None:
+    for name in pretrained.names():
+        if _matches(name, pattern) and (file := pretrained.file(name)) is not None:
             card = weights.read_card(file)
             told, model = card.training, card.specification
             figures = percent(told.get("test_error")), str(told.get("data")), count(told.get("epochs"))
@@ -136,7 +136,7 @@ def _shipped(pattern: str | None) -> list[tuple[str, ...]]:
 
 def _recipes(pattern: str | None) -> list[tuple[str, ...]]:
     from resode.training import Experiment
-    from resode.training.recipes import shipped
+    from resode.training.recipe.reading import shipped
 
     rows: list[tuple[str, ...]] = []
     for name in shipped():

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from resode import durable
+from resode import atomic
 from resode.errors import InputError
 
 DataOption = Annotated[
@@ -74,7 +74,7 @@ def load_plugins(files: Sequence[Path] | None) -> list[dict[str, str]]:
             raise
         except (Exception, SystemExit) as error:
             raise InputError(f"--plugin {file}: {type(error).__name__}: {error}") from error
-        loaded.append({"path": str(file), "sha256": durable.sha256(file)})
+        loaded.append({"path": str(file), "sha256": atomic.sha256(file)})
     return loaded
 
 

@@ -57,8 +57,8 @@ def predict(
     choice("--compile", compile_, ("on", "off"))
     choice("--precision", precision, ("fp32", "bf16"))
     from resode import weights
-    from resode.training.precision import choose_device
-    from resode.training.runs import weights_file
+    from resode.training.process.device import choose_device
+    from resode.training.records.run import weights_file
 
     files, missing = _files(images)
     module = weights.load(weights_file(path))
@@ -119,7 +119,7 @@ def _classify(
 ) -> list[dict[str, Any]]:
     import torch
 
-    from resode.training.inference import Frozen
+    from resode.inference import Frozen
 
     classes = module.preprocessing.classes
     network = Frozen(module) if freeze else module

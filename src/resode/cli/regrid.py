@@ -10,7 +10,7 @@ from resode.errors import InputError, nearest
 
 if TYPE_CHECKING:
     from resode.models import DynamicNet, Regridding
-    from resode.training.runs import Source
+    from resode.training.records.run import Source
     from resode.weights import Card, Loaded
 
 WORDS = {"--states": ("double", "halve", "keep"), "--controls": ("double", "halve", "keep", "states")}
@@ -39,8 +39,8 @@ def regrid(
     """Put a network of dynamic blocks on other time grids: the same theta(t), the same flow.
 
     Its running statistics are estimated anew on the training images of the run, or on those of --data. Of a
-    run with a checkpoint the optimiser's state comes along, in FILE.optimiser.safetensors: train on with
-    `--init FILE --set init.optimiser=true`.
+    run with a checkpoint the optimizer's state comes along, in FILE.optimizer.safetensors: train on with
+    `--init FILE --set init.optimizer=true`.
 
     Examples:
 
@@ -50,7 +50,7 @@ def regrid(
 
         resode regrid runs/rk4 --states double/double/keep --out mixed.safetensors
 
-        resode train dynamicblocks/rk4 --init fine.safetensors --set init.optimiser=true
+        resode train dynamicblocks/rk4 --init fine.safetensors --set init.optimizer=true
 
     \f
     """
@@ -65,8 +65,8 @@ def regrid(
     from resode.cli.console import note, say
     from resode.models import DynamicNet
     from resode.models import regrid as regridded
-    from resode.training import optimisers
-    from resode.training.runs import source_of
+    from resode.training.optim import optimizers
+    from resode.training.records.run import source_of
 
     source = source_of(path)
     old = weights.load(source.weights)
@@ -78,16 +78,16 @@ def regrid(
     estimated = _estimate_statistics(regridding, old, source, data, device)
     card = _card(old.card, regridding.module, path, source, states, controls)
     weights.save(regridding.module, out, card)
-    beside = optimisers.state_file(out)
+    beside = optimizers.state_file(out)
     beside.unlink(missing_ok=True)
-    if source.optimiser:
-        optimisers.write_state(out, optimisers.carry_state(source.optimiser, regridding.carry))
+    if source.optimizer:
+        optimizers.write_state(out, optimizers.carry_state(source.optimizer, regridding.carry))
     for line in _changes(old, regridding.module):
         say(line)
     note(estimated)
     note(
         f"{out}: written"
-        + (f", with {beside.name}" if source.optimiser else ", without an optimiser's state")
+        + (f", with {beside.name}" if source.optimizer else ", without an optimizer's state")
     )
 
 
@@ -116,7 +116,7 @@ def refuse_place(out: Path, force: bool) -> None:
     """Refuse a file that is no .safetensors file, lies among those of a run, or is there already."""
     if out.suffix != ".safetensors":
         raise InputError(f"--out {out}: the file must end in .safetensors")
-    from resode.training.optimisers import state_file
+    from resode.training.optim.optimizers import state_file
 
     if (out.parent / "experiment.yaml").is_file():
         raise InputError(f"--out {out}: would lie among the files of a run; choose another folder")
@@ -135,9 +135,9 @@ def _estimate_statistics(
     """Estimate the statistics on training images, where there are any; says what was done."""
     from resode.cli.evaluate import image_size
     from resode.training import Experiment
-    from resode.training.averaging import RECALIBRATION, estimate_statistics, has_statistics
-    from resode.training.precision import choose_device, place
-    from resode.training.setup import training_inputs
+    from resode.training.optim.averaging import RECALIBRATION, estimate_statistics, has_statistics
+    from resode.training.process.device import choose_device, place
+    from resode.training.setup.preparation import training_inputs
 
     module = regridding.module
     if not has_statistics(module):
@@ -161,13 +161,13 @@ def _card(
     old: "Card", module: "DynamicNet", path: str, source: "Source", states: str, controls: str
 ) -> "Card":
     """The old card with the new network."""
-    from resode import durable
+    from resode import atomic
     from resode.models import created_as
     from resode.weights import Specification
 
     made = created_as(module)
     assert made is not None  # it was read from a file
-    digest = durable.sha256(source.weights)[:12]
+    digest = atomic.sha256(source.weights)[:12]
     how = f"from {path} ({digest}), states {states}, controls {controls}"
     return old.of_changed(Specification(*made), "regridded", how)
 

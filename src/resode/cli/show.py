@@ -67,13 +67,13 @@ def show(
 
 def _weights_file(name: str) -> Path | None:
     """The weights file that a name stands for: a path, or shipped weights whose name is that of no recipe."""
-    from resode import shipped
-    from resode.training import recipes
+    from resode import pretrained
+    from resode.training.recipe import reading
 
     path = Path(name)
     if path.suffix == ".safetensors" and not path.is_dir():
         return path
-    return None if path.exists() or name in recipes.shipped() else shipped.file(name)
+    return None if path.exists() or name in reading.shipped() else pretrained.file(name)
 
 
 def _weights(file: Path) -> list[tuple[str, str]]:
@@ -178,7 +178,7 @@ def _options(experiment: "Experiment") -> dict[str, Any]:
     """The options of the model, with what the data decides where it is known."""
     from resode.data.catalogue import KNOWN
     from resode.models import models
-    from resode.training.misfits import refuse_misfits
+    from resode.training.setup.checks import refuse_misfits
 
     model, shape = experiment.model, _shape(experiment)
     assert model is not None
@@ -191,11 +191,11 @@ def _options(experiment: "Experiment") -> dict[str, Any]:
 
 
 def _about(experiment: "Experiment") -> list[tuple[str, str]]:
-    from resode import shipped
+    from resode import pretrained
 
     about = experiment.about
     published = about.published
-    trained = shipped.file(experiment.name) is not None
+    trained = pretrained.file(experiment.name) is not None
     figure = f"{published.top1_error:.2f} % top-1 error ({published.source})" if published else ""
     return [
         ("recipe", experiment.name),
@@ -235,13 +235,13 @@ def _memory(
     experiment: "Experiment", module: "nn.Module", shape: tuple[int, int, int]
 ) -> list[tuple[str, str]]:
     """The memory of a training step, as the recipe says and with the fewest bytes of each gradient method."""
-    from resode.models.budget import take
+    from resode.models.budget import set_gradients
     from resode.quantities import size
-    from resode.training.methods import budget, fitted, fixed_bytes
+    from resode.training.setup.memory import budget, fitted, fixed_bytes
 
     fixed = fixed_bytes(experiment, module)
     precision = "bf16" if experiment.precision == "bf16" else "fp32"
-    parts = zip(("parameters", "gradients", "optimiser"), map(size, fixed), strict=True)
+    parts = zip(("parameters", "gradients", "optimizer"), map(size, fixed), strict=True)
     listed = ", ".join(f"{name} {bytes_}" for name, bytes_ in parts)
     step = f"of a step at batch {experiment.batch_size} in {precision}: {listed}, and activations:"
     rows = [("memory", step)]
@@ -253,7 +253,7 @@ def _memory(
         )
 
     if experiment.gradients is not None:
-        take(module, experiment.gradients)
+        set_gradients(module, experiment.gradients)
     choices = budget(experiment, module, shape)
     if experiment.memory_budget is None or experiment.gradients is not None:
         line("as the recipe says", choices.present(), 0)

@@ -76,12 +76,12 @@ def study(
     if dry_run:
         _list(plan, planned, folder, executor)
         return
-    from resode import durable
+    from resode import atomic
     from resode.cli.console import note
     from resode.errors import ResodeError
     from resode.study.execution import Refused
 
-    with durable.writing(folder):
+    with atomic.writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     try:
         if executor is None:
@@ -147,7 +147,7 @@ def _list(plan: "Study", planned: "tuple[Job, ...]", folder: Path, executor: str
 
 def _compare(plan: "Study", planned: "tuple[Job, ...]", folder: Path) -> None:
     """Show what is finished; write it beside the runs."""
-    from resode import durable
+    from resode import atomic
     from resode import report as reports
     from resode.cli.compare import show
     from resode.cli.console import note, say
@@ -161,8 +161,8 @@ def _compare(plan: "Study", planned: "tuple[Job, ...]", folder: Path) -> None:
     if found is None:
         return
     show(found)
-    durable.write_text(folder / "comparison.md", tables.as_markdown(found))
-    durable.write_text(folder / "comparison.csv", tables.as_csv(found))
+    atomic.write_text(folder / "comparison.md", tables.as_markdown(found))
+    atomic.write_text(folder / "comparison.csv", tables.as_csv(found))
     page = reports.write_study(study)
     left = unfinished(planned, folder)
     if left:

@@ -94,7 +94,7 @@ def train(
             raise InputError(f"{out}: holds no run to resume; name a recipe to start one")
         recipe = str(out)
     from resode.training import Experiment
-    from resode.training.runs import weights_file
+    from resode.training.records.run import weights_file
 
     choice("--compile", compile_, ("auto", "on", "off"))
     choice("--track", track, ("tensorboard",))
@@ -119,7 +119,7 @@ def train(
 
 def _overrides(settings: Sequence[str], options: Mapping[str, Any]) -> dict[str, Any]:
     """All overrides by dotted path; an option of its own wins over --set."""
-    from resode.training.recipes import parse_overrides
+    from resode.training.recipe.reading import parse_overrides
 
     given = {path: value for path, value in options.items() if value is not None}
     return {**dict(parse_overrides(settings)), **given}
@@ -129,8 +129,8 @@ def _train(experiment: "Experiment", out: Path | None, resume: bool, track: str 
     from resode import report, training
     from resode.cli.console import Narrator, note
     from resode.cli.console import out as stdout
-    from resode.training import distributed
-    from resode.training.progress import Observers
+    from resode.training.loop.progress import Observers
+    from resode.training.process import distributed
     from resode.training.tracking import TensorBoard
 
     observers: list[Narrator | TensorBoard] = [Narrator()]

@@ -47,8 +47,8 @@ def twist(
 
     X and Y are the coordinates of a pixel; Wx and Wy are zero at first, so that the network computes what it
     did. Left out, --stages and --where mean every 3x3 convolution. Of a run with a checkpoint the
-    optimiser's state comes along, in FILE.optimiser.safetensors: train on with `--init FILE --set
-    init.optimiser=true`.
+    optimizer's state comes along, in FILE.optimizer.safetensors: train on with `--init FILE --set
+    init.optimizer=true`.
 
     Examples:
 
@@ -75,8 +75,8 @@ def twist(
     from resode.models import created_as
     from resode.models import twist as twisted_copy
     from resode.models.twisting import explain
-    from resode.training import optimisers
-    from resode.training.changes import with_zeros
+    from resode.training.optim import optimizers
+    from resode.training.setup.changes import with_zeros
 
     model, card, state = _read(path, out)
     options = {"tie": tie, "degree": degree, "coordinates": coordinates, "form": form}
@@ -86,20 +86,20 @@ def twist(
         raise InputError(f"{path}: holds a module that is no registered model; twist it by resode.twist")
     how = f"from {path}, tie {tie}, degree {degree}"
     weights.save(made, out, card.of_changed(weights.Specification(*described), "twisted", how))
-    beside = optimisers.state_file(out)
+    beside = optimizers.state_file(out)
     beside.unlink(missing_ok=True)
     if state:
-        optimisers.write_state(out, optimisers.carry_state(state, with_zeros(made)))
+        optimizers.write_state(out, optimizers.carry_state(state, with_zeros(made)))
     for line in explain(model, made, (card.preprocessing.channels, *card.preprocessing.size)):
         say(line)
-    note(f"{out}: written" + (f", with {beside.name}" if state else ", without an optimiser's state"))
+    note(f"{out}: written" + (f", with {beside.name}" if state else ", without an optimizer's state"))
 
 
 def _read(path: str, out: Path) -> "tuple[nn.Module, Card, dict[str, Tensor]]":
-    """The network, its card, and the state of its optimiser where there is one."""
+    """The network, its card, and the state of its optimizer where there is one."""
     from resode import weights
     from resode.models import created_as
-    from resode.training.runs import source_of
+    from resode.training.records.run import source_of
 
     if names_a_model(path):
         module, (channels, height, width) = new_model(path)
@@ -114,4 +114,4 @@ def _read(path: str, out: Path) -> "tuple[nn.Module, Card, dict[str, Tensor]]":
     if out.exists() and Path(path).exists() and out.samefile(source.weights):
         raise InputError(f"--out {out}: is the file that is read; choose another name")
     loaded = weights.load(source.weights)
-    return loaded, loaded.card, dict(source.optimiser)
+    return loaded, loaded.card, dict(source.optimizer)

@@ -21,8 +21,8 @@ from typing import Any, Final
 
 import numpy as np
 
+from resode.atomic import cache_folder
 from resode.data.images import Images
-from resode.durable import cache_folder
 from resode.errors import ResodeError
 
 FORMAT: Final = 1  # raise whenever decoding changes what it returns

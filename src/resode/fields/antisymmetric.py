@@ -2,7 +2,7 @@
 
 The eigenvalues of K - K^T are imaginary, those of the whole have the real part -gamma: without damping a
 linear solution neither grows nor decays. K - K^T is again a 3x3 convolution, computed from the free kernel K
-at each evaluation; it is antisymmetric whatever an optimiser does to K. Of a twisted K it is computed as it
+at each evaluation; it is antisymmetric whatever an optimizer does to K. Of a twisted K it is computed as it
 is written, K y - K^T y.
 """
 

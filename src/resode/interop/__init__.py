@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from resode import durable
+from resode import atomic
 from resode.data.catalogue import KNOWN
 from resode.errors import InputError, nearest
 from resode.interop import akamaster, fattorib, kuangliu, toolbox
@@ -100,7 +100,7 @@ def convert(
         classes=CIFAR10 if biases.numel() == len(CIFAR10) else tuple(map(str, range(biases.numel()))),
         dtype=biases.dtype,
     )
-    source = {"format": format, "file": Path(path).name, "sha256": durable.sha256(Path(path))}
+    source = {"format": format, "file": Path(path).name, "sha256": atomic.sha256(Path(path))}
     return Conversion(
         module=module,
         card=Card(specification, preprocessing, {"data": "cifar10", "imported": source}),
@@ -130,7 +130,7 @@ def _of_toolbox(path: str | PathLike[str], model: str, given: Mapping[str, Any])
         classes=CIFAR10 if classes == len(CIFAR10) else tuple(map(str, range(classes))),
         dtype=next(module.parameters()).dtype,
     )
-    source = {"format": toolbox.MODEL, "file": Path(path).name, "sha256": durable.sha256(Path(path))}
+    source = {"format": toolbox.MODEL, "file": Path(path).name, "sha256": atomic.sha256(Path(path))}
     if assumed:
         source["normalisation"] = toolbox.ASSUMED
     return Conversion(

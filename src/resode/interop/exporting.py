@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from resode import durable, weights
+from resode import atomic, weights
 from resode.blocks import dynamic_blocks
 from resode.errors import InputError, IntegrityError, nearest
 from resode.integrators import FixedStep
@@ -100,7 +100,7 @@ def export(
             file.write(temporary)
             parity = _parity(graph, file.read(temporary), batches, path)
 
-        durable.write(path, put)
+        atomic.write(path, put)
     return Exported(path, format, path.stat().st_size, parity, file.opset)
 
 

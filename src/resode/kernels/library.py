@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from resode import durable
+from resode import atomic
 
 SOURCES = tuple(sorted(Path(__file__).parent.glob("*.cpp")))
 HEADERS = tuple(sorted(Path(__file__).parent.glob("*.h")))
@@ -36,7 +36,7 @@ def library() -> ctypes.CDLL | None:
 
 def _made(compiler: str, options: tuple[str, ...]) -> ctypes.CDLL:
     """The kernels by these options, built where they are not there yet."""
-    path = durable.cache_folder("kernels") / f"{version(compiler, options)}.so"
+    path = atomic.cache_folder("kernels") / f"{version(compiler, options)}.so"
     if not path.is_file():
         _build(compiler, options, path)
     return ctypes.CDLL(str(path))

@@ -37,7 +37,7 @@ def method_of(part: Differentiated) -> Gradient:
     return part.gradient if isinstance(part, ResidualNetwork) else part.stage.gradient
 
 
-def take(module: nn.Module, methods: Sequence[object]) -> None:
+def set_gradients(module: nn.Module, methods: Sequence[object]) -> None:
     """Give every part of a network that has a gradient method another one (objects, names or mappings).
 
     Raises:
@@ -50,7 +50,7 @@ def take(module: nn.Module, methods: Sequence[object]) -> None:
             "leave gradients out, or give one a part"
         )
     for part, method in zip(parts, methods, strict=True):
-        part.take(method)
+        part.set_gradient(method)
 
 
 @dataclass(frozen=True)
@@ -85,11 +85,11 @@ class Budget:
         self.own = tuple(map(method_of, self.parts))
 
         def profiled(methods: Sequence[Gradient]) -> Profile:
-            take(module, methods)
+            set_gradients(module, methods)
             try:
                 return memory.profile(module, shape, batch, dtype)
             finally:
-                take(module, self.own)
+                set_gradients(module, self.own)
 
         free = [method if isinstance(method, Adjoint) else Stored() for method in self.own]
         self.stored = profiled(free)

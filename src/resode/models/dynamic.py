@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from resode import cost
 from resode.blocks import DynamicBlock, Stage
 from resode.errors import InputError
-from resode.models.joints import Connector, Head, Identity, Stem, UnitConnector, connectors, to_data
 from resode.models.plans import refuse_sizes
+from resode.models.transitions import Connector, Head, Identity, Stem, UnitConnector, connectors, to_data
 from resode.registry import Entry
 
 AnyConnector = Connector | UnitConnector | Identity

@@ -134,7 +134,7 @@ def he_resnet(
     network = HeResNet(plan, SHORTCUTS[shortcut], classes=classes, in_channels=in_channels)
     if zero_init:
         zero_branches(network)
-    network.take(gradient)
+    network.set_gradient(gradient)
     return network
 
 
@@ -154,5 +154,5 @@ def he_preact_resnet(
     network = HePreactResNet(plan, SHORTCUTS[shortcut], classes=classes, in_channels=in_channels)
     if zero_init:
         zero_branches(network)
-    network.take(gradient)
+    network.set_gradient(gradient)
     return network

@@ -14,8 +14,8 @@ from resode.grids import TimeGrid
 from resode.integrators import EULER, Leapfrog
 from resode.models.dynamic import DynamicNet
 from resode.models.he import units_per_stage
-from resode.models.joints import Connector, Head, Identity, Stem, UnitConnector
 from resode.models.plans import refuse_sizes
+from resode.models.transitions import Connector, Head, Identity, Stem, UnitConnector
 
 BN_1E4 = {"name": "batch", "eps": 1e-4}
 

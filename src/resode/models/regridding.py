@@ -63,7 +63,7 @@ class Regridding:
 
     @torch.no_grad()
     def carry(self, tensors: Tensors) -> dict[str, Tensor]:
-        """Tensors by old parameter names (an optimiser's momentum, say) to those by new names."""
+        """Tensors by old parameter names (an optimizer's momentum, say) to those by new names."""
         return {name: source.of(tensors) for name, source in self.sources.items() if source.known(tensors)}
 
 

@@ -23,7 +23,7 @@ class ResidualNetwork(nn.Module):
         super().__init__()
         self.gradient: Gradient = Stored()
 
-    def take(self, gradient: Any) -> None:
+    def set_gradient(self, gradient: Any) -> None:
         """Take another gradient method: stored or checkpointed, as an object, a name or a mapping.
 
         Raises:

@@ -112,7 +112,7 @@ def cifar_preact_resnet(
         raise InputError(*mistakes)
     _, planner, counts = DEPTHS[depth]
     network = PreactivatedResNet(planner(widths, counts), classes=classes, in_channels=in_channels)
-    network.take(gradient)
+    network.set_gradient(gradient)
     return network
 
 
@@ -147,5 +147,5 @@ def cifar_resnet(
     network = ResNet(unit, planner(widths, counts), classes=classes, in_channels=in_channels)
     if zero_init:
         zero_branches(network)
-    network.take(gradient)
+    network.set_gradient(gradient)
     return network

@@ -24,7 +24,7 @@ from resode.blocks import DynamicBlock, Stage, dynamic_blocks
 from resode.errors import InputError, nearest
 from resode.fields import ConvolutionalField, Twist
 from resode.models.dynamic import DynamicNet
-from resode.models.joints import Identity
+from resode.models.transitions import Identity
 from resode.operators.twist import TwistConv2d, check_twist
 
 Predicate = Callable[[str, nn.Conv2d], bool]

@@ -30,7 +30,7 @@ PROTOCOL = {
     "batch size": ("batch_size",),
     "augmentation": ("augment",),
     "image sizes": ("sizes",),
-    "optimiser": ("optimizer",),
+    "optimizer": ("optimizer",),
     "schedule": ("schedule",),
     "label smoothing": ("label_smoothing",),
     "average": ("average",),

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from resode import durable, quantities
+from resode import atomic, quantities
 from resode.errors import InputError
 from resode.report import axes, classes, curves, headline, templating
 from resode.report.run import Epoch, Run, read
@@ -34,7 +34,7 @@ def write(run: Path, out: Path | None = None) -> Path:
     if out.is_dir():
         raise InputError(f"{out}: a directory; name a file for the report, such as {out / 'report.html'}")
     page = render(read(run)).encode("utf-8", "replace").decode()  # a lone surrogate cannot be written
-    durable.write_text(out, page)
+    atomic.write_text(out, page)
     return out
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from resode import durable, quantities
+from resode import atomic, quantities
 from resode.errors import InputError
 from resode.report import axes, classes, comparison, curves, scatter, strips, tables, templating
 from resode.report.comparison import Comparison, Group
@@ -106,7 +106,7 @@ def write(study: Study, out: Path | None = None) -> Path:
     out = Path(out or study.path / "report.html")
     if out.is_dir():
         raise InputError(f"{out}: a directory; name a file for the report, such as {out / 'report.html'}")
-    durable.write_text(out, render(study).encode("utf-8", "replace").decode())
+    atomic.write_text(out, render(study).encode("utf-8", "replace").decode())
     return out
 
 

@@ -17,7 +17,7 @@ from resode.errors import DivergenceError, InputError, ResourceError
 from resode.study.execution import claimed, command, last_words, log_of, refuse
 from resode.study.job import Ticket, Training
 from resode.study.plan import Job, Slurm, Study
-from resode.training.runs import Run
+from resode.training.records.run import Run
 
 Executor = Literal["slurm", "local"]
 FOLDER = "slurm"  # of the study: submitit's files

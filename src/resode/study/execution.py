@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from resode import durable
+from resode import atomic
 from resode.errors import (
     DivergenceError,
     InputError,
@@ -27,8 +27,8 @@ from resode.errors import (
 from resode.study.job import end_with_parent
 from resode.study.plan import Job, Study, read
 from resode.training.launch import agreed
-from resode.training.runs import Run
-from resode.training.signals import StopRequest, listening
+from resode.training.process.signals import StopRequest, listening
+from resode.training.records.run import Run
 
 
 class Refused(InputError):
@@ -110,9 +110,9 @@ def claimed(jobs: Sequence[Job], out: Path, plan: Study | None = None) -> Iterat
     with contextlib.closing(Run(out).lock()):
         _check_finished(jobs, out)
         arms = {str(job.folder): job.arm for job in jobs}
-        durable.write_json(out / ARMS, arms)  # by which `resode compare` knows them
+        atomic.write_json(out / ARMS, arms)  # by which `resode compare` knows them
         if plan is not None and not _kept(plan, out / PLAN):
-            durable.write_text(out / PLAN, plan.to_yaml())
+            atomic.write_text(out / PLAN, plan.to_yaml())
         yield
 
 

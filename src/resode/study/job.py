@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from resode import durable
+from resode import atomic
 from resode.errors import IntegrityError
 
 PATIENCE = 120.0  # seconds until a ticket is there for every host to see
@@ -42,7 +42,7 @@ class Ticket:
 
     def write(self, path: Path) -> None:
         """Put it in the place of the one before."""
-        durable.write_json(path, dataclasses.asdict(self))
+        atomic.write_json(path, dataclasses.asdict(self))
 
     @classmethod
     def read(cls, path: Path) -> "Ticket | None":

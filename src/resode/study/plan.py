@@ -24,7 +24,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from resode.errors import InputError
-from resode.training import Experiment, recipes
+from resode.training import Experiment
+from resode.training.recipe import reading
 
 Settings = dict[str, Any]
 
@@ -195,7 +196,7 @@ def read(file: Path) -> Study:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{file}: cannot be read as text ({error})") from None
-    values = recipes.parse_yaml(text, str(file))
+    values = reading.parse_yaml(text, str(file))
     values.setdefault("name", re.sub(r"[^\w.-]+", "-", file.stem))
     try:
         return Study.model_validate(values)

@@ -1,11 +1,11 @@
 """Training: experiments as data, one readable loop, runs that survive anything."""
 
 from resode.training.estimate import Estimate, estimate
-from resode.training.evaluation import Scores, evaluate
-from resode.training.experiment import Experiment
 from resode.training.launch import Result, default_directory, train
-from resode.training.progress import Observer
-from resode.training.runs import Run, load
+from resode.training.loop.evaluation import Scores, evaluate
+from resode.training.loop.progress import Observer
+from resode.training.recipe.experiment import Experiment
+from resode.training.records.run import Run, load
 
 __all__ = [
     "Estimate",

@@ -11,14 +11,14 @@ from torch import nn
 
 from resode import cost
 from resode.data import Loader
-from resode.training.engine import Trainer
-from resode.training.evaluation import evaluate
-from resode.training.experiment import Experiment
-from resode.training.methods import predicted_cost
-from resode.training.progress import Observer, Position
-from resode.training.runs import Run
-from resode.training.setup import Setup, image_shape, prepare
-from resode.training.sizes import parts
+from resode.training.loop.evaluation import evaluate
+from resode.training.loop.progress import Observer, Position
+from resode.training.loop.trainer import Trainer
+from resode.training.recipe.experiment import Experiment
+from resode.training.records.run import Run
+from resode.training.setup.image_sizes import parts
+from resode.training.setup.memory import predicted_cost
+from resode.training.setup.preparation import Setup, image_shape, prepare
 
 
 @dataclass(frozen=True)

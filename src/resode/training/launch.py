@@ -11,18 +11,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from resode import durable, weights
+from resode import atomic, weights
 from resode.data import hub
 from resode.errors import InputError, ResodeError, ResourceError
-from resode.training import checkpoints, divergence
-from resode.training.changes import changed
-from resode.training.distributed import World, desynchronise, restarted, together
-from resode.training.engine import Trainer
-from resode.training.experiment import Experiment
-from resode.training.progress import Observer
-from resode.training.runs import Run, environment
-from resode.training.setup import Setup, model_of, prepare
-from resode.training.signals import StopRequest, listening
+from resode.training.loop import divergence
+from resode.training.loop.progress import Observer
+from resode.training.loop.trainer import Trainer
+from resode.training.process.distributed import World, desynchronise, restarted, together
+from resode.training.process.signals import StopRequest, listening
+from resode.training.recipe.experiment import Experiment
+from resode.training.records import checkpoints
+from resode.training.records.run import Run, environment
+from resode.training.setup.changes import changed
+from resode.training.setup.preparation import Setup, model_of, prepare
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def train(
     with together(experiment.device) as world:
         run = Run(Path(out) if out is not None else default_directory(experiment))
         told = observer if observer is not None and world.first else Observer()
-        if any(world.all(restarted())):
+        if any(world.all_gather(restarted())):
             _refuse_what_ended(run, world)
             resume = True
         with _marked(run, world):
@@ -95,7 +96,7 @@ def _train(
             held.enter_context(contextlib.closing(run.lock()))
             held.enter_context(_leaving_nothing(run, fresh))
             _refuse_unfit(run, resume)
-        resumed, finished = world.told((run.exists, run.finished))
+        resumed, finished = world.broadcast((run.exists, run.finished))
         if resumed:
             stored = agreed(experiment if module is None else experiment.replace(model=model_of(module)), run)
             if finished:
@@ -126,7 +127,7 @@ MARK = ".restarts"  # in the run directory while torchrun may start its processe
 def _mark(run: Run, world: World) -> None:
     """From here on a process that dies is replaced."""
     if world.first and world.size > 1:
-        durable.write_text(run.path / MARK, "")
+        atomic.write_text(run.path / MARK, "")
 
 
 @contextlib.contextmanager
@@ -150,7 +151,7 @@ def _unmark(run: Run, world: World) -> None:
 
 
 def _refuse_what_ended(run: Run, world: World) -> None:
-    if not world.told((run.path / MARK).is_file()):
+    if not world.broadcast((run.path / MARK).is_file()):
         raise InputError(f"{run.path}: ended on purpose, or never began; it is not started again")
 
 
@@ -159,9 +160,9 @@ def _prepared(experiment: Experiment, module: nn.Module | None, observer: Observ
     own = experiment.replace(device=world.device(experiment.device))
     if world.first:
         setup = prepare(own, module, observer.message, world)
-        world.told(setup.experiment)
+        world.broadcast(setup.experiment)
         return setup
-    resolved = world.told(own).replace(device=own.device)
+    resolved = world.broadcast(own).replace(device=own.device)
     setup = prepare(resolved, module, observer.message, world)
     torch.manual_seed(resolved.seed + (world.rank << 32))  # its dropout is its own
     return setup
@@ -227,7 +228,7 @@ def agreed(experiment: Experiment, run: Run) -> Experiment:
     asked, kept = experiment.model_dump(mode="json"), stored.model_dump(mode="json")
     if hub.unpinned(kept["data"]["source"]) == asked["data"]["source"]:
         asked["data"]["source"] = kept["data"]["source"]  # the commit that the run began with
-    free = ("about.", "device", "cuda_graph", "init.sha256", "init.optimiser_sha256", "plugins")
+    free = ("about.", "device", "cuda_graph", "init.sha256", "init.optimizer_sha256", "plugins")
     differing = [
         f"{run.path}: was started with {path}={kept_value}, now it is {asked_value}; "
         "leave the change out, or choose another --out"
@@ -260,8 +261,8 @@ def _begin(trainer: Trainer) -> None:
     state = sum(t.numel() * t.element_size() for t in tensors)
     if world.first:
         run.require_space((setup.experiment.checkpoint.keep + 2) * 3 * state)
-        durable.write_json(run.path / "environment.json", environment(setup.device, world.size))
-    trainer.start_from(setup.optimiser_state)
+        atomic.write_json(run.path / "environment.json", environment(setup.device, world.size))
+    trainer.start_from(setup.optimizer_state)
     trainer.save()
     if world.first:
         run.write_experiment(setup.experiment)
@@ -307,7 +308,7 @@ def _note_environment(run: Run, now: dict[str, Any], observer: Observer) -> None
         )
     if changed or count != earlier:
         first.setdefault("resumed", []).append(now)
-        durable.write_json(path, first)
+        atomic.write_json(path, first)
 
 
 def _finish(trainer: Trainer, stop: StopRequest) -> Result:
@@ -323,7 +324,7 @@ def _finish(trainer: Trainer, stop: StopRequest) -> Result:
     if test is not None:
         results |= {"test_error": round(test.top1_error, 6), "test_samples": test.samples}
     if trainer.world.first:
-        durable.write(run.model, lambda path: setup.save_weights(module, path, results))
+        atomic.write(run.model, lambda path: setup.save_weights(module, path, results))
         run.write_summary(summary)
         trainer.observer.finished(summary)
     desynchronise(trainer.module)

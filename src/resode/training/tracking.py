@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from resode import durable
+from resode import atomic
 from resode.errors import InputError
-from resode.training.progress import Observer
-from resode.training.runs import Run
-from resode.training.setup import Setup
+from resode.training.loop.progress import Observer
+from resode.training.records.run import Run
+from resode.training.setup.preparation import Setup
 
 
 class TensorBoard(Observer):
@@ -63,7 +63,7 @@ class TensorBoard(Observer):
 
     def _open(self, epochs: int) -> None:
         self.known = self._steps()
-        with durable.writing(self.folder):
+        with atomic.writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
         self.writer = self.write_to(self.folder, purge_step=epochs + 1 if self.known else None)
         if not self.known:

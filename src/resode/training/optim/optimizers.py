@@ -1,0 +1,197 @@
+"""Optimizers: SGD, AdamW and Muon over the parameters of a module, in groups of one weight decay.
+
+Their state travels by parameter name (`momentum_buffer/layer1.0.conv1.weight`), never by position. Beside a
+weights file `net.safetensors` it lies in `net.optimizer.safetensors`, which says whose it is by a hash.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
+from torch import Tensor, nn
+
+from resode import atomic, weights
+from resode.errors import InputError, IntegrityError
+from resode.training.optim import muon
+from resode.training.recipe.experiment import SGD, AdamW, Muon, Optimizer
+
+
+def build(module: nn.Module, section: Optimizer) -> torch.optim.Optimizer:
+    """The optimizer of `section` over the trainable parameters of `module`.
+
+    With `decay_norms: false`, vectors and scalars (norm scales, biases) are not decayed.
+    """
+    trainable = [p for p in module.parameters() if p.requires_grad]
+    if isinstance(section, Muon):
+        return _muon(trainable, section)
+    decayed = [p for p in trainable if section.decay_norms or p.ndim > 1]
+    free = [p for p in trainable if not (section.decay_norms or p.ndim > 1)]
+    groups = [
+        {"params": params, "weight_decay": decay}
+        for params, decay in ((decayed, section.weight_decay), (free, 0.0))
+        if params
+    ]
+    if isinstance(section, SGD):
+        optimizer = torch.optim.SGD(
+            groups, lr=section.lr, momentum=section.momentum, nesterov=section.nesterov, fused=True
+        )
+        if section.momentum:  # v = 0 from the start: a parameter may get its first gradient later than others
+            for parameter in trainable:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        return optimizer
+    return torch.optim.AdamW(groups, lr=section.lr, betas=section.betas, eps=section.eps, fused=True)
+
+
+def _muon(trainable: list[nn.Parameter], section: Muon) -> muon.Muon:
+    """Muon for kernels, which have three dimensions or more; SGD for the others, at a rate in proportion."""
+    groups = [
+        {
+            "params": [p for p in trainable if (p.ndim > 2) is kernels],
+            "kernels": kernels, "scale": rule.lr / section.lr, "lr": rule.lr, "momentum": rule.momentum,
+            "nesterov": rule.nesterov, "weight_decay": rule.weight_decay,
+        }
+        for kernels, rule in ((True, section), (False, section.others))
+    ]  # fmt: skip
+    return muon.Muon(group for group in groups if group["params"])
+
+
+def moments(section: Optimizer) -> tuple[str, ...]:
+    """What an optimizer keeps of the size of a parameter, by name."""
+    match section:
+        case SGD(momentum=0.0):
+            return ()
+        case AdamW():
+            return "exp_avg", "exp_avg_sq"
+        case _:
+            return ("momentum_buffer",)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set the learning rate of every group; a group may have its own in proportion (`scale`)."""
+    for group in optimizer.param_groups:
+        own = lr * group.get("scale", 1.0)
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(own)
+        else:
+            group["lr"] = own
+
+
+def keep_learning_rates(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+    """Keep the learning rate of every group on the device, so that a step that is recorded reads it there."""
+    for group in optimizer.param_groups:
+        group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float32, device=device)
+        if "capturable" in group:
+            group["capturable"] = True
+    optimizer._warned_capturable_if_run_uncaptured = True  # the first steps are, as is right
+
+
+def state_tensors(optimizer: torch.optim.Optimizer, module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The optimizer's state as `<state>/<parameter>` -> tensor."""
+    for name, parameter in module.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            if value is not None:
+                yield f"{key}/{name}", torch.as_tensor(value)
+
+
+def load_state_tensors(
+    optimizer: torch.optim.Optimizer, module: nn.Module, tensors: Mapping[str, Tensor]
+) -> None:
+    """Restore what `state_tensors` gave, each tensor into the memory format of its own parameter."""
+    parameters = dict(module.named_parameters())
+    for path, value in tensors.items():
+        key, _, name = path.partition("/")
+        parameter = parameters[name]
+        if key == "step":  # a count, where the fused optimizer expects it
+            optimizer.state[parameter][key] = value.to(parameter.device)
+        else:
+            optimizer.state[parameter][key] = torch.empty_like(parameter).copy_(value)
+
+
+def carry_state(
+    old: Mapping[str, Tensor], carry: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
+) -> dict[str, Tensor]:
+    """The state of an optimizer (`<state>/<parameter>` -> tensor) for a network on other time grids.
+
+    Args:
+        old: as `state_tensors` gave it.
+        carry: tensors by old parameter names to tensors by new ones.
+    """
+    by_key: dict[str, dict[str, Tensor]] = {}
+    for path, tensor in old.items():
+        key, _, name = path.partition("/")
+        by_key.setdefault(key, {})[name] = tensor
+    return {f"{key}/{name}": t for key, group in by_key.items() for name, t in carry(group).items()}
+
+
+# ---------------------------------------------------------------- beside a weights file
+
+
+def state_file(path: Path) -> Path:
+    """Where the state of an optimizer lies that belongs to a weights file."""
+    return path.with_suffix(".optimizer.safetensors")
+
+
+def write_state(path: Path, tensors: Mapping[str, Tensor]) -> Path:
+    """Write a state beside the weights file that it belongs to; returns where."""
+    data = to_bytes(
+        {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()},
+        metadata={_WEIGHTS: atomic.sha256(path)},
+    )
+
+    def put(temporary: Path) -> None:
+        temporary.write_bytes(data)
+
+    atomic.write(state_file(path), put)
+    return state_file(path)
+
+
+def read_state(path: Path, module: nn.Module, section: Optimizer) -> dict[str, Tensor]:
+    """The state that lies beside a weights file, for the optimizer of `section` over `module`.
+
+    Raises:
+        InputError: there is none, it belongs to other weights, or does not fit optimizer or network.
+        IntegrityError: the file is corrupt.
+    """
+    file = state_file(path)
+    if not file.is_file():
+        raise InputError(
+            f"{file}: no such file (`resode regrid` writes it for a run with checkpoints); "
+            "leave init.optimizer out to start without momentum"
+        )
+    try:
+        with safe_open(file, framework="pt") as opened:
+            owner = (opened.metadata() or {}).get(_WEIGHTS)
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise IntegrityError(f"{file}: is no whole safetensors file ({error})") from None
+    if owner != atomic.sha256(path):
+        raise InputError(f"{file}: is not the state of {path}, but of other weights; make both anew")
+    _refuse_misfit(file, tensors, module, section)
+    return tensors
+
+
+_WEIGHTS = "weights_sha256"
+
+
+def _refuse_misfit(file: Path, tensors: Mapping[str, Tensor], module: nn.Module, section: Optimizer) -> None:
+    kept = sorted(moments(section))
+    if isinstance(section, AdamW):
+        kept.append("step")
+    found = sorted({name.partition("/")[0] for name in tensors})
+    if found != kept:
+        wanted = ", ".join(kept) or "no state"
+        raise InputError(
+            f"{file}: holds {', '.join(found)}, but {section.name} keeps {wanted}: "
+            "train with the optimizer of the run it comes from, or leave init.optimizer out"
+        )
+    trainable = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    own = {
+        f"{key}/{name}": p.new_zeros(()) if key == "step" else p.detach()
+        for key in kept
+        for name, p in trainable
+    }
+    mistakes = weights.mismatches(own, tensors)
+    if mistakes:
+        raise InputError(f"{file}: does not fit the network: {weights.few(mistakes)}")

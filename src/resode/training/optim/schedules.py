@@ -1,0 +1,55 @@
+"""Schedules: the learning rate as a function of training progress x in [0, 1).
+
+lr_k = lr * factor(k / n) for iteration k of n; every schedule is a closed form, so that a resumed run needs
+no state and a schedule can be plotted before it is run.
+"""
+
+import bisect
+import math
+from typing import assert_never
+
+from resode.training.recipe.experiment import (
+    Constant,
+    Cosine,
+    LinearExponential,
+    MultiStep,
+    OneCycle,
+    Schedule,
+)
+
+
+def factor(schedule: Schedule, progress: float) -> float:
+    """The learning rate at `progress` in [0, 1), relative to the peak, warm-up left aside."""
+    x = progress
+    match schedule:
+        case Constant():
+            return 1.0
+        case MultiStep(milestones=milestones, factor=drop):
+            return drop ** bisect.bisect_right(milestones, x)
+        case Cosine(final=final):
+            return final + (1 - final) * (1 + math.cos(math.pi * x)) / 2
+        case OneCycle(peak=peak, start=start, final=final):
+            if x < peak:
+                return start + (1 - start) * x / peak
+            return 1 + (final - 1) * (x - peak) / (1 - peak)
+        case LinearExponential(peak=peak):
+            return (x / peak) * math.exp(1 - x / peak)
+        case _:
+            assert_never(schedule)
+
+
+def learning_rate(schedule: Schedule, lr: float, iteration: int, iterations: int, steps: int) -> float:
+    """The learning rate of one iteration.
+
+    Args:
+        schedule: the section of the experiment.
+        lr: the peak learning rate.
+        iteration: 0 ... iterations - 1.
+        iterations: iterations of the whole training.
+        steps: iterations of one epoch (the unit of a warm-up).
+    """
+    value = lr * factor(schedule, iteration / iterations)
+    if schedule.warmup is not None and iteration < schedule.warmup.epochs * steps:
+        start, fraction = schedule.warmup.factor, iteration / (schedule.warmup.epochs * steps)
+        value *= start if schedule.warmup.shape == "constant" else start + (1 - start) * fraction
+    return value

@@ -1,0 +1,1 @@
+"""The process that trains: its device, ranks, signals and allocator."""

@@ -1,0 +1,1 @@
+"""Experiments: settings as data, read from recipes, files and overrides."""

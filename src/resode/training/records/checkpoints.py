@@ -1,0 +1,149 @@
+"""Checkpoints: the state of a run as safetensors and JSON, whole or not at all.
+
+`checkpoints/<iteration>/{model.safetensors, training.safetensors, state.json, manifest.json}`; the manifest
+lists the SHA-256 of the others. A checkpoint is written to a sibling folder, fsynced and renamed; a reader
+takes the newest whole one.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from resode import atomic
+from resode.errors import IntegrityError
+
+MODEL, TRAINING, STATE, MANIFEST = "model.safetensors", "training.safetensors", "state.json", "manifest.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One whole checkpoint on disk, its hashes checked."""
+
+    path: Path
+    training: Mapping[str, Tensor]
+    state: Mapping[str, Any]
+
+    @property
+    def model(self) -> Path:
+        """The weights file."""
+        return self.path / MODEL
+
+    @property
+    def iteration(self) -> int:
+        """Optimizer steps taken so far."""
+        return int(self.path.name)
+
+
+def write(
+    root: Path,
+    iteration: int,
+    save_model: Callable[[Path], None],
+    training: Mapping[str, Tensor],
+    state: Mapping[str, Any],
+    keep: int,
+) -> Path:
+    """Write the checkpoint of `iteration` under `root`, then remove all but the newest `keep`.
+
+    Raises:
+        ResourceError: disk full or read-only; the earlier checkpoints are untouched.
+    """
+    target, fresh, old = root / str(iteration), root / f".{iteration}.new", root / f".{iteration}.old"
+    with atomic.writing(target):
+        for leftover in (fresh, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+        fresh.mkdir(parents=True)
+        try:
+            _fill(fresh, save_model, training, state)
+            if target.exists():
+                target.rename(old)
+            fresh.rename(target)
+            atomic.sync(root)
+        except OSError:
+            if old.exists() and not target.exists():
+                old.rename(target)
+            raise
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
+    for surplus in stored(root)[:-keep]:
+        shutil.rmtree(surplus, ignore_errors=True)
+    return target
+
+
+def _fill(
+    folder: Path,
+    save_model: Callable[[Path], None],
+    training: Mapping[str, Tensor],
+    state: Mapping[str, Any],
+) -> None:
+    save_model(folder / MODEL)
+    try:
+        save_file({name: t.contiguous() for name, t in training.items()}, folder / TRAINING)
+    except SafetensorError as error:  # it reports a full disk in its own words
+        raise OSError(str(error)) from error
+    (folder / STATE).write_text(json.dumps(dict(state), indent=2) + "\n", encoding="utf-8")
+    files = {name: atomic.sha256(folder / name) for name in (MODEL, TRAINING, STATE)}
+    (folder / MANIFEST).write_text(json.dumps(files, indent=2) + "\n", encoding="utf-8")
+    for name in (TRAINING, STATE, MANIFEST):
+        atomic.sync(folder / name)
+    atomic.sync(folder)
+
+
+def stored(root: Path) -> list[Path]:
+    """The checkpoint folders under `root`, oldest first, whole or not."""
+    if not root.is_dir():
+        return []
+    folders = [p for p in root.iterdir() if p.is_dir() and p.name.isdigit()]
+    return sorted(folders, key=lambda p: int(p.name))
+
+
+def verify(folder: Path) -> None:
+    """Check every hash of the manifest.
+
+    Raises:
+        IntegrityError: a file is missing, or its content is not what the manifest lists.
+    """
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        files = {str(name): str(digest) for name, digest in manifest.items()}
+    except (OSError, ValueError, AttributeError):
+        raise IntegrityError(f"{folder}: its manifest is missing or damaged") from None
+    for name in (MODEL, TRAINING, STATE):
+        if name not in files or not (folder / name).is_file():
+            raise IntegrityError(f"{folder / name}: is missing")
+        if atomic.sha256(folder / name) != files[name]:
+            raise IntegrityError(f"{folder / name}: its content is not what the manifest lists (damaged)")
+
+
+def read(folder: Path) -> Checkpoint:
+    """Read one checkpoint after checking its hashes."""
+    verify(folder)
+    try:
+        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        return Checkpoint(folder, load_file(folder / TRAINING), state)
+    except (SafetensorError, ValueError) as error:
+        raise IntegrityError(f"{folder}: cannot be read ({error})") from None
+
+
+def newest(root: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The newest whole checkpoint under `root`, and a line for each damaged one that was passed over.
+
+    Raises:
+        IntegrityError: there are checkpoints, and all are damaged.
+    """
+    damaged: list[str] = []
+    for folder in reversed(stored(root)):
+        try:
+            return read(folder), damaged
+        except IntegrityError as error:
+            damaged.extend(error.messages)
+    if damaged:
+        raise IntegrityError(*damaged, f"{root}: no whole checkpoint is left; start anew with another --out")
+    return None, damaged

@@ -1,0 +1,1 @@
+"""What an experiment needs before its first step: data, network, form, memory."""

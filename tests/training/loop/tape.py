@@ -1,0 +1,108 @@
+"""A CUDA graph in software: records the operations on tensors of the CPU, and does them again.
+
+As of a graph: recording changes nothing; numbers of the host are those of the recording for ever; tensors are
+places of memory, which every replay reads and writes again; a number that is asked of the device is refused.
+It has no streams, gives no memory away while it is recorded, and knows nothing of a driver's moods.
+"""
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+aten = torch.ops.aten
+WAITS = {  # what reads a number or a size from the device, or copies from the host's memory
+    aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten.bincount, aten.equal, aten._unique2,
+    aten.unique_dim, aten.unique_consecutive, aten.repeat_interleave, aten.lift_fresh,
+}  # fmt: skip
+BY_MASK = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_}
+UNTOLD = ("running_mean", "running_var")  # are written by normalisations whose schema does not say so
+
+
+def tensors(tree):
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
+
+
+def place(tensor):
+    return tensor.untyped_storage().data_ptr()
+
+
+class Watching(TorchDispatchMode):
+    """Notes the operations that would wait for a GPU (not all: a copy to the host is none on a CPU)."""
+
+    def __init__(self):
+        super().__init__()
+        self.waits = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        mask = func.overloadpacket in BY_MASK and any(t.dtype == torch.bool for t in tensors(args[1]))
+        if mask or func.overloadpacket in WAITS:
+            self.found(f"{func} waits")
+        return func(*args, **(kwargs or {}))
+
+    def found(self, what):
+        self.waits.append(what)
+
+
+class Tape(Watching):
+    """The operations of one recording."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls, self.made, self.before = [], set(), {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        given = dict(zip((each.name for each in func._schema.arguments), args, strict=False)) | kwargs
+        for each in func._schema.arguments:
+            if each.name in UNTOLD or (each.alias_info is not None and each.alias_info.is_write):
+                for tensor in tensors(given.get(each.name)):
+                    if place(tensor) not in self.made:
+                        storage = tensor.untyped_storage()
+                        self.before.setdefault(place(tensor), (storage, storage.clone()))
+        out = super().__torch_dispatch__(func, types, args, kwargs)
+        known = {place(tensor) for tensor in tensors((args, kwargs))}
+        self.made |= {place(tensor) for tensor in tensors(out)} - known
+        if torch.Tag.inplace_view not in func.tags:  # which changes no memory, but a name of it
+            self.calls.append((func, *tree_map_only(torch.Tensor, torch.Tensor.detach, (args, kwargs, out))))
+        return out
+
+    def found(self, what):
+        raise RuntimeError(f"{what}, which is not permitted here")
+
+    def undo(self):
+        for storage, before in self.before.values():
+            storage.copy_(before)
+
+    @torch.no_grad()
+    def play(self):
+        for func, args, kwargs, out in self.calls:
+            again = func(*args, **kwargs)
+            for here, there in zip(tensors(out), tensors(again), strict=True):
+                if place(here) != place(there):
+                    here.copy_(there)
+
+
+class Tapes:
+    """A recorder (`resode.training.loop.cuda_graphs.Recorder`) of the CPU; counts its recordings.
+
+    Args:
+        blind: whether it is seen only in recording what cannot be recorded.
+    """
+
+    def __init__(self, blind=False):
+        self.recordings, self.blind = 0, blind
+
+    def apart(self, work):
+        with Watching() as watching:
+            results = work()
+        return results, "" if self.blind or not watching.waits else watching.waits[0]
+
+    def record(self, work):
+        tape = Tape()
+        try:
+            with tape:
+                results = work()
+        finally:
+            tape.undo()
+        self.recordings += 1
+        return tape.play, results

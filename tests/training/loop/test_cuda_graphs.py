@@ -1,0 +1,358 @@
+"""A step that is recorded and launched as a whole is the step as it is written.
+
+CUDA graphs need a GPU; a recorder in software (`tape`) keeps most of their rules, to the bit.
+"""
+
+import contextlib
+import gc
+import warnings
+import weakref
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+import resode
+from resode.data import Batch
+from resode.errors import Stopped
+from resode.training import Experiment
+from resode.training.launch import train
+from resode.training.loop import cuda_graphs, trainer
+from resode.training.loop.cuda_graphs import Captured, known, recorder
+from resode.training.loop.progress import Observer
+from resode.training.loop.trainer import Trainer
+from resode.training.records.run import Run
+from resode.training.setup.preparation import prepare
+from tests.training.loop.tape import Tapes, Watching
+from tests.training.loop.test_trainer import VARIANTS, Listener, StopAt, assert_same, metrics
+
+FLASH = {"epochs": 3, "batch_size": 256, "precision": "fp32"}
+CASES = {
+    **{name: ("quickstart", settings) for name, settings in VARIANTS.items()},
+    "sizes": ("quickstart", {"sizes": [{"until": 0.4, "size": 6}], "optimizer.name": "muon"}),
+    "twisted on the way": ("quickstart", {"twist": [{"at": 0.5}], "schedule.name": "onecycle"}),
+    "twist": ("quickstart-twist", {}),
+    "parabolic": (
+        "quickstart-parabolic",
+        {
+            "box": 0.5,
+            "smoothness.dirichlet": 0.1,
+            "smoothness.total_variation": 0.01,
+            "refine": [{"at": 0.5}],
+        },
+    ),
+    "checkpointed": ("quickstart-parabolic", {"gradients": ["checkpointed"]}),
+}
+
+
+@pytest.fixture
+def tapes(monkeypatch):
+    """Steps are recorded on tapes, after one of each shape; the recorders that were made."""
+    made = []
+
+    def recorder(*_, **__):
+        made.append(Tapes())
+        return made[-1]
+
+    monkeypatch.setattr(trainer, "recorder", recorder)
+    monkeypatch.setattr(cuda_graphs, "WARM", 1)
+    return made
+
+
+def experiment_of(recipe, settings) -> Experiment:
+    narrow = {
+        "quickstart": {"model.widths": [4, 4, 8]},
+        "quickstart-parabolic": {"model.widths": [8, 8]},
+        "quickstart-twist": {"model.of": {"name": "digits_resnet8", "widths": [4, 4, 8]}},
+    }
+    return Experiment.from_recipe(recipe, FLASH | narrow[recipe] | settings)
+
+
+@pytest.mark.parametrize("case", list(CASES))
+def test_recorded_steps_are_those_that_are_written(tmp_path, monkeypatch, tapes, case):
+    """Each is done once: whole batches, last ones, other sizes, on finer grids, at every learning rate."""
+    experiment = experiment_of(*CASES[case])
+    listener = Listener()
+    train(None, experiment, out=tmp_path / "recorded", observer=listener)
+    assert sum(tape.recordings for tape in tapes) >= 2  # of a whole and of a last batch
+    assert not [line for line in listener.lines if "CUDA" in line]
+    monkeypatch.setattr(cuda_graphs, "WARM", 10**9)
+    train(None, experiment, out=tmp_path / "written")
+    assert_same(tmp_path / "recorded", tmp_path / "written")
+
+
+def test_a_run_of_recorded_steps_stopped_anywhere_ends_in_the_same_bits(tmp_path, tapes):
+    experiment = experiment_of("quickstart", VARIANTS["all options"])
+    train(None, experiment, out=tmp_path / "whole")
+    for iteration in (1, 4, 3):
+        with pytest.raises(Stopped):
+            train(None, experiment, out=tmp_path / "parts", resume=True, observer=StopAt(iteration))
+    train(None, experiment, out=tmp_path / "parts", resume=True)
+    assert_same(tmp_path / "whole", tmp_path / "parts")
+
+
+class Reader(nn.Module):
+    """A part that asks the device for a number."""
+
+    def forward(self, u):
+        return u * (1 if u.sum().item() > -1e9 else 2)
+
+
+@pytest.mark.parametrize("blind", [False, True])
+def test_what_cannot_be_recorded_is_done_as_it_is_written(tmp_path, monkeypatch, blind):
+    """It is told once, nothing of the attempt is left, and no memory is held for it."""
+    made = []
+
+    def recorder(*_, **__):
+        made.append(Tapes(blind))
+        return made[-1]
+
+    monkeypatch.setattr(trainer, "recorder", recorder)
+    experiment = experiment_of("quickstart", {})
+    for name, warm in (("tried", 1), ("written", 10**9)):
+        monkeypatch.setattr(cuda_graphs, "WARM", warm)
+        module = prepare(experiment).module
+        module.bn1 = nn.Sequential(module.bn1, Reader())
+        listener = Listener()
+        train(module, experiment, out=tmp_path / name, observer=listener)
+        told = [line for line in listener.lines if "CUDA graph" in line]
+        assert len(told) == (warm == 1)
+        assert all("_local_scalar_dense.default waits" in line for line in told)
+    assert not any(tapes.recordings for tapes in made)
+    assert_same(tmp_path / "tried", tmp_path / "written")
+
+
+def test_a_shape_that_cannot_be_recorded_ends_the_recording_of_all(monkeypatch):
+    monkeypatch.setattr(cuda_graphs, "WARM", 1)
+    told, seen = [], torch.zeros(())
+    captured = Captured(Tapes(), told.append)
+
+    def work(batch):
+        seen.add_(batch.inputs.sum())
+        if len(batch.targets) == 3 and seen > 0:
+            return seen * 1, batch.inputs + 1
+        return seen * 2, batch.inputs + 1
+
+    total = 0.0
+    for number, size in enumerate([2, 2, 2, 3, 2, 3, 3, 2]):
+        loss, logits = captured(work, Batch(torch.full((size, 1), float(number)), torch.zeros(size)))
+        total += number * size
+        assert float(loss) == (total if size == 3 else 2 * total)
+        assert torch.equal(logits, torch.full((size, 1), number + 1.0))
+        assert len(captured.recorded) == (1 if 0 < number < 3 else 0)
+    assert len(told) == 1
+
+
+def test_nothing_keeps_a_trainer_that_is_done(tmp_path, tapes):
+    """Its images and its optimizer go at once, not when the garbage collector comes."""
+    gc.disable()
+    try:
+        trainer = Trainer(prepare(experiment_of("quickstart", {})), Run(tmp_path), Observer())
+        for _ in range(3):
+            trainer.step()
+        assert trainer.captured.recorded
+        gone = weakref.ref(trainer), weakref.ref(trainer.captured)
+        del trainer
+        assert [each() for each in gone] == [None, None]
+    finally:
+        gc.enable()
+
+
+def test_a_run_goes_on_without_graphs_where_one_says_so(tmp_path):
+    """Which changes no result, so that a run is not another one."""
+    experiment = experiment_of("quickstart", {})
+    with pytest.raises(Stopped):
+        train(None, experiment, out=tmp_path / "run", observer=StopAt(2))
+    changed = experiment.replace(cuda_graph=False)
+    result = train(None, changed, out=tmp_path / "run", resume=True)
+    assert result.summary["status"] == "finished"
+
+
+@pytest.mark.parametrize("case", list(CASES))
+def test_a_step_asks_the_device_for_no_number(tmp_path, case):
+    """Nor does it send one that it did not send before: a GPU is never waited for within an epoch."""
+    experiment = experiment_of(*CASES[case]).replace(refine=(), twist=())
+    trainer = Trainer(prepare(experiment), Run(tmp_path), Observer())
+    trainer.free_reading = False
+    trainer.step()
+    with Watching() as watching:
+        trainer.step()
+    assert watching.waits == []
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda x: x.sum().item(),
+        lambda x: x[x > 0],
+        lambda x: torch.tensor([1.0]) + x,
+        lambda x: bool((x > 0).all()),
+        lambda x: torch.bincount(x.long()),
+    ],
+)
+def test_what_a_step_would_wait_for_is_noticed(ask):
+    with Watching() as watching:
+        ask(torch.ones(3))
+    assert watching.waits
+
+
+def test_networks_with_parts_of_ones_own_are_recorded_only_where_that_is_asked_for(monkeypatch):
+    """What they do in Python may change from step to step."""
+    monkeypatch.setattr(cuda_graphs, "CudaGraphs", lambda device: "graphs")
+    gpu, plain = torch.device("cuda"), Experiment.from_recipe("quickstart", FLASH)
+    module = prepare(plain).module
+    assert plain.cuda_graph == "auto"
+
+    def records(asked, network=module, device=gpu, processes=1, sparing=False):
+        made = recorder(network, device, asked, processes=processes, sparing=sparing)
+        assert made in (None, "graphs")
+        return made is not None
+
+    assert records("auto")
+    assert not records("auto", sparing=True)
+    assert records(True, sparing=True)
+    assert not records(False)
+    assert not records(True, device=torch.device("cpu"))
+    assert not records(True, processes=2)
+    assert not records(True, network=resode.create("neural_ode"))
+    module.layer1[0].conv1.register_forward_hook(lambda *_: None)
+    assert not records("auto")
+    assert records(True)
+    assert not known(nn.Sequential(nn.ReLU(), Reader()))
+
+
+def test_where_graphs_are_asked_for_in_vain_that_is_told():
+    notes = prepare(experiment_of("quickstart", {}).replace(cuda_graph=True)).notes
+    assert [line for line in notes if "cuda_graph: true has no effect here: no GPU" in line]
+    assert not [line for line in prepare(experiment_of("quickstart", {})).notes if "cuda_graph" in line]
+
+
+class Cuda:
+    """What `torch.cuda` is asked for, in order; a replay and a capture are words only."""
+
+    def __init__(self, monkeypatch):
+        self.asked, self.now, self.mode = [], [SimpleNamespace(name="outside", device="gpu")], 0
+        self.now[0].wait_stream = lambda other: self.asked.append(f"outside waits for {other.name}")
+        for name in ("current_stream", "stream", "graph", "set_sync_debug_mode", "get_sync_debug_mode"):
+            monkeypatch.setattr(torch.cuda, name, getattr(self, name))
+        monkeypatch.setattr(torch.cuda, "Stream", self.new_stream)
+        monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: "pool")
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=lambda: None))
+
+    def new_stream(self, device):
+        made = SimpleNamespace(name="apart", device=device)
+        made.wait_stream = lambda other: self.asked.append(f"apart waits for {other.name}")
+        return made
+
+    def current_stream(self, device):
+        return self.now[-1]
+
+    @contextlib.contextmanager
+    def stream(self, stream):
+        self.now.append(stream)
+        try:
+            yield
+        finally:
+            self.now.pop()
+
+    @contextlib.contextmanager
+    def graph(self, graph, pool, stream):
+        self.asked.append(f"capture in {stream.name}, {pool}")
+        try:
+            yield
+        finally:
+            self.asked.append("captured")
+
+    def set_sync_debug_mode(self, mode):
+        warnings.warn("Synchronization debug mode is a prototype feature", stacklevel=1)
+        self.mode = mode
+
+    def get_sync_debug_mode(self):
+        return 0
+
+    def do(self):
+        self.asked.append(f"work in {self.now[-1].name}, {self.mode}")
+        return "loss", "logits"
+
+
+def test_cuda_is_asked_in_order(monkeypatch):
+    """Work apart waits for what was asked before, and what is asked later for it; waiting is watched for."""
+    cuda = Cuda(monkeypatch)
+    graphs = cuda_graphs.CudaGraphs(torch.device("cuda"))
+    assert graphs.apart(cuda.do) == (("loss", "logits"), "")
+    around = ["apart waits for outside", "work in apart, warn", "outside waits for apart"]
+    assert cuda.asked == around
+    assert cuda.mode == 0
+
+    def warning():
+        warnings.warn("of the network's own", stacklevel=1)
+        return cuda.do()
+
+    with pytest.warns(UserWarning, match="of the network's own"):
+        assert graphs.apart(warning)[1] == ""
+
+    def waiting():
+        warnings.warn("called a synchronizing CUDA operation (Triggered internally)", stacklevel=1)
+        return cuda.do()
+
+    assert graphs.apart(waiting) == (("loss", "logits"), "it waits for the GPU")
+    cuda.asked.clear()
+    _, results = graphs.record(cuda.do)
+    assert results == ("loss", "logits")
+    recorded = ["capture in apart, pool", "work in apart, 0", "captured"]
+    assert cuda.asked == [around[0], *recorded, around[2]]
+
+    def failing():
+        raise RuntimeError("no")
+
+    with pytest.raises(RuntimeError):
+        graphs.record(failing)
+    with pytest.raises(RuntimeError):
+        graphs.apart(failing)
+    assert [stream.name for stream in cuda.now] == ["outside"]
+    assert cuda.mode == 0
+
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+@needs_gpu
+@pytest.mark.parametrize("case", list(CASES))
+def test_a_gpu_records_every_network_and_trains_it_alike(tmp_path, case):
+    """Its kernels may add in another order each time: the losses are equal up to rounding."""
+    rows = {}
+    for graph in (True, False):
+        listener = Listener()
+        experiment = experiment_of(*CASES[case]).replace(device="cuda", cuda_graph=graph, epochs=6)
+        run = train(None, experiment, out=tmp_path / str(graph), observer=listener).run
+        assert not [line for line in listener.lines if "CUDA graph" in line]
+        rows[graph] = [float(row["train_loss"]) for row in metrics(run.path)]
+    assert rows[True] == pytest.approx(rows[False], rel=0.05)
+
+
+@needs_gpu
+def test_a_gpu_launches_what_it_recorded_without_waiting(tmp_path):
+    experiment = experiment_of("quickstart", VARIANTS["all options"]).replace(device="cuda", average=None)
+    trainer = Trainer(prepare(experiment), Run(tmp_path), Observer())
+    for _ in range(cuda_graphs.WARM):
+        trainer.step()
+    assert not trainer.captured.recorded
+    trainer.position.step = 0
+    trainer.step()
+    assert len(trainer.captured.recorded) == 1
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        trainer.step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@needs_gpu
+def test_a_gpu_does_what_it_cannot_record_as_it_is_written(tmp_path):
+    experiment = experiment_of("quickstart", {}).replace(device="cuda", cuda_graph=True)
+    module = prepare(experiment).module
+    module.bn1 = nn.Sequential(module.bn1, Reader(), nn.Dropout(0.1))
+    listener = Listener()
+    train(module, experiment, out=tmp_path / "run", observer=listener)
+    assert [line for line in listener.lines if "it waits for the GPU" in line]

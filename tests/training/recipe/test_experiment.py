@@ -1,0 +1,139 @@
+"""Configuration is data; every mistake is reported at once with the nearest valid name."""
+
+import pytest
+
+from resode.errors import InputError
+from resode.training import Experiment
+from resode.training.recipe.experiment import AdamW, MultiStep
+from resode.training.recipe.reading import shipped
+
+
+@pytest.mark.parametrize("name", list(shipped()))
+def test_every_shipped_recipe_is_valid_and_says_what_it_is(name):
+    experiment = Experiment.from_recipe(name)
+    assert experiment.name == name
+    about = experiment.about
+    assert about.summary
+    assert about.source
+    assert about.equation
+    assert about.cost
+    assert about.expected
+    assert about.command.startswith(f"resode train {name}")
+
+
+def test_a_resolved_experiment_reads_back_to_itself(tmp_path):
+    experiment = Experiment.from_recipe("he2016/resnet110", {"optimizer.lr": 1e-5, "data.validation": 0.1})
+    path = tmp_path / "recipe.yaml"
+    path.write_text(experiment.to_yaml())
+    assert Experiment.from_recipe(path) == experiment
+
+
+def test_the_papers_recipe_is_64000_iterations():
+    experiment = Experiment.from_recipe("he2016/resnet20")
+    steps = -(-(50_000 - experiment.data.validation) // experiment.batch_size)
+    assert abs(steps * experiment.epochs - 64_000) < steps
+    assert isinstance(experiment.schedule, MultiStep)
+    assert [round(m * steps * experiment.epochs) for m in experiment.schedule.milestones] == [32_032, 48_048]
+
+
+@pytest.mark.parametrize(
+    ("name", "epochs", "held_out", "drops"),
+    [
+        ("akamaster/resnet20", 200, 0, [100, 150]),
+        ("akamaster/resnet110", 200, 0, [100, 150]),
+        ("fattorib/resnet20", 180, 2500, [90, 135]),
+        ("fattorib/resnet32", 180, 2500, [90, 135]),
+        ("fattorib/resnet44", 200, 2500, [90, 135, 180]),
+        ("fattorib/resnet56", 200, 2500, [90, 135, 180]),
+    ],
+)
+def test_recipes_of_public_checkpoints_drop_the_rate_where_their_source_does(name, epochs, held_out, drops):
+    experiment = Experiment.from_recipe(name)
+    assert isinstance(experiment.schedule, MultiStep)
+    assert (experiment.epochs, experiment.data.validation) == (epochs, held_out)
+    assert [round(m * experiment.epochs) for m in experiment.schedule.milestones] == drops
+    assert experiment.model.options.get("stride") == ("last" if name.startswith("fattorib") else None)
+
+
+def test_all_mistakes_are_reported_at_once():
+    with pytest.raises(InputError) as error:
+        Experiment.from_recipe(
+            "quickstart",
+            ["optimizer.lrr=1", "epoch=4", "schedule.name=cosin", "precision=fp8", "augment.crop=-1"],
+        )
+    text = "\n".join(error.value.messages)
+    assert len(error.value.messages) == 5
+    for part in (
+        "unknown key 'optimizer.lrr'; did you mean 'lr'?",
+        "unknown key 'epoch'; did you mean 'epochs'?",
+        "'schedule' cannot be 'cosin'; did you mean 'cosine'?",
+        "'precision' cannot be 'fp8'; did you mean 'fp32'?",
+        "'augment.crop'",
+    ):
+        assert part in text
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("model.name=he_resnt20", "did you mean 'he_resnet20'"),
+        ("model.width=3", "has no option 'width'"),
+        ("epochs", "expected key=value"),
+        ("epochs=", "'epochs'"),
+        ("epochs=[", "not valid YAML"),
+        ("data.validation=-1", "'data.validation'"),
+        ("data.validation=1.5", "'data.validation'"),
+        ("schedule.peak=2", "'schedule.peak'"),
+        ("optimizer=3", "'optimizer'"),
+        ("schedule.warmup.epochs=1", "'schedule.warmup'"),
+        ("optimizer.lr=nan", "'optimizer.lr'"),
+    ],
+)
+def test_a_mistake_is_named(setting, message):
+    with pytest.raises(InputError) as error:
+        Experiment.from_recipe("quickstart", [setting])
+    assert message in "\n".join(error.value.messages)
+
+
+@pytest.mark.parametrize("setting", ["data.source=cifar100", "model.shortcut=B"])
+def test_a_published_figure_is_not_shown_beside_another_task(setting):
+    assert Experiment.from_recipe("he2016/resnet20", ["epochs=3"]).about.published is not None
+    assert Experiment.from_recipe("he2016/resnet20", [setting]).about.published is None
+
+
+def test_another_variant_starts_from_its_own_defaults_whatever_the_order():
+    experiment = Experiment.from_recipe("quickstart", ["optimizer.weight_decay=0.1", "optimizer.name=adamw"])
+    assert experiment.optimizer == AdamW(weight_decay=0.1)
+
+
+def test_a_base_recipe_lies_underneath(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("base: he2016/resnet20\nepochs: 3\noptimizer: {lr: 1e-2}\n")
+    experiment = Experiment.from_recipe(path)
+    base = Experiment.from_recipe("he2016/resnet20")
+    assert experiment.epochs == 3
+    assert experiment.optimizer == base.optimizer.model_copy(update={"lr": 0.01})
+    assert experiment.schedule == base.schedule
+    assert experiment.name == "mine"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("epochs: 3\nepochs: 4", "the key 'epochs' stands twice"),
+        ("- 1", "a recipe is a mapping"),
+        ("a: [", "line 1 is not valid YAML"),
+        ("base: mine.yaml", "back to itself"),
+        ("!!python/object/apply:os.system ['true']", "not valid YAML"),
+    ],
+)
+def test_a_broken_recipe_file_is_named(tmp_path, monkeypatch, text, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(InputError, match=message):
+        Experiment.from_recipe("mine.yaml")
+
+
+def test_an_unknown_recipe_names_the_nearest():
+    with pytest.raises(InputError, match="did you mean 'he2016/resnet20'"):
+        Experiment.from_recipe("he2016/resnt20")
