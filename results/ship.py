@@ -13,8 +13,9 @@ from pathlib import Path
 
 from tables import hardware
 
-from resode import pretrained, quantities, report, weights
+from resode import pretrained, quantities, weights
 from resode.training import Experiment
+from resode.training.records import reader
 
 LICENCE = "MIT"
 LARGEST = 4_000_000  # bytes of a file
@@ -22,7 +23,7 @@ LARGEST = 4_000_000  # bytes of a file
 
 def ship(run: Path, name: str) -> Path:
     """Copy the weights of a run to the package; returns their file."""
-    found = report.read(run)
+    found = reader.read(run)
     if not found.finished or found.result.test is None:
         sys.exit(f"{run}: is not finished, or was not tested")
     file = run / "model.safetensors"
@@ -36,7 +37,7 @@ def ship(run: Path, name: str) -> Path:
     return out
 
 
-def model_card(run: report.Run, card: weights.Card, name: str) -> str:
+def model_card(run: reader.RunRecord, card: weights.Card, name: str) -> str:
     """The card as Markdown."""
     result, environment, taken = run.result, run.environment, card.preprocessing
     test, data, about = result.test, result.data, run.setting("about", "summary") or ""

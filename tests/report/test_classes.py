@@ -3,11 +3,11 @@
 import pytest
 
 from resode.report import classes
-from resode.report.run import Evaluated
+from resode.training.records.reader import EvaluationRecord
 
 
 def test_the_hardest_class_comes_first_with_what_it_is_taken_for() -> None:
-    result = Evaluated(
+    result = EvaluationRecord(
         top1_error=20,
         per_class={"ant": 90, "bee": 70, "cow": 80},
         confusion=((9, 1, 0), (0, 7, 3), (1, 1, 8)),
@@ -21,19 +21,19 @@ def test_the_hardest_class_comes_first_with_what_it_is_taken_for() -> None:
 
 
 def test_a_class_without_images_has_no_accuracy() -> None:
-    with_counts = Evaluated(top1_error=0, per_class={"a": 100, "b": None}, confusion=((4, 0), (0, 0)))
+    with_counts = EvaluationRecord(top1_error=0, per_class={"a": 100, "b": None}, confusion=((4, 0), (0, 0)))
     assert [(row.name, row.taken_for) for row in classes.rows(with_counts)] == [("a", "")]
-    assert [row.name for row in classes.rows(Evaluated(top1_error=0, per_class={"a": 100, "b": None}))] == [
-        "a"
-    ]
+    assert [
+        row.name for row in classes.rows(EvaluationRecord(top1_error=0, per_class={"a": 100, "b": None}))
+    ] == ["a"]
 
 
 def test_classes_without_names_are_numbered() -> None:
-    assert classes.names(Evaluated(top1_error=0, confusion=((1, 0), (0, 1)))) == ("0", "1")
+    assert classes.names(EvaluationRecord(top1_error=0, confusion=((1, 0), (0, 1)))) == ("0", "1")
 
 
 def test_the_matrix_is_shaded_by_the_share_of_the_true_class() -> None:
-    matrix = classes.matrix(Evaluated(top1_error=10, confusion=((75, 25), (0, 0))))
+    matrix = classes.matrix(EvaluationRecord(top1_error=10, confusion=((75, 25), (0, 0))))
     assert matrix is not None
     right, wrong = matrix.rows[0]
     assert (right.kind, right.shade) == ("right", 0.75)
@@ -48,6 +48,6 @@ def test_the_matrix_is_shaded_by_the_share_of_the_true_class() -> None:
 )
 def test_large_matrices_are_drawn_and_huge_ones_left_out(size: int, drawn: bool, written: bool) -> None:
     eye = tuple(tuple(int(i == j) for j in range(size)) for i in range(size))
-    matrix = classes.matrix(Evaluated(top1_error=0, confusion=eye))
+    matrix = classes.matrix(EvaluationRecord(top1_error=0, confusion=eye))
     assert (matrix is not None) == drawn
     assert (matrix is not None and matrix.written) == written

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resode import report
 from resode.quantities import number
 from resode.report import axes, curves
+from resode.training.records import reader
 
 MakeRun = Callable[..., Path]
 
@@ -110,20 +110,20 @@ def test_epochs_are_labelled_with_few_round_numbers(first: int, length: int) -> 
 def test_a_schedule_of_milestones_is_logarithmic_a_smooth_one_linear(make_run: MakeRun) -> None:
     def scale(name: str, rates: list[float]) -> str:
         rows = [{"epoch": k + 1, "learning_rate": rate} for k, rate in enumerate(rates)]
-        return curves.of(report.read(make_run(name, epochs=rows, summary=None)))[-1].scale
+        return curves.of(reader.read(make_run(name, epochs=rows, summary=None)))[-1].scale
 
     assert scale("steps", [0.1] * 10 + [0.01] * 5 + [0.001] * 5) == "logarithmic"
     assert scale("cycle", [0.02 * k for k in range(1, 11)]) == "linear"
 
 
 def test_what_was_never_measured_has_no_plot(make_run: MakeRun) -> None:
-    plots = curves.of(report.read(make_run(epochs="epoch,train_loss\n1,2.0\n2,1.5\n", summary=None)))
+    plots = curves.of(reader.read(make_run(epochs="epoch,train_loss\n1,2.0\n2,1.5\n", summary=None)))
     assert [plot.title for plot in plots] == ["Loss"]
     assert [line.label for line in plots[0].lines] == ["train"]
 
 
 def test_the_test_error_is_one_point_at_the_last_epoch(make_run: MakeRun) -> None:
-    error = curves.of(report.read(make_run()))[0]
+    error = curves.of(reader.read(make_run()))[0]
     test = next(line for line in error.lines if line.label == "test")
     assert test.path == ""
     assert len(test.dots) == 1

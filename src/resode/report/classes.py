@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from resode.quantities import count
-from resode.report.run import Evaluated
+from resode.training.records.reader import EvaluationRecord
 
 WRITTEN = 25  # classes up to which the matrix is a table of numbers
 DRAWN = 200  # classes up to which it is drawn at all
@@ -55,14 +55,14 @@ class Matrix:
         return [cell for row in self.rows for cell in row if cell.count]
 
 
-def names(result: Evaluated) -> tuple[str, ...]:
+def names(result: EvaluationRecord) -> tuple[str, ...]:
     """The class names; numbers where none are known."""
     if result.per_class is not None:
         return tuple(result.per_class)
     return tuple(str(k) for k in range(len(result.confusion or ())))
 
 
-def rows(result: Evaluated) -> tuple[Row, ...]:
+def rows(result: EvaluationRecord) -> tuple[Row, ...]:
     """The classes, hardest first; those without images are left out."""
     known, found = names(result), []
     for true, name in enumerate(known):
@@ -79,7 +79,7 @@ def rows(result: Evaluated) -> tuple[Row, ...]:
     return tuple(sorted(found, key=lambda row: row.accuracy))
 
 
-def matrix(result: Evaluated) -> Matrix | None:
+def matrix(result: EvaluationRecord) -> Matrix | None:
     """The confusion matrix, shaded by the share of the true class (errors by its square root)."""
     if not result.confusion or len(result.confusion) > DRAWN:
         return None

@@ -15,8 +15,8 @@ import torch
 
 from resode import cost, weights
 from resode.errors import InputError, ResodeError
-from resode.report.run import Run, read
 from resode.report.statistics import Difference, Mean, difference_of, mean_of
+from resode.training.records.reader import RunRecord, read
 
 # What may differ between runs of one group: it decides neither the network nor what it learns, or it is
 # derived from the seed (the mean of the images that are left to train on).
@@ -50,10 +50,10 @@ class Group:
     """
 
     name: str
-    runs: Mapping[int, Run]
+    runs: Mapping[int, RunRecord]
 
     @property
-    def finished(self) -> dict[int, Run]:
+    def finished(self) -> dict[int, RunRecord]:
         """Those that came to their end."""
         return {seed: run for seed, run in self.runs.items() if run.finished}
 
@@ -140,7 +140,7 @@ def grouped(paths: Iterable[Path]) -> list[Group]:
     Raises:
         InputError: a path that holds no run, the same seed twice in one group.
     """
-    found: dict[str, dict[int, Run]] = {}
+    found: dict[str, dict[int, RunRecord]] = {}
     arms: dict[str, str] = {}
     for path in paths:
         of_study = _arms(path)
@@ -205,11 +205,11 @@ def _runs_in(path: Path) -> list[Path]:
     return inside
 
 
-def _identity(run: Run) -> str:
+def _identity(run: RunRecord) -> str:
     return json.dumps(_kept(run), sort_keys=True, default=str)
 
 
-def _kept(run: Run) -> dict[str, Any]:
+def _kept(run: RunRecord) -> dict[str, Any]:
     """The experiment of a run, but for what is set aside."""
     kept = {key: value for key, value in run.experiment.items() if key not in ASIDE}
     if isinstance(data := kept.get("data"), Mapping):
@@ -217,7 +217,7 @@ def _kept(run: Run) -> dict[str, Any]:
     return kept
 
 
-def _named(groups: Sequence[Mapping[int, Run]]) -> list[Group]:
+def _named(groups: Sequence[Mapping[int, RunRecord]]) -> list[Group]:
     """Groups by the name of their recipe; those of one name also by the settings in which they differ."""
     first = [next(iter(members.values())) for members in groups]
     names = [str(run.setting("name") or run.path.name) for run in first]
@@ -280,7 +280,7 @@ def _missing(groups: Sequence[Group], rows: Sequence[Row], split: str) -> Iterab
         yield f"times and memory are of different machines: {listed}"
 
 
-def machine(run: Run) -> str:
+def machine(run: RunRecord) -> str:
     """What a run was trained on: `A processor, 2 threads`."""
     environment = run.environment
     threads, processes = environment.get("threads"), environment.get("processes")
@@ -290,7 +290,7 @@ def machine(run: Run) -> str:
     return ", ".join(filter(None, told))
 
 
-def _setting(run: Run, path: tuple[str, ...]) -> dict[str, str]:
+def _setting(run: RunRecord, path: tuple[str, ...]) -> dict[str, str]:
     """What a run says of a part of its protocol, key by key; nothing of what it leaves out."""
     value: Any = run.experiment
     for key in path:

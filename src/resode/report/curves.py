@@ -28,7 +28,7 @@ from resode.report.axes import (
     ticks,
 )
 from resode.report.comparison import Group
-from resode.report.run import Epoch, Run
+from resode.training.records.reader import EpochRow, RunRecord
 
 READINGS = 200  # columns at most that answer to the pointer
 TOGETHER = 4  # curves up to which a reading fits its line
@@ -93,11 +93,11 @@ class Series:
         return [v for _, v in self.points if _drawable(v)]
 
 
-def of(run: Run) -> tuple[Plot, ...]:
+def of(run: RunRecord) -> tuple[Plot, ...]:
     """Error, loss and learning rate of a run; what was never measured has no plot."""
     epochs, end = run.epochs, max(run.epoch, run.result.epochs or 0)
 
-    def series(label: str, kind: str, value: Callable[[Epoch], Value]) -> Series:
+    def series(label: str, kind: str, value: Callable[[EpochRow], Value]) -> Series:
         return Series(label, kind, tuple((e.epoch, value(e)) for e in epochs if value(e) is not None))
 
     error = [
@@ -121,7 +121,7 @@ def of(run: Run) -> tuple[Plot, ...]:
 
 def of_groups(groups: Sequence[Group], kinds: Mapping[str, str]) -> tuple[Plot, ...]:
     """Errors and loss of every arm, the mean over its seeds, with the extent of the runs around it."""
-    quantities: dict[str, tuple[Callable[[Epoch], Value], Callable[[Value], str]]] = {
+    quantities: dict[str, tuple[Callable[[EpochRow], Value], Callable[[Value], str]]] = {
         "Validation error": (lambda e: e.validation_error, percent),
         "Training error": (lambda e: e.train_error, percent),
         "Training loss": (lambda e: e.train_loss, number),
@@ -134,7 +134,7 @@ def of_groups(groups: Sequence[Group], kinds: Mapping[str, str]) -> tuple[Plot, 
     return tuple(p for p in plots if p is not None)
 
 
-def _mean(group: Group, kind: str, value: Callable[[Epoch], Value]) -> Series:
+def _mean(group: Group, kind: str, value: Callable[[EpochRow], Value]) -> Series:
     """Over the finished seeds, where there are any; the epochs that all of them have."""
     runs = list((group.finished or group.runs).values())
     by_epoch: dict[int, list[float]] = {}

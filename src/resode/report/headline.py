@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from resode.quantities import count, percent, roughly
-from resode.report.run import Evaluated, Run
+from resode.training.records.reader import EvaluationRecord, RunRecord
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Figure:
     remarks: tuple[str, ...] = ()
 
 
-def figures(run: Run) -> list[Figure]:
+def figures(run: RunRecord) -> list[Figure]:
     """The numbers of the headline: where an unfinished run stands, test, published, validation error."""
     result = run.result
     progress = [] if run.finished else [_progress(run)]
@@ -31,7 +31,7 @@ def figures(run: Run) -> list[Figure]:
     return [*progress, test, *published, *_held_out(run)]
 
 
-def _held_out(run: Run) -> list[Figure]:
+def _held_out(run: RunRecord) -> list[Figure]:
     """The validation error; where there is neither that nor a test error, the training error."""
     result = run.result
     if result.validation is not None:
@@ -47,7 +47,7 @@ def _held_out(run: Run) -> list[Figure]:
     return []
 
 
-def _progress(run: Run) -> Figure:
+def _progress(run: RunRecord) -> Figure:
     planned = run.result.epochs
     value = f"{count(run.epoch)} of {count(planned)}" if planned else count(run.epoch)
     remarks = [] if run.epochs else ["no epoch is complete yet"]
@@ -60,7 +60,7 @@ def _progress(run: Run) -> Figure:
     return Figure("epoch", value, tuple(remarks))
 
 
-def _wrong(result: Evaluated) -> tuple[str, ...]:
+def _wrong(result: EvaluationRecord) -> tuple[str, ...]:
     """How many images are wrong, and the standard error sqrt(p (1 - p) / n) that n images leave."""
     if not result.samples:
         return ()
@@ -72,7 +72,7 @@ def _wrong(result: Evaluated) -> tuple[str, ...]:
     )
 
 
-def _difference(run: Run) -> str:
+def _difference(run: RunRecord) -> str:
     result = run.result
     if result.test is None or result.published is None:
         return ""
@@ -82,7 +82,7 @@ def _difference(run: Run) -> str:
     return f"this run: {abs(points):.2f} points {'lower' if points < 0 else 'higher'}"
 
 
-def protocol(run: Run) -> dict[str, str]:
+def protocol(run: RunRecord) -> dict[str, str]:
     """Under which conditions the headline holds."""
     result, test = run.result, run.result.test
     images = {
@@ -121,7 +121,7 @@ class Split:
     error: float | None
 
 
-def splits(run: Run) -> list[Split]:
+def splits(run: RunRecord) -> list[Split]:
     """Loss and error at the end of the last epoch: train, validation, test, as far as they are known."""
     result, data, last = run.result, run.result.data, run.epochs[-1] if run.epochs else None
     known = []

@@ -12,7 +12,7 @@ from typing import Any
 from resode import atomic, quantities
 from resode.errors import InputError
 from resode.report import axes, classes, curves, headline, templating
-from resode.report.run import Epoch, Run, read
+from resode.training.records.reader import EpochRow, RunRecord, read
 
 
 def write(run: Path, out: Path | None = None) -> Path:
@@ -38,7 +38,7 @@ def write(run: Path, out: Path | None = None) -> Path:
     return out
 
 
-def render(run: Run) -> str:
+def render(run: RunRecord) -> str:
     """The page as a string."""
     result = run.result
     return templating.render(
@@ -64,9 +64,9 @@ def render(run: Run) -> str:
     )
 
 
-def _columns(run: Run) -> dict[str, list[str]]:
+def _columns(run: RunRecord) -> dict[str, list[str]]:
     """The table of epochs by column; a column without any number is left out."""
-    make: dict[str, Callable[[Epoch], str]] = {
+    make: dict[str, Callable[[EpochRow], str]] = {
         "epoch": lambda e: quantities.count(e.epoch),
         "iterations": lambda e: quantities.count(e.iterations),
         "learning rate": lambda e: quantities.number(e.learning_rate),
@@ -82,7 +82,7 @@ def _columns(run: Run) -> dict[str, list[str]]:
     return {name: cells for name, cells in columns.items() if any(c != quantities.MISSING for c in cells)}
 
 
-def _cost(run: Run) -> dict[str, str]:
+def _cost(run: RunRecord) -> dict[str, str]:
     """Parameters, time, speed and memory; of an unfinished run, what its epochs show so far."""
     result, epochs = run.result, run.epochs
     times = [e.seconds for e in epochs if e.seconds is not None]
@@ -103,7 +103,7 @@ def _cost(run: Run) -> dict[str, str]:
     return {name: value for name, value in cost.items() if value != quantities.MISSING}
 
 
-def _commands(run: Run) -> dict[str, str]:
+def _commands(run: RunRecord) -> dict[str, str]:
     """What to type next."""
     path = shlex.quote(str(run.path))
     if run.path.is_file():

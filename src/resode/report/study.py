@@ -16,7 +16,7 @@ from resode import atomic, quantities
 from resode.errors import InputError
 from resode.report import axes, classes, comparison, curves, scatter, strips, tables, templating
 from resode.report.comparison import Comparison, Group
-from resode.report.run import Evaluated, Run
+from resode.training.records.reader import EvaluationRecord, RunRecord
 
 COLOURS = 10  # of arms; then they come again, dashed, and again, dotted
 PLAN = "study.yaml"  # in the folder of a study: the file that it was made by
@@ -187,7 +187,7 @@ def _by_class(groups: Sequence[Group], split: str) -> list[tuple[str, list[tuple
     return [(name, [(arm, errors.get(name)) for arm, errors in by_arm.items()]) for name in first]
 
 
-def _summed(group: Group, split: str) -> Evaluated | None:
+def _summed(group: Group, split: str) -> EvaluationRecord | None:
     """The confusion of all finished seeds together; None where one has none or they have other classes."""
     scores = [getattr(run.result, split) for run in group.finished.values()]
     tables_ = [score.confusion for score in scores if score is not None and score.confusion]
@@ -201,10 +201,10 @@ def _summed(group: Group, split: str) -> Evaluated | None:
     }
     images = sum(map(sum, total))
     error = 100 * (1 - sum(total[i][i] for i in range(size)) / images) if images else 0.0
-    return Evaluated(top1_error=error, samples=images, per_class=named, confusion=total)
+    return EvaluationRecord(top1_error=error, samples=images, per_class=named, confusion=total)
 
 
-def _machine(run: Run) -> str:
+def _machine(run: RunRecord) -> str:
     """`A processor, 2 threads, torch 2.13.0, python 3.11.9`."""
     versions = [
         f"{name} {run.environment[name]}" for name in ("torch", "python") if run.environment.get(name)

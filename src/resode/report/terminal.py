@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from resode.quantities import count, duration, number, percent
-from resode.report.run import Run, read
+from resode.training.records.reader import RunRecord, read
 
 
 def table(run: Path) -> Table:
@@ -29,7 +29,7 @@ def table(run: Path) -> Table:
     return lines
 
 
-def _rows(run: Run) -> list[tuple[str, str, str]]:
+def _rows(run: RunRecord) -> list[tuple[str, str, str]]:
     result, rows = run.result, []
     if result.test is not None:
         rows.append(("test error", percent(result.test.top1_error), _images(result.test.samples)))

@@ -1,51 +1,54 @@
-"""Run: what a run directory holds, read and checked.
+"""Reading of run directories, finished or not: settings, environment, epochs, result.
 
-experiment.yaml, environment.json, metrics.csv, summary.json, checkpoints/<iteration>: each may be missing (a
-run that goes on, or was stopped, has no summary). What is there must be whole, or reading says what is not.
+Reads experiment.yaml, environment.json, metrics.csv, summary.json and the names of checkpoints. Each file may
+be missing (an unfinished run has no summary); a damaged one raises an error that names it and the mistake.
 """
 
 import csv
 import io
+import itertools
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Self, TypeVar
 
 import torch
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
     NonNegativeFloat,
+    TypeAdapter,
     ValidationError,
     model_validator,
 )
 
 from resode import cost, weights
 from resode.errors import InputError, IntegrityError
+from resode.training.records import checkpoints
 
 T = TypeVar("T")
-LARGEST_COUNT = 10**15
-Count = Annotated[int, Field(ge=0, le=LARGEST_COUNT)]
+Count = Annotated[int, Field(ge=0, le=10**15)]
 Percent = Annotated[float, Field(ge=0, le=100)]
 
-FILE = "weights file"  # the status of what comes from a file and no run directory
-MARKS = ("experiment.yaml", "metrics.csv", "summary.json")
-LARGEST = 64 * 2**20  # bytes of a text file that reading accepts
+FROM_WEIGHTS = "weights file"  # the status of a record that was read from a weights file
+MARKS = ("experiment.yaml", "metrics.csv", "summary.json")  # a run directory holds at least one of these
+LARGEST = 64 * 2**20  # bytes of a text file that is read
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True)
 
 
 # ---------------------------------------------------------------- summary.json
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="ignore", frozen=True)
-
-
-class Fit(_Part):
-    """The last epoch on the training images: mean loss, accuracy in percent."""
+class TrainingScores(_Record):
+    """Mean loss and accuracy (percent) over the training images in the last epoch."""
 
     loss: float | None = None
     accuracy: Percent | None = None
@@ -56,8 +59,8 @@ class Fit(_Part):
         return None if self.accuracy is None else 100 - self.accuracy
 
 
-class Evaluated(_Part):
-    """An evaluation: errors in percent over `samples` images; `confusion` has a row for each true class."""
+class EvaluationRecord(_Record):
+    """The scores of an evaluation: errors in percent over `samples` images, `confusion[true][predicted]`."""
 
     top1_error: Percent
     loss: float | None = None
@@ -67,7 +70,7 @@ class Evaluated(_Part):
     confusion: tuple[tuple[Count, ...], ...] | None = None
 
     @model_validator(mode="after")
-    def _one_table(self) -> Self:
+    def _consistent(self) -> Self:
         if self.confusion is None:
             return self
         if any(len(row) != len(self.confusion) for row in self.confusion):
@@ -82,8 +85,8 @@ class Evaluated(_Part):
         return self
 
 
-class Used(_Part):
-    """The images of a run: source, content hash, how many in each split, what was skipped."""
+class DataRecord(_Record):
+    """The images of a run: source, content hash, number in each split, skipped files."""
 
     name: str | None = None
     fingerprint: str | None = None
@@ -93,15 +96,15 @@ class Used(_Part):
     skipped: tuple[str, ...] | Count = ()
 
 
-class Published(_Part):
-    """The figure that the recipe reproduces: top-1 test error in percent, and where it stands."""
+class PublishedError(_Record):
+    """The top-1 test error (percent) that the recipe reproduces, and its source."""
 
     top1_error: Percent
     source: str = ""
 
 
-class Summary(_Part):
-    """The result of a run."""
+class Summary(_Record):
+    """The result of a run (summary.json)."""
 
     status: str = "finished"
     name: str | None = None
@@ -110,15 +113,15 @@ class Summary(_Part):
     seed: int | None = None
     epochs: Count | None = None
     iterations: Count | None = None
-    train: Fit | None = None
-    validation: Evaluated | None = None
-    test: Evaluated | None = None
+    train: TrainingScores | None = None
+    validation: EvaluationRecord | None = None
+    test: EvaluationRecord | None = None
     seconds: NonNegativeFloat | None = None
     training_seconds: NonNegativeFloat | None = None
     images_per_second: NonNegativeFloat | None = None
     peak_memory_bytes: Count | None = None
-    data: Used = Used()
-    published: Published | None = None
+    data: DataRecord = DataRecord()
+    published: PublishedError | None = None
     expected: str | None = None
     precision: str | None = None
     compile: bool | None = None
@@ -128,20 +131,28 @@ class Summary(_Part):
 # ---------------------------------------------------------------- metrics.csv
 
 
-@dataclass(frozen=True)
-class Epoch:
+def _percentage(value: float) -> float:
+    if not 0 <= value <= 100 and not math.isnan(value):
+        raise ValueError("not a percentage")
+    return value
+
+
+Accuracy = Annotated[float, AfterValidator(_percentage)]  # a diverged epoch has the accuracy NaN
+
+
+class EpochRow(_Record):
     """A row of metrics.csv; None where nothing was measured. Accuracies in percent."""
 
-    epoch: int
-    iterations: int | None = None
+    epoch: Count
+    iterations: Count | None = None
     learning_rate: float | None = None
     train_loss: float | None = None
-    train_accuracy: float | None = None
+    train_accuracy: Accuracy | None = None
     validation_loss: float | None = None
-    validation_accuracy: float | None = None
+    validation_accuracy: Accuracy | None = None
     seconds: float | None = None
     images_per_second: float | None = None
-    peak_memory_bytes: int | None = None
+    peak_memory_bytes: Count | None = None
     function_evaluations: float | None = None
     reconstruction_error: float | None = None
 
@@ -156,40 +167,47 @@ class Epoch:
         return None if self.validation_accuracy is None else 100 - self.validation_accuracy
 
 
-_WHOLE = ("epoch", "iterations", "peak_memory_bytes")
+_ROWS = TypeAdapter(tuple[EpochRow, ...])
+_MISTAKES = {  # pydantic's type of error -> what the cell is not
+    "missing": "whole number",
+    "int_parsing": "whole number",
+    "int_parsing_size": "whole number",
+    "float_parsing": "number",
+    "value_error": "percentage",
+}
 
 
 # ---------------------------------------------------------------- the run
 
 
 @dataclass(frozen=True)
-class Run:
-    """A run directory in memory. `summary` is None until the run has finished."""
+class RunRecord:
+    """The content of a run directory; `summary` is None until the run has finished."""
 
     path: Path
     experiment: Mapping[str, Any]
     experiment_text: str
     environment: Mapping[str, Any]
-    epochs: tuple[Epoch, ...]
+    epochs: tuple[EpochRow, ...]
     summary: Summary | None
     checkpoints: tuple[int, ...]
     weights: bool
 
     @property
     def title(self) -> str:
-        """What was trained on what."""
+        """`MODEL on DATA`."""
         return " on ".join(
             filter(None, (self.result.model or self.path.resolve().name, self.result.data.name))
         )
 
     @property
     def finished(self) -> bool:
-        """Whether the run came to its end."""
-        return self.summary is not None and self.summary.status in ("finished", FILE)
+        """Whether the run has finished."""
+        return self.summary is not None and self.summary.status in ("finished", FROM_WEIGHTS)
 
     @property
     def result(self) -> Summary:
-        """The summary; for an unfinished run, what its experiment says already."""
+        """The summary; for an unfinished run, the settings that are known in advance."""
         if self.summary is not None:
             return self.summary
         return Summary(
@@ -198,7 +216,7 @@ class Run:
             model=self.setting("model", "name") or self.setting("model"),
             seed=_whole(self.setting("seed")),
             epochs=_whole(self.setting("epochs")),
-            data=Used(name=self.setting("data", "source") or self.setting("data")),
+            data=DataRecord(name=self.setting("data", "source") or self.setting("data")),
             published=_published(self.experiment),
             expected=self.setting("about", "expected"),
             precision=self.setting("precision"),
@@ -206,72 +224,71 @@ class Run:
 
     @property
     def epoch(self) -> int:
-        """The last epoch that was completed, counted from 1 (0: none yet)."""
+        """The last completed epoch, counted from 1 (0: none yet)."""
         return self.epochs[-1].epoch if self.epochs else 0
 
     @property
-    def validated(self) -> Epoch | None:
-        """The last epoch after which the held-out images were evaluated."""
+    def validated(self) -> EpochRow | None:
+        """The last epoch with an evaluation on the validation images."""
         return next((e for e in reversed(self.epochs) if e.validation_accuracy is not None), None)
 
     def setting(self, *path: str) -> str | None:
-        """A setting of the experiment as text, by its path; None where there is none."""
+        """A setting of the experiment as text, by its path; None if it is not set."""
         value: Any = self.experiment
         for key in path:
             value = value.get(key) if isinstance(value, Mapping) else None
         return str(value) if isinstance(value, str | int | float) and value != "" else None
 
 
-def read(path: Path) -> Run:
-    """Read a run directory, finished or not, or what a weights file says of its run.
+def read(path: Path) -> RunRecord:
+    """Read a run directory, finished or not, or the card of a .safetensors file.
 
     Raises:
-        InputError: the path is no run directory.
+        InputError: the path is not a run directory.
         IntegrityError: a file in it is damaged; one line names the file and the first mistake.
     """
     path = Path(path)
     if path.is_file() and path.suffix == ".safetensors":
-        return _of_weights(path)
+        return _read_weights(path)
     _require_run(path)
     text = _text(path / "experiment.yaml")
-    metrics = _text(path / "metrics.csv")
-    summary = _checked(path / "summary.json", Summary.model_validate)
-    return Run(
+    summary = _json(path / "summary.json", Summary.model_validate)
+    return RunRecord(
         path=path,
         experiment=_yaml(path / "experiment.yaml", text),
         experiment_text=text or "",
-        environment=_checked(path / "environment.json", dict) or {},
-        epochs=() if metrics is None else _epochs(path / "metrics.csv", metrics, whole=summary is not None),
+        environment=_json(path / "environment.json", dict) or {},
+        epochs=_epochs(path / "metrics.csv", finished=summary is not None),
         summary=summary,
-        checkpoints=_checkpoints(path / "checkpoints"),
+        checkpoints=tuple(int(folder.name) for folder in checkpoints.stored(path / "checkpoints")),
         weights=(path / "model.safetensors").is_file(),
     )
 
 
-def _of_weights(path: Path) -> Run:
-    """What a weights file says of the run that it comes from."""
+def _read_weights(path: Path) -> RunRecord:
+    """The record in the card of a weights file."""
     card = weights.read_card(path)
-    told, specification = card.training, card.specification
+    training, specification = card.training, card.specification
     parameters = None
     if specification is not None:
         with torch.device("meta"):
             parameters = cost.parameters(specification.build())
-    error = told.get("test_error")
+    error, samples = training.get("test_error"), training.get("test_samples")
     try:
         summary = Summary(
-            status=FILE,
-            name=told.get("recipe"),
+            status=FROM_WEIGHTS,
+            name=training.get("recipe"),
             model=specification.name if specification else path.name,
             parameters=parameters,
-            seed=told.get("seed"),
-            epochs=told.get("epochs"),
-            test=None if error is None else Evaluated(top1_error=error, samples=told.get("test_samples")),
-            data=Used(name=told.get("data"), test=told.get("test_samples")),
+            seed=training.get("seed"),
+            epochs=training.get("epochs"),
+            test=None if error is None else EvaluationRecord(top1_error=error, samples=samples),
+            data=DataRecord(name=training.get("data"), test=samples),
         )
     except ValidationError as mistake:
         raise _damaged(path, f"its card: {mistake.errors(include_url=False)[0]['msg']}") from None
     text = yaml.safe_dump(json.loads(card.to_json()), sort_keys=False, allow_unicode=True)
-    return Run(path, {}, text, {}, (), summary, (), weights=True)
+    return RunRecord(path, {}, text, {}, (), summary, (), weights=True)
 
 
 def _require_run(path: Path) -> None:
@@ -281,8 +298,8 @@ def _require_run(path: Path) -> None:
         raise InputError(f"{path}: a file, not a run directory; name the directory that `resode train` wrote")
     if not any((path / mark).is_file() for mark in MARKS):
         inside = sorted({str(found.parent) for mark in MARKS for found in path.glob(f"*/{mark}")})
-        mend = f"it holds {', '.join(inside[:5])}" if inside else "name one that `resode train` wrote"
-        raise InputError(f"{path}: no run directory (none of {', '.join(MARKS)} is in it); {mend}")
+        fix = f"it holds {', '.join(inside[:5])}" if inside else "name one that `resode train` wrote"
+        raise InputError(f"{path}: no run directory (none of {', '.join(MARKS)} is in it); {fix}")
 
 
 def _damaged(path: Path, problem: str) -> IntegrityError:
@@ -303,8 +320,8 @@ def _text(path: Path) -> str | None:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
 
 
-def _checked(path: Path, make: Callable[[Any], T]) -> T | None:
-    """The JSON object of a file, through `make`; None where there is no such file."""
+def _json(path: Path, validate: Callable[[Any], T]) -> T | None:
+    """The validated JSON object in a file; None if the file is missing."""
     text = _text(path)
     if text is None:
         return None
@@ -312,7 +329,7 @@ def _checked(path: Path, make: Callable[[Any], T]) -> T | None:
         value = json.loads(text)
         if not isinstance(value, dict):
             raise _damaged(path, "not a JSON object")
-        return make(value)
+        return validate(value)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"]))
@@ -334,57 +351,47 @@ def _yaml(path: Path, text: str | None) -> Mapping[str, Any]:
     return values
 
 
-def _epochs(path: Path, text: str, *, whole: bool) -> tuple[Epoch, ...]:
-    """The rows of metrics.csv; a last line that is still being written is left for later unless `whole`."""
+def _epochs(path: Path, *, finished: bool) -> tuple[EpochRow, ...]:
+    """The rows of metrics.csv; of an unfinished run without the last line while it is being written."""
+    header, cells = _cells(path, finished=finished)
+    rows = [{key: cell for key, cell in zip(header, row, strict=True) if cell.strip()} for row in cells]
+    try:
+        epochs = _ROWS.validate_python(rows)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        number, column = int(first["loc"][0]), str(first["loc"][1])
+        cell, kind = rows[number].get(column, "")[:40], _MISTAKES.get(first["type"], "count")
+        raise _damaged(path, f"row {number + 2}: {column} is {cell!r}, not a {kind}") from None
+    for number, (one, following) in enumerate(itertools.pairwise(epochs), start=3):
+        if following.epoch <= one.epoch:
+            raise _damaged(path, f"row {number}: epoch {following.epoch} follows {one.epoch}")
+    return epochs
+
+
+def _cells(path: Path, *, finished: bool) -> tuple[list[str], list[list[str]]]:
+    """The header of a CSV file and its rows, all of the same length."""
+    text = _text(path) or ""
     try:
         rows = [row for row in csv.reader(io.StringIO(text, newline=""), strict=True) if row]
     except csv.Error as error:
         raise _damaged(path, f"not valid CSV ({error})") from None
     if not rows:
-        return ()
+        return [], []
     header, *rows = rows
     if "epoch" not in header or len(set(header)) < len(header):
         raise _damaged(path, "its first line is not a header with the column 'epoch' and each name once")
-    if rows and len(rows[-1]) < len(header) and not whole and not text.endswith("\n"):
+    if rows and len(rows[-1]) < len(header) and not finished and not text.endswith("\n"):
         rows.pop()
-    epochs: list[Epoch] = []
     for number, row in enumerate(rows, start=2):
         if len(row) != len(header):
             raise _damaged(path, f"row {number} has {len(row)} cells, the header {len(header)}")
-        epochs.append(_epoch(path, number, dict(zip(header, row, strict=True))))
-        if len(epochs) > 1 and epochs[-1].epoch <= epochs[-2].epoch:
-            raise _damaged(path, f"row {number}: epoch {epochs[-1].epoch} follows {epochs[-2].epoch}")
-    return tuple(epochs)
+    return header, rows
 
 
-def _epoch(path: Path, number: int, row: Mapping[str, str]) -> Epoch:
-    values: dict[str, Any] = {}
-    for column in (field.name for field in fields(Epoch)):
-        cell = row.get(column, "").strip()
-        if not cell and column != "epoch":
-            continue
-        try:
-            values[column] = value = int(cell) if column in _WHOLE else float(cell)
-        except ValueError:
-            kind = "whole number" if column in _WHOLE else "number"
-            raise _damaged(path, f"row {number}: {column} is {cell[:40]!r}, not a {kind}") from None
-        if column in _WHOLE and not 0 <= value <= LARGEST_COUNT:
-            raise _damaged(path, f"row {number}: {column} is {cell[:40]}, not a count")
-        if column.endswith("_accuracy") and not 0 <= value <= 100 and not math.isnan(value):
-            raise _damaged(path, f"row {number}: {column} is {cell[:40]}, not a percentage")
-    return Epoch(**values)
-
-
-def _checkpoints(path: Path) -> tuple[int, ...]:
-    if not path.is_dir():
-        return ()
-    return tuple(sorted(int(d.name) for d in path.iterdir() if d.name.isdecimal() and d.is_dir()))
-
-
-def _published(experiment: Mapping[str, Any]) -> Published | None:
+def _published(experiment: Mapping[str, Any]) -> PublishedError | None:
     about = experiment.get("about")
     try:
-        return Published.model_validate(about["published"] if isinstance(about, Mapping) else None)
+        return PublishedError.model_validate(about["published"] if isinstance(about, Mapping) else None)
     except (KeyError, ValidationError):
         return None
 

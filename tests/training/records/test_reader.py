@@ -1,7 +1,6 @@
 """Reading a run directory: whole, unfinished, in part, damaged."""
 
 import copy
-import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from resode import report
 from resode.errors import InputError, IntegrityError
-from resode.report.run import Epoch
+from resode.training.records import reader
+from resode.training.records.run import COLUMNS
 
 MakeRun = Callable[..., Path]
 
@@ -34,7 +33,7 @@ def one_line(caught: pytest.ExceptionInfo[Any]) -> str:
 
 
 def test_a_finished_run_is_read_whole(make_run: MakeRun) -> None:
-    run = report.read(make_run())
+    run = reader.read(make_run())
     assert run.finished
     assert run.epoch == 4
     assert run.result.test is not None
@@ -45,13 +44,11 @@ def test_a_finished_run_is_read_whole(make_run: MakeRun) -> None:
 
 
 def test_the_columns_are_those_that_training_writes() -> None:
-    from resode.training.records import run
-
-    assert tuple(field.name for field in dataclasses.fields(Epoch)) == run.COLUMNS
+    assert tuple(reader.EpochRow.model_fields) == COLUMNS
 
 
 def test_an_unfinished_run_is_known_by_its_experiment(make_run: MakeRun) -> None:
-    run = report.read(make_run(summary=None, epochs=2))
+    run = reader.read(make_run(summary=None, epochs=2))
     assert not run.finished
     assert (run.epoch, run.result.epochs, run.result.seed) == (2, 4, 7)
     assert run.title == "he_resnet20 on cifar10"
@@ -61,13 +58,13 @@ def test_an_unfinished_run_is_known_by_its_experiment(make_run: MakeRun) -> None
 
 @pytest.mark.parametrize("missing", ["experiment", "environment", "epochs", "summary"])
 def test_each_file_may_be_missing(make_run: MakeRun, missing: str) -> None:
-    run = report.read(make_run(**{missing: None}))
+    run = reader.read(make_run(**{missing: None}))
     assert run.finished == (missing != "summary")
 
 
 def test_empty_cells_are_not_measured(make_run: MakeRun) -> None:
     text = "epoch,train_loss,validation_accuracy,more\n1,0.5,80,x\n2,0.4,,y\n"
-    run = report.read(make_run(epochs=text, summary=None))
+    run = reader.read(make_run(epochs=text, summary=None))
     assert [e.validation_accuracy for e in run.epochs] == [80, None]
     assert run.validated == run.epochs[0]
     assert run.epochs[1].learning_rate is None
@@ -75,9 +72,9 @@ def test_empty_cells_are_not_measured(make_run: MakeRun) -> None:
 
 def test_a_row_that_is_being_written_waits(make_run: MakeRun) -> None:
     text = "epoch,train_loss\n1,0.5\n2"
-    assert report.read(make_run(epochs=text, summary=None)).epoch == 1
+    assert reader.read(make_run(epochs=text, summary=None)).epoch == 1
     with pytest.raises(IntegrityError, match="row 3 has 1 cells"):
-        report.read(make_run("finished", epochs=text))
+        reader.read(make_run("finished", epochs=text))
 
 
 @pytest.mark.parametrize(
@@ -99,7 +96,7 @@ def test_a_row_that_is_being_written_waits(make_run: MakeRun) -> None:
 def test_damaged_metrics_are_named(make_run: MakeRun, text: str, problem: str) -> None:
     run = make_run(epochs=text)
     with pytest.raises(IntegrityError, match=problem) as caught:
-        report.read(run)
+        reader.read(run)
     assert one_line(caught).startswith(f"{run / 'metrics.csv'}: ")
 
 
@@ -109,7 +106,7 @@ def test_damaged_metrics_are_named(make_run: MakeRun, text: str, problem: str) -
 def test_a_damaged_summary_is_named(make_run: MakeRun, text: str) -> None:
     run = make_run(summary=text)
     with pytest.raises(IntegrityError) as caught:
-        report.read(run)
+        reader.read(run)
     assert one_line(caught).startswith(f"{run / 'summary.json'}: ")
 
 
@@ -131,7 +128,7 @@ def test_a_summary_that_cannot_be_is_damaged(
     run = make_run()
     damage(run, *path, value=value)
     with pytest.raises(IntegrityError, match=problem) as caught:
-        report.read(run)
+        reader.read(run)
     one_line(caught)
 
 
@@ -140,29 +137,29 @@ def test_a_file_that_is_no_text_is_damaged(make_run: MakeRun, file: str) -> None
     run = make_run()
     (run / file).write_bytes(b"\xff\xfe\x00")
     with pytest.raises(IntegrityError, match="not UTF-8") as caught:
-        report.read(run)
+        reader.read(run)
     one_line(caught)
 
 
 @pytest.mark.parametrize("text", ["a: [", "- 1\n", "!!python/object/apply:os.getcwd []\n", "a: 2001-99-99\n"])
 def test_a_damaged_experiment_is_named(make_run: MakeRun, text: str) -> None:
     with pytest.raises(IntegrityError, match=r"experiment\.yaml") as caught:
-        report.read(make_run(experiment=text))
+        reader.read(make_run(experiment=text))
     one_line(caught)
 
 
 def test_what_is_no_run_says_what_it_is(tmp_path: Path, make_run: MakeRun) -> None:
     with pytest.raises(InputError, match="no such directory"):
-        report.read(tmp_path / "missing")
+        reader.read(tmp_path / "missing")
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="a file, not a run directory"):
-        report.read(tmp_path / "file")
+        reader.read(tmp_path / "file")
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="no run directory"):
-        report.read(tmp_path / "empty")
+        reader.read(tmp_path / "empty")
     run = make_run()
     with pytest.raises(InputError, match=f"it holds {run}"):
-        report.read(run.parent)
+        reader.read(run.parent)
 
 
 def test_checkpoints_are_the_numbered_folders(make_run: MakeRun) -> None:
@@ -170,4 +167,4 @@ def test_checkpoints_are_the_numbered_folders(make_run: MakeRun) -> None:
     for name in ("20", "100", "100.partial", ".tmp"):
         (run / "checkpoints" / name).mkdir()
     (run / "checkpoints" / "5000").touch()
-    assert report.read(run).checkpoints == (20, 100, 1408)
+    assert reader.read(run).checkpoints == (20, 100, 1408)
