@@ -85,6 +85,10 @@ class Row:
     seconds: float | None
     peak_memory_bytes: int | None
 
+    def on(self, split: str) -> Mean | None:
+        """The mean error on the images of `test` or `validation`."""
+        return self.test if split == "test" else self.validation
+
 
 @dataclass(frozen=True)
 class Comparison:

@@ -1,186 +1,132 @@
-"""Curves: a quantity over the epochs as the geometry of a plot; the page draws it as SVG.
+"""Learning curves: error, loss and learning rate over the epochs, of a run or of the arms of a study.
 
-Coordinates are pixels of a WIDTH x HEIGHT view box. An axis is linear from 0, or logarithmic where the values
-span more than `STRETCH` times; what is not positive then lies on the axis. Infinity and NaN leave a gap.
+A vertical axis starts at 0, or is logarithmic where the values span more than STRETCH times. Infinity and NaN
+leave a gap.
 """
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import xml.etree.ElementTree as ET
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import TypeGuard
 
 from resode.quantities import number, percent
-from resode.report.axes import (
-    BOTTOM,
-    HEIGHT,
-    LARGEST,
-    LEFT,
-    RIGHT,
-    STRETCH,
-    TOP,
-    WIDTH,
-    Axis,
-    Tick,
-    from_zero,
-    round_step,
-    ticks,
-)
+from resode.report.axes import LARGEST, STRETCH, Axis, axis, rung_above
+from resode.report.chart import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Chart, add, canvas, grid, path
 from resode.report.comparison import Group
 from resode.training.records.reader import EpochRow, RunRecord
 
-READINGS = 200  # columns at most that answer to the pointer
-TOGETHER = 4  # curves up to which a reading fits its line
+READINGS = 200  # columns at most that show their values when pointed at
+TOGETHER = 4  # curves up to which the values of an epoch fit a line
 
 Value = float | None
-
-
-@dataclass(frozen=True)
-class Line:
-    """One curve: `path` in SVG's notation, `dots` where a point stands alone, its last value as text.
-
-    `band` is the area between the least and the largest of several runs; empty for one.
-    """
-
-    label: str
-    kind: str
-    path: str
-    dots: tuple[tuple[float, float], ...]
-    last: str
-    band: str = ""
-
-
-@dataclass(frozen=True)
-class Reading:
-    """What a column of the plot says under the pointer: its middle, its extent, its text."""
-
-    at: float
-    left: float
-    width: float
-    text: str
-
-
-@dataclass(frozen=True)
-class Plot:
-    """A plot, ready to draw."""
-
-    title: str
-    scale: str
-    lines: tuple[Line, ...]
-    x_ticks: tuple[Tick, ...]
-    y_ticks: tuple[Tick, ...]
-    readings: tuple[Reading, ...]
-
-    @property
-    def description(self) -> str:
-        """The plot in words, for those who cannot see it."""
-        return f"{self.title} by epoch; last values: " + ", ".join(f"{x.label} {x.last}" for x in self.lines)
+Quantity = Callable[[EpochRow], Value]
 
 
 @dataclass(frozen=True)
 class Series:
-    """A named sequence of (epoch, value); `kind` is its colour, `range` the extent of several runs."""
+    """A curve: (epoch, value) with its label and CSS class; `extent` is (epoch, least, largest) over runs."""
 
     label: str
-    kind: str
+    css: str
     points: tuple[tuple[int, Value], ...]
-    range: tuple[tuple[int, float, float], ...] = ()
+    extent: tuple[tuple[int, float, float], ...] = ()
 
     @property
     def finite(self) -> list[float]:
         """The values that can be drawn."""
-        return [v for _, v in self.points if _drawable(v)]
+        return [value for _, value in self.points if _drawable(value)]
 
 
-def of(run: RunRecord) -> tuple[Plot, ...]:
-    """Error, loss and learning rate of a run; what was never measured has no plot."""
-    epochs, end = run.epochs, max(run.epoch, run.result.epochs or 0)
+def of_run(run: RunRecord) -> tuple[Chart, ...]:
+    """Error, loss and learning rate of a run; a quantity that was never measured has no chart."""
+    end = max(run.epoch, run.result.epochs or 0)
 
-    def series(label: str, kind: str, value: Callable[[EpochRow], Value]) -> Series:
-        return Series(label, kind, tuple((e.epoch, value(e)) for e in epochs if value(e) is not None))
+    def series(label: str, css: str, quantity: Quantity) -> Series:
+        return Series(label, css, tuple((e.epoch, v) for e in run.epochs if (v := quantity(e)) is not None))
 
     error = [
         series("train", "train", lambda e: e.train_error),
         series("validation", "validation", lambda e: e.validation_error),
     ]
-    if run.result.test is not None and epochs:
+    if run.result.test is not None and run.epochs:
         error.append(Series("test", "test", ((run.epoch, run.result.test.top1_error),)))
     loss = [
         series("train", "train", lambda e: e.train_loss),
         series("validation", "validation", lambda e: e.validation_loss),
     ]
-    rate = [series("learning rate", "rate", lambda e: e.learning_rate)]
-    plots = (
-        plot("Error", error, end, write=percent, stretch=STRETCH),
-        plot("Loss", loss, end, write=number, stretch=STRETCH),
-        plot("Learning rate", rate, end, write=number, stretch=STRETCH if _in_steps(rate[0]) else math.inf),
+    rate = series("learning rate", "rate", lambda e: e.learning_rate)
+    in_steps = len(set(rate.finite)) * 4 <= len(rate.finite)  # a schedule of milestones
+    charts = (
+        chart("Error", error, end, percent),
+        chart("Loss", loss, end, number),
+        chart("Learning rate", [rate], end, number, stretch=STRETCH if in_steps else math.inf),
     )
-    return tuple(p for p in plots if p is not None)
+    return tuple(c for c in charts if c is not None)
 
 
-def of_groups(groups: Sequence[Group], kinds: Mapping[str, str]) -> tuple[Plot, ...]:
-    """Errors and loss of every arm, the mean over its seeds, with the extent of the runs around it."""
-    quantities: dict[str, tuple[Callable[[EpochRow], Value], Callable[[Value], str]]] = {
-        "Validation error": (lambda e: e.validation_error, percent),
-        "Training error": (lambda e: e.train_error, percent),
-        "Training loss": (lambda e: e.train_loss, number),
-    }
+def of_groups(groups: Sequence[Group], css: Mapping[str, str]) -> tuple[Chart, ...]:
+    """Errors and loss of every arm: the mean over its seeds, and the extent of its runs as a band."""
+    quantities: tuple[tuple[str, Quantity, Callable[[Value], str]], ...] = (
+        ("Validation error", lambda e: e.validation_error, percent),
+        ("Training error", lambda e: e.train_error, percent),
+        ("Training loss", lambda e: e.train_loss, number),
+    )
     end = max((run.epoch for group in groups for run in group.runs.values()), default=0)
-    plots = (
-        plot(title, [_mean(g, kinds[g.name], value) for g in groups], end, write=write, stretch=STRETCH)
-        for title, (value, write) in quantities.items()
+    charts = (
+        chart(title, [_mean(group, css[group.name], quantity) for group in groups], end, write)
+        for title, quantity, write in quantities
     )
-    return tuple(p for p in plots if p is not None)
+    return tuple(c for c in charts if c is not None)
 
 
-def _mean(group: Group, kind: str, value: Callable[[EpochRow], Value]) -> Series:
-    """Over the finished seeds, where there are any; the epochs that all of them have."""
+def _mean(group: Group, css: str, quantity: Quantity) -> Series:
+    """The mean over the finished runs (all runs while none is), at the epochs that all of them have."""
     runs = list((group.finished or group.runs).values())
     by_epoch: dict[int, list[float]] = {}
-    for run in runs:
-        for epoch in run.epochs:
-            if (found := value(epoch)) is not None:
-                by_epoch.setdefault(epoch.epoch, []).append(found)
-    by_epoch = {epoch: values for epoch, values in by_epoch.items() if len(values) == len(runs)}
-    points = tuple((epoch, fmean(values)) for epoch, values in sorted(by_epoch.items()))
-    extent = (
-        (e, min(v), max(v)) for e, v in sorted(by_epoch.items()) if len(v) > 1 and all(map(_drawable, v))
-    )
-    return Series(group.name, kind, points, tuple(extent))
+    for row in (row for run in runs for row in run.epochs):
+        if (value := quantity(row)) is not None:
+            by_epoch.setdefault(row.epoch, []).append(value)
+    common = sorted((epoch, values) for epoch, values in by_epoch.items() if len(values) == len(runs))
+    extent = [(e, min(v), max(v)) for e, v in common if len(v) > 1 and all(map(_drawable, v))]
+    return Series(group.name, css, tuple((e, fmean(v)) for e, v in common), tuple(extent))
 
 
-def plot(
-    title: str, series: Sequence[Series], end: int, *, write: Callable[[Value], str], stretch: float
-) -> Plot | None:
-    """Lay out one plot over the epochs up to `end`; None where no series has a number.
+def chart(
+    title: str, series: Sequence[Series], end: int, write: Callable[[Value], str], stretch: float = STRETCH
+) -> Chart | None:
+    """A chart over the epochs up to `end`; None if no series has a finite value.
 
     Args:
-        title: what is drawn.
+        title: name of the quantity.
         series: the curves.
-        end: the last epoch of the horizontal axis (later than the last point in an unfinished run).
-        write: value -> text, for the labels.
-        stretch: the ratio of largest to smallest value from which the vertical axis is logarithmic.
+        end: last epoch of the horizontal axis (an unfinished run leaves room).
+        write: value -> text, for legend and tooltips.
+        stretch: ratio of the largest to the smallest value above which the vertical axis is logarithmic.
     """
     series = [s for s in series if s.finite]
     if not series:
         return None
-    first = min(e for s in series for e, _ in s.points)
+    first = min(epoch for s in series for epoch, _ in s.points)
     x = Axis(min(first, 1), max(end, first + 1, 2), LEFT, WIDTH - RIGHT)
-    y, levels = from_zero([v for s in series for v in s.finite], HEIGHT - BOTTOM, TOP, stretch)
-    return Plot(
-        title=title,
-        scale="logarithmic" if y.logarithmic else "linear",
-        lines=tuple(_line(s, x, y, write) for s in series),
-        x_ticks=tuple(Tick(x(e), f"{e:,}") for e in _epoch_ticks(int(x.low), int(x.high))),
-        y_ticks=ticks(y, levels),
-        readings=_readings(series, x, write) if len(series) <= TOGETHER else (),
-    )
+    y = axis([v for s in series for v in s.finite], HEIGHT - BOTTOM, TOP, zero=True, stretch=stretch)
+    legend = tuple((s.css, s.label, write(s.points[-1][1])) for s in series)
+    last_values = ", ".join(f"{label} {last}" for _, label, last in legend)
+    svg = canvas(f"{title} by epoch; last values: {last_values}")
+    epochs = _round_epochs(int(x.low), int(x.high))
+    grid(svg, [(x(e), f"{e:,}") for e in epochs], [(y(v), number(v)) for v in y.levels])
+    for s, (css, label, last) in zip(series, legend, strict=True):
+        _draw(add(svg, "g", css, title=f"{label}: {last}"), s, x, y)
+    if len(series) <= TOGETHER:
+        _add_readings(svg, series, x, write)
+    return Chart(title, svg, "log scale" if y.logarithmic else "", legend)
 
 
-def _epoch_ticks(first: int, last: int) -> list[int]:
-    """Round epochs between `first` and `last`, six or so; the first one too where there is room."""
-    step = max(1, round(round_step((last - first) / 7)))
+def _round_epochs(first: int, last: int) -> list[int]:
+    """About six round epochs between `first` and `last`; also `first` where there is room."""
+    step = max(1, round(rung_above((last - first) / 7)))
     found = list(range(-(-first // step) * step, last + 1, step))
     return found if not found or found[0] - first < step / 2 else [first, *found]
 
@@ -189,56 +135,32 @@ def _drawable(value: Value) -> TypeGuard[float]:
     return value is not None and abs(value) <= LARGEST
 
 
-def _in_steps(series: Series) -> bool:
-    """Whether the values are a few levels, as a schedule of milestones has."""
-    return len(set(series.finite)) * 4 <= len(series.finite)
+def _draw(group: ET.Element, series: Series, x: Axis, y: Axis) -> None:
+    """Band, curve, and a dot where a point stands alone."""
+    if len(series.extent) > 1:
+        upper = [(x(epoch), y(high)) for epoch, _, high in series.extent]
+        lower = [(x(epoch), y(low)) for epoch, low, _ in reversed(series.extent)]
+        add(group, "path", "band", d=path(upper + lower) + "Z")
+    for _, piece in itertools.groupby(series.points, lambda point: _drawable(point[1])):
+        points = [(x(epoch), y(value)) for epoch, value in piece if _drawable(value)]
+        if len(points) > 1:
+            add(group, "path", "curve", d=path(points))
+        for px, py in points if len(points) == 1 else ():
+            add(group, "circle", "dot", cx=px, cy=py, r=4)
 
 
-# ---------------------------------------------------------------- curves
-
-
-def _line(series: Series, x: Axis, y: Axis, write: Callable[[Value], str]) -> Line:
-    pieces: list[list[tuple[float, float]]] = [[]]
-    for epoch, value in series.points:
-        if _drawable(value):
-            pieces[-1].append((x(epoch), y(value)))
-        else:
-            pieces.append([])
-    return Line(
-        label=series.label,
-        kind=series.kind,
-        path="".join(_path(piece) for piece in pieces if len(piece) > 1),
-        dots=tuple(piece[0] for piece in pieces if len(piece) == 1),
-        last=write(series.points[-1][1]),
-        band=_band(series, x, y),
-    )
-
-
-def _band(series: Series, x: Axis, y: Axis) -> str:
-    """There along the largest values, back along the least."""
-    if len(series.range) < 2:
-        return ""
-    there = [(x(epoch), y(high)) for epoch, _, high in series.range]
-    back = [(x(epoch), y(low)) for epoch, low, _ in reversed(series.range)]
-    return _path([*there, *back]) + "Z"
-
-
-def _path(points: Iterable[tuple[float, float]]) -> str:
-    return "M" + "L".join(f"{px:g} {py:g}" for px, py in points)
-
-
-def _readings(series: Sequence[Series], x: Axis, write: Callable[[Value], str]) -> tuple[Reading, ...]:
-    """A column for each epoch, or for every k-th where there are many."""
+def _add_readings(svg: ET.Element, series: Sequence[Series], x: Axis, write: Callable[[Value], str]) -> None:
+    """Invisible columns, one for each epoch (or every k-th), that show their values when pointed at."""
     values = [dict(s.points) for s in series]
     epochs = sorted({epoch for known in values for epoch in known})
     epochs = epochs[:: -(-len(epochs) // READINGS)]
     middles = [x(epoch) for epoch in epochs]
     edges = [x.start, *((a + b) / 2 for a, b in itertools.pairwise(middles)), x.end]
-    readings = []
-    for k, epoch in enumerate(epochs):
+    readings = add(svg, "g", "readings")
+    for epoch, middle, (left, right) in zip(epochs, middles, itertools.pairwise(edges), strict=True):
         known = [f"{s.label} {write(v[epoch])}" for s, v in zip(series, values, strict=True) if epoch in v]
-        width = round(edges[k + 1] - edges[k], 1)
-        readings.append(
-            Reading(middles[k], round(edges[k], 1), width, f"epoch {epoch:,}: {', '.join(known)}")
-        )
-    return tuple(readings)
+        column = add(readings, "g")
+        add(column, "rect", x=left, y=TOP, width=right - left, height=HEIGHT - TOP - BOTTOM)
+        add(column, "path", d=f"M{middle:g} {TOP}V{HEIGHT - BOTTOM}")
+        text = f"epoch {epoch:,}: {', '.join(known)}"
+        add(column, "text", text=text, x=WIDTH - RIGHT, y=16, text_anchor="end")

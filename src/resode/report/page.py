@@ -11,7 +11,7 @@ from typing import Any
 
 from resode import atomic, quantities
 from resode.errors import InputError
-from resode.report import axes, classes, curves, headline, templating
+from resode.report import classes, curves, headline, templating
 from resode.training.records.reader import EpochRow, RunRecord, read
 
 
@@ -49,8 +49,7 @@ def render(run: RunRecord) -> str:
         figures=headline.figures(run),
         protocol=headline.protocol(run),
         splits=headline.splits(run),
-        plots=curves.of(run),
-        axes=axes,
+        curves=curves.of_run(run),
         columns=_columns(run),
         classes=classes.rows(result.test) if result.test else (),
         matrix=classes.matrix(result.test) if result.test else None,

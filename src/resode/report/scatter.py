@@ -1,55 +1,19 @@
-"""Scatter: the mean error of every arm against what it costs, and which arms no other beats in both (Pareto).
-
-Coordinates are pixels of a WIDTH x HEIGHT view box.
-"""
+"""Scatter plots: the mean error of every arm against a cost, with the Pareto front."""
 
 import itertools
+import math
+import xml.etree.ElementTree as ET
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
 
 from resode.quantities import count, duration, number, percent, shortened, size
-from resode.report.axes import BOTTOM, HEIGHT, LEFT, RIGHT, STRETCH, TOP, WIDTH, Tick, around, ticks
+from resode.report.axes import axis
+from resode.report.chart import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Chart, Tick, add, canvas, grid
 from resode.report.comparison import Row
 
-LETTER, LINE = 8.0, 17.0  # pixels of a label on a phone
-NAME = 28  # letters of a label; so many fit to the left or to the right of any point
+LETTER, LINE = 8.0, 17.0  # width of a letter and height of a line on a phone, in pixels
+LETTERS = 28  # of a label; so many fit to the left or to the right of any point
 
-
-SCALES = {(False, False): "", (True, False): "log x", (False, True): "log y", (True, True): "log x, log y"}
-
-
-@dataclass(frozen=True)
-class Point:
-    """An arm: place, colour, its label and where that stands, whether it is on the front."""
-
-    name: str
-    label: str
-    kind: str
-    x: float
-    y: float
-    label_x: float
-    label_y: float
-    anchor: str
-    best: bool
-    text: str
-
-
-@dataclass(frozen=True)
-class Scatter:
-    """Errors over one cost; `front` joins the arms that no other beats; `scale` says what is logarithmic."""
-
-    title: str
-    scale: str
-    points: tuple[Point, ...]
-    front: str
-    x_ticks: tuple[Tick, ...]
-    y_ticks: tuple[Tick, ...]
-
-    @property
-    def description(self) -> str:
-        """The plot in words, for those who cannot see it."""
-        return f"{self.title}: " + "; ".join(f"{p.name} {p.text}" for p in self.points)
-
+Label = tuple[float, float, float]  # left, right, height of its middle
 
 COSTS: dict[str, tuple[Callable[[Row], float | None], Callable[[float], str]]] = {
     "multiply-adds of an image": (lambda r: r.multiply_adds, lambda v: f"{number(v / 1e6)} M"),
@@ -59,46 +23,44 @@ COSTS: dict[str, tuple[Callable[[Row], float | None], Callable[[float], str]]] =
 }
 
 
-def of(rows: Sequence[Row], kinds: Mapping[str, str], split: str) -> tuple[Scatter, ...]:
-    """A plot for every cost in which the arms differ."""
-    plots = []
-    for title, (cost, write) in COSTS.items():
-        known = [
-            (row, x, y)
-            for row in rows
-            if (x := cost(row)) is not None and (y := _error(row, split)) is not None
-        ]
+def of_rows(rows: Sequence[Row], css: Mapping[str, str], split: str) -> tuple[Chart, ...]:
+    """A chart for every cost in which the arms differ."""
+    charts = []
+    for name, (cost, write) in COSTS.items():
+        known = [(row, x, y.mean) for row in rows if (x := cost(row)) is not None and (y := row.on(split))]
         if len({x for _, x, _ in known}) > 1:
-            plots.append(_scatter(f"{split} error against {title}", known, kinds, write))
-    return tuple(plots)
+            charts.append(_chart(f"{split.capitalize()} error against {name}", known, css, write))
+    return tuple(charts)
 
 
-def _scatter(
-    title: str, known: list[tuple[Row, float, float]], kinds: Mapping[str, str], write: Callable[[float], str]
-) -> Scatter:
-    x, x_levels = around([cost for _, cost, _ in known], LEFT, WIDTH - RIGHT - 10, STRETCH)
-    y, y_levels = around([error for *_, error in known], HEIGHT - BOTTOM, TOP, STRETCH)
+def _chart(
+    title: str,
+    known: Sequence[tuple[Row, float, float]],
+    css: Mapping[str, str],
+    write: Callable[[float], str],
+) -> Chart:
+    x = axis([cost for _, cost, _ in known], LEFT, WIDTH - RIGHT - 10, zero=False)
+    y = axis([error for *_, error in known], HEIGHT - BOTTOM, TOP, zero=False)
+    texts = [f"{row.name}: {percent(error)}, {write(cost)}" for row, cost, error in known]
+    svg = canvas(f"{title}: {'; '.join(texts)}")
+    grid(svg, _spaced([(x(v), write(v)) for v in x.levels]), [(y(v), f"{v:g} %") for v in y.levels])
+    points = [(x(cost), y(error)) for _, cost, error in known]
     front = pareto([(cost, error) for _, cost, error in known])
-    points = [
-        _point(
-            row.name, kinds[row.name], x(cost), y(error), place in front, f"{percent(error)}, {write(cost)}"
-        )
-        for place, (row, cost, error) in enumerate(known)
-    ]
-    on_front = sorted((points[place].x, points[place].y) for place in front)
-    path = f"M{on_front[0][0]:g} {on_front[0][1]:g}" + "".join(f"H{px:g}V{py:g}" for px, py in on_front[1:])
-    return Scatter(
-        title=title,
-        scale=SCALES[x.logarithmic, y.logarithmic],
-        points=_apart(points),
-        front=path,
-        x_ticks=_spaced(ticks(x, x_levels, write)),
-        y_ticks=ticks(y, y_levels, lambda v: f"{v:g} %"),
-    )
+    (left, top), *rest = sorted(points[place] for place in front)
+    add(svg, "path", "front", d=f"M{left:g} {top:g}" + "".join(f"H{px:g}V{py:g}" for px, py in rest))
+    labels: list[Label] = []
+    for place in sorted(range(len(known)), key=lambda place: points[place][1]):
+        (px, py), row = points[place], known[place][0]
+        group = add(svg, "g", css[row.name])
+        dot = "dot" if place in front else "dot beaten"
+        add(group, "circle", dot, title=texts[place], cx=px, cy=py, r=5)
+        labels.append(_label(group, shortened(row.name, LETTERS), px, py, labels))
+    logs = [name for name, scale in (("log x", x), ("log y", y)) if scale.logarithmic]
+    return Chart(title, svg, ", ".join(logs))
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> set[int]:
-    """The places of those that no other beats in one coordinate without losing in the other."""
+    """Indices of the points that no other beats in one coordinate without losing in the other."""
     return {
         place
         for place, (x, y) in enumerate(points)
@@ -106,51 +68,21 @@ def pareto(points: Sequence[tuple[float, float]]) -> set[int]:
     }
 
 
-def _point(name: str, kind: str, x: float, y: float, best: bool, text: str) -> Point:
-    """A point with its label to the right, or to the left where there is no room."""
-    label = shortened(name, NAME)
-    left = x + 10 + LETTER * len(label) > WIDTH
-    return Point(
-        name, label, kind, x, y, x - 10 if left else x + 10, y, "end" if left else "start", best, text
-    )
+def _label(group: ET.Element, text: str, x: float, y: float, others: Sequence[Label]) -> Label:
+    """Write a label beside a point, left where the right has no room, at the closest height that is free."""
+    width = LETTER * len(text)
+    left = x + 10 if x + 10 + width <= WIDTH else x - 10 - width
+    moves = sorted((k * LINE / 2 for k in range(-16, 17)), key=abs)
+    overlapping = [at for a, b, at in others if left < b and a < left + width]
+    free = (y + move for move in moves if all(abs(y + move - at) >= LINE for at in overlapping))
+    height = round(next(free, y), 1)
+    anchor, at = ("start", left) if left > x else ("end", x - 10)
+    add(group, "text", "name", text=text, x=at, y=height, dy=".35em", text_anchor=anchor)
+    return left, left + width, height
 
 
-def _apart(points: list[Point]) -> tuple[Point, ...]:
-    """Labels moved up or down until none lies over another."""
-    placed: list[Point] = []
-    for point in sorted(points, key=lambda p: p.y):
-        moves = sorted((k * LINE / 2 for k in range(-16, 17)), key=abs)
-        free = (m for m in moves if not any(_over(replace(point, label_y=point.y + m), p) for p in placed))
-        placed.append(replace(point, label_y=round(point.y + next(free, 0.0), 1)))
-    order = {p.name: p for p in placed}
-    return tuple(order[p.name] for p in points)
-
-
-def _over(a: Point, b: Point) -> bool:
-    (a0, a1), (b0, b1) = _extent(a), _extent(b)
-    return abs(a.label_y - b.label_y) < LINE and a0 < b1 and b0 < a1
-
-
-def _extent(point: Point) -> tuple[float, float]:
-    length = LETTER * len(point.label)
-    return (
-        (point.label_x - length, point.label_x)
-        if point.anchor == "end"
-        else (point.label_x, point.label_x + length)
-    )
-
-
-def _spaced(found: tuple[Tick, ...]) -> tuple[Tick, ...]:
-    """Labels that do not touch: every second or third where they are long."""
-    for every in itertools.count(1):
-        kept = found[::every]
-        gaps = [b.at - a.at for a, b in itertools.pairwise(kept)]
-        widest = LETTER * max(len(tick.label) for tick in kept) + 8
-        if not gaps or min(gaps) >= widest:
-            return kept
-    raise AssertionError
-
-
-def _error(row: Row, split: str) -> float | None:
-    found = row.test if split == "test" else row.validation
-    return None if found is None else found.mean
+def _spaced(ticks: Sequence[Tick]) -> Sequence[Tick]:
+    """Every k-th label, so that none touches the next."""
+    widest = LETTER * max(len(label) for _, label in ticks) + 8
+    gap = min(b - a for (a, _), (b, _) in itertools.pairwise(ticks))
+    return ticks[:: math.ceil(widest / gap)]

@@ -1,81 +1,71 @@
-"""Strips: the error of every run as a dot, a row an arm, with the mean and its interval, as geometry.
+"""Strips: the error of every run as a dot, a row for each arm, with the mean and its interval."""
 
-Coordinates are pixels of a WIDTH x height view box; the scale lies close around the errors.
-"""
-
+import math
+import xml.etree.ElementTree as ET
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from resode.quantities import percent, shortened
-from resode.report.axes import WIDTH, Axis, Tick, around, ticks
+from resode.report.axes import Axis, axis
+from resode.report.chart import WIDTH, Chart, add, canvas
 from resode.report.comparison import Group, Row
 from resode.report.statistics import Mean
 
-ROW, FOOT, HEAD, MARGIN = 50, 30, 4, 16
-NAME, ABOVE = 58, 20  # the letters of a name that fit a phone; how far it stands above its strip
+ROW, HEAD, FOOT, MARGIN = 50, 4, 30, 16
+LETTERS = 58  # of a name that fit a phone
 
 
-@dataclass(frozen=True)
-class Strip:
-    """An arm: its name, colour and height; a dot and a text a run, the mean, its interval, the published."""
-
-    name: str
-    label: str
-    kind: str
-    at: float
-    dots: tuple[tuple[float, str], ...]
-    mean: float
-    interval: tuple[float, float] | None
-    published: float | None
-    text: str
-
-
-@dataclass(frozen=True)
-class Strips:
-    """All arms over one scale."""
-
-    title: str
-    height: float
-    strips: tuple[Strip, ...]
-    ticks: tuple[Tick, ...]
-
-    @property
-    def description(self) -> str:
-        """The plot in words, for those who cannot see it."""
-        return f"{self.title}: " + "; ".join(f"{s.name} {s.text}" for s in self.strips)
-
-
-def of(groups: Sequence[Group], rows: Sequence[Row], kinds: Mapping[str, str], split: str) -> Strips | None:
-    """Errors of every finished run on the images of `split`, arm by arm; None where there is none."""
+def of_groups(
+    groups: Sequence[Group], rows: Sequence[Row], css: Mapping[str, str], split: str
+) -> Chart | None:
+    """The error of every finished run on the images of `split`, arm by arm; None if there is none."""
     arms = {group.name: group for group in groups}
-    found = [(arms[row.name], row, mean) for row in rows if (mean := _mean(row, split)) is not None]
-    if not found:
+    known = [(row, mean) for row in rows if (mean := row.on(split)) is not None]
+    if not known:
         return None
-    values = [error for _, _, mean in found for error in mean.values]
-    values += [row.published for _, row, _ in found if row.published is not None and split == "test"]
-    values += [end for _, _, mean in found for end in (mean.low, mean.high) if end is not None]
-    axis, levels = around(values, MARGIN, WIDTH - MARGIN, float("inf"))
-    strips = [
-        _strip(group, row, mean, kinds[row.name], HEAD + ROW * (place + 0.65), axis, split)
-        for place, (group, row, mean) in enumerate(found)
-    ]
-    return Strips(
-        f"{split} error", HEAD + ROW * len(found) + FOOT, tuple(strips), ticks(axis, levels, _short)
-    )
+    values = [value for _, mean in known for value in (*mean.values, mean.low, mean.high)]
+    values += [row.published for row, _ in known if split == "test"]
+    x = axis([v for v in values if v is not None], MARGIN, WIDTH - MARGIN, zero=False, stretch=math.inf)
+    height = HEAD + ROW * len(known) + FOOT
+    svg = canvas(f"{split} error: {'; '.join(f'{row.name} {_text(mean)}' for row, mean in known)}", height)
+    lines = add(svg, "g", "grid")
+    for level in x.levels:
+        add(lines, "path", d=f"M{x(level):g} {HEAD}V{height - FOOT}")
+        add(lines, "text", text=f"{level:g} %", x=x(level), y=height - 8, text_anchor="middle")
+    for place, (row, mean) in enumerate(known):
+        strip = add(svg, "g", css[row.name])
+        published = row.published if split == "test" else None
+        _draw(strip, arms[row.name].errors(split), row.name, mean, published, x, HEAD + ROW * (place + 0.65))
+    note = "Dots are runs"
+    if any(mean.n > 1 for _, mean in known):
+        note += ", bars means over seeds, bands their 95 % intervals"
+    if split == "test" and any(row.published is not None for row, _ in known):
+        note += "; dashed marks are published errors"
+    return Chart(f"{split} error", svg, f"{note}.")
 
 
-def _strip(group: Group, row: Row, mean: Mean, kind: str, at: float, axis: Axis, split: str) -> Strip:
-    dots = [(axis(error), f"seed {seed}: {percent(error)}") for seed, error in group.errors(split).items()]
-    interval = None if mean.low is None or mean.high is None else (axis(mean.low), axis(mean.high))
-    published = axis(row.published) if row.published is not None and split == "test" else None
-    text = percent(mean.mean) + (f" of {mean.n} seeds" if mean.n > 1 else "")
-    label = shortened(row.name, NAME)
-    return Strip(row.name, label, kind, at, tuple(dots), axis(mean.mean), interval, published, text)
+def _draw(
+    strip: ET.Element,
+    errors: Mapping[int, float],
+    name: str,
+    mean: Mean,
+    published: float | None,
+    x: Axis,
+    y: float,
+) -> None:
+    """The name, and below it the interval, the published error, the runs and their mean."""
+    text = f"{name}: {_text(mean)}"
+    label = shortened(name, LETTERS)
+    add(strip, "text", "name", text=label, title=text, x=MARGIN, y=y - 20, dy=".35em")
+    if mean.low is not None and mean.high is not None:
+        add(strip, "path", "interval", d=f"M{x(mean.low):g} {y:g}H{x(mean.high):g}")
+    if published is not None:
+        add(strip, "path", "published", title="published", d=f"M{x(published):g} {y - 9:g}v18")
+    for seed, error in errors.items():
+        title = f"{name}, seed {seed}: {percent(error)}"
+        add(strip, "circle", "dot", title=title, cx=x(error), cy=y, r=4.5)
+    if mean.n > 1:
+        add(strip, "path", "mean", title=f"{name}, mean: {_text(mean)}", d=f"M{x(mean.mean):g} {y - 9:g}v18")
 
 
-def _mean(row: Row, split: str) -> Mean | None:
-    return row.test if split == "test" else row.validation
-
-
-def _short(value: float) -> str:
-    return f"{value:g} %"
+def _text(mean: Mean) -> str:
+    return percent(mean.mean) + (f" of {mean.n} seeds" if mean.n > 1 else "")

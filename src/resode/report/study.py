@@ -14,7 +14,7 @@ import yaml
 
 from resode import atomic, quantities
 from resode.errors import InputError
-from resode.report import axes, classes, comparison, curves, scatter, strips, tables, templating
+from resode.report import classes, comparison, curves, scatter, strips, tables, templating
 from resode.report.comparison import Comparison, Group
 from resode.training.records.reader import EvaluationRecord, RunRecord
 
@@ -119,7 +119,6 @@ def render(study: Study) -> str:
     heads, cells = tables.cells(found) if found else ([], [])
     return templating.render(
         "study.html",
-        axes=axes,
         study=study,
         finished=sum(run.finished for *_, run in runs),
         facts=_facts(groups),
@@ -128,10 +127,10 @@ def render(study: Study) -> str:
         heads=heads,
         cells=cells,
         legend=tables.legend(found) if found else "",
-        strips=strips.of(groups, rows, kinds, split),
-        layout=strips,
-        scatters=scatter.of(rows, kinds, split),
-        plots=curves.of_groups(groups, kinds),
+        strips=strips.of_groups(groups, rows, kinds, split),
+        scatters=scatter.of_rows(rows, kinds, split),
+        curves=curves.of_groups(groups, kinds),
+        banded=any(len(group.finished or group.runs) > 1 for group in groups),
         matrices=_matrices(groups, split),
         by_class=_by_class(groups, split),
         runs=runs,

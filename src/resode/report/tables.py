@@ -90,7 +90,7 @@ def legend(comparison: Comparison) -> str:
 
 def _runs(row: Row, split: str) -> int:
     """How many runs the error is of."""
-    found = row.test if split == "test" else row.validation
+    found = row.on(split)
     return len(row.seeds) if found is None else found.n
 
 
