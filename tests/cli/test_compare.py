@@ -20,7 +20,7 @@ def said(capsys, *words, code=0):
 
 def test_runs_of_two_protocols_are_shown_and_it_is_said(capsys):
     told = said(capsys, *RUNS)
-    assert "protocols differ in held out" in told.err
+    assert "protocols differ in validation split" in told.err
     assert "test error" in told.out
     record = json.loads(said(capsys, *RUNS, "--json").out)
     assert len(record["rows"]) == 2

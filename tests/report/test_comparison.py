@@ -36,37 +36,37 @@ def test_a_folder_stands_for_the_runs_in_it(arm, tmp_path):
 
 def test_a_file_is_refused(arm):
     (path,) = arm("plain", {3: 8.0})
-    with pytest.raises(InputError, match="does not say how it was trained"):
+    with pytest.raises(InputError, match="does not record how it was trained"):
         grouped([path / "model.safetensors"])
 
 
 def test_the_same_run_twice_is_refused(arm):
     (path,) = arm("plain", {3: 8.0})
-    with pytest.raises(InputError, match="the same experiment with the same seed 3; leave one out"):
+    with pytest.raises(InputError, match="the same experiment with the same seed 3; remove one"):
         grouped([path, path])
 
 
 @pytest.mark.parametrize(
-    ("own", "told"),
+    ("own", "remark"),
     [
         ({"epochs": 10}, "protocols differ in epochs"),
-        ({"data": {"source": "cifar10", "validation": 0}}, "protocols differ in held out"),
+        ({"data": {"source": "cifar10", "validation": 0}}, "protocols differ in validation split"),
         ({"augment": {"flip": True}}, "protocols differ in augmentation"),
         ({"batch_size": 64}, "protocols differ in batch size"),
         (WIDE, None),
     ],
 )
-def test_mixed_protocols_are_told(arm, own, told):
+def test_mixed_protocols_are_reported(arm, own, remark):
     found = compare(grouped([*arm("plain", {0: 8.0}), *arm("other", {0: 9.0}, **own)]))
     assert len(found.rows) == 2
-    assert [told in text for text in found.remarks] == ([True] if told else [])
+    assert [remark in text for text in found.remarks] == ([True] if remark else [])
 
 
-def test_what_is_not_finished_is_left_out_and_told(arm):
+def test_unfinished_runs_are_excluded_and_reported(arm):
     plain = arm("plain", {0: 8.0}) + arm("late", {1: 8.0}, finished=False)
     found = compare(grouped([*arm("never", {0: 1.0}, finished=False, **WIDE), *plain]))
     assert [(row.seeds, row.unfinished) for row in found.rows] == [((0,), 1), ((), 1)]
-    assert sum("not finished, left out" in text for text in found.remarks) == 2
+    assert sum("not finished, excluded" in text for text in found.remarks) == 2
     with pytest.raises(InputError, match="none of these runs is finished"):
         compare(grouped(arm("alone", {5: 8.0}, finished=False)))
 
@@ -86,10 +86,10 @@ def test_a_comparison_as_text(arm):
     assert float(rows[1]["difference"]) == pytest.approx(-1.1)
     assert tuple(rows[0]) == COLUMNS == tuple(records(found)[0])
     heads, (_, second) = cells(found)
-    assert "evaluations" not in heads  # nothing is known of it
-    told = dict(zip(heads, second, strict=True))
-    assert told["test error"].startswith("7.90 \N{PLUS-MINUS SIGN} 0.90 % [")
-    assert told["less the first"].startswith("-1.10 [-1.35, -0.85], p 0.0")
+    assert "evaluations" not in heads  # unknown
+    shown = dict(zip(heads, second, strict=True))
+    assert shown["test error"].startswith("7.90 \N{PLUS-MINUS SIGN} 0.90 % [")
+    assert shown["difference to first"].startswith("-1.10 [-1.35, -0.85], p 0.0")
     text = as_markdown(found)
     assert text.splitlines()[1] == "|" + "---|" * len(heads)
     assert "95 %" in text

@@ -1,4 +1,4 @@
-"""The page: what it tells, that it stands alone, that nothing from a file becomes markup."""
+"""The page of a run: its content, that it is self-contained, that nothing from a file becomes markup."""
 
 import json
 import os
@@ -19,7 +19,7 @@ def page(run: Path) -> Page:
     return Page(report.write(run).read_text())
 
 
-def test_a_finished_run_tells_its_result(make_run: MakeRun) -> None:
+def test_a_finished_run_shows_its_result(make_run: MakeRun) -> None:
     text = page(make_run()).text
     for part in (
         "he_resnet20 on cifar10",
@@ -27,14 +27,14 @@ def test_a_finished_run_tells_its_result(make_run: MakeRun) -> None:
         "8.75 % published test error He et al. 2016, table 6 this run: 3.75 points higher",
         "13.00 % validation error",
         "training images 400 validation images 100 test images 40 epochs 4",
-        "tested last epoch, once seed 7 precision bf16, compiled test precision fp32",
+        "tested once, at the end seed 7 precision bf16, compiled test precision fp32",
         "parameters 269,722",
-        "time 7 min 01 s of it training 6 min 40 s training images per second 430.5 peak memory 641 MB",
+        "total time 7 min 01 s training time 6 min 40 s training images per second 430.5 peak memory 641 MB",
         "cat 80.0 % dog 4×",
         "memory 17.18 GB",
         "command resode train 'a b'",
         "5f1c8a90",
-        "Images skipped: 1 train/cat/broken.png: not an image",
+        "Skipped images: 1 train/cat/broken.png: not an image",
         "batch_size: 128",
         "8.3 to 8.8 % test error",
     ):
@@ -105,7 +105,7 @@ def test_without_validation_and_test_the_training_error_is_named_as_such(make_ru
     rows = [{"epoch": 1, "train_loss": 1.0, "train_accuracy": 60.0}]
     summary = {"train": {"loss": 1.0, "accuracy": 60.0}, "data": {"train": 500, "validation": 0, "test": 0}}
     text = page(make_run(summary=summary, epochs=rows)).text
-    assert "40.00 % training error no image was held out" in text
+    assert "40.00 % training error no validation images" in text
     assert "validation images none test images none" in text
     assert "Classes" not in text
 
@@ -121,10 +121,10 @@ def test_without_validation_the_curve_is_that_of_training(make_run: MakeRun) -> 
 
 
 @pytest.mark.parametrize("missing", ["experiment", "environment", "epochs"])
-def test_a_missing_file_leaves_its_part_out(make_run: MakeRun, missing: str) -> None:
+def test_without_a_file_its_section_is_missing(make_run: MakeRun, missing: str) -> None:
     text = page(make_run(**{missing: None})).text
     assert "12.50 % test error" in text
-    assert ("The experiment, resolved" in text) == (missing != "experiment")
+    assert ("Resolved experiment" in text) == (missing != "experiment")
     assert ("A processor" in text) == (missing != "environment")
     assert ("Learning curves" in text) == (missing != "epochs")
 

@@ -1,4 +1,4 @@
-"""The page of a study: what it tells of its arms, and that it stands alone."""
+"""The page of a study: its content, and that it is self-contained."""
 
 import json
 import re
@@ -30,7 +30,7 @@ def test_arms_stand_side_by_side(arm, tmp_path):
     arm("wide", {0: 7.0, 1: 8.0, 2: 8.5}, **WIDE)
     found, source = pages(tmp_path)
     for part in (
-        "arms 2 seeds 0, 1, 2 data cifar10 held out 100 epochs 4 batch size 128 precision bf16",
+        "arms 2 seeds 0, 1, 2 data cifar10 validation split 100 epochs 4 batch size 128 precision bf16",
         "Test error of the last epoch",
         "he2016/resnet20 (model.widths=[20, 40, 80])",
         "9.00 ± 1.00 % [6.52, 11.48]",
@@ -61,17 +61,17 @@ def test_confusions_are_summed_over_seeds(arm, tmp_path):
     with_confusion(first, [[16, 4], [1, 19]])
     with_confusion(second, [[12, 8], [2, 18]])
     found, _ = pages(tmp_path)
-    assert "Confusion of he2016/resnet20" in found.text
+    assert "Confusion matrix of he2016/resnet20" in found.text
     assert "0 28 12 1 3 37" in found.text
     assert "0 30.0 % 1 7.5 %" in found.text  # errors of the classes
 
 
-def test_unfinished_runs_are_told(arm, tmp_path):
+def test_unfinished_runs_are_reported(arm, tmp_path):
     arm("plain", {0: 8.0, 1: 9.0})
     arm("late", {2: 9.0}, finished=False)
     found, _ = pages(tmp_path)
     assert "2 of 3 runs finished" in found.text
-    assert "1 of 3 runs not finished, left out" in found.text
+    assert "1 of 3 runs not finished, excluded" in found.text
     assert "4 of 4" in found.text
 
 
@@ -83,7 +83,7 @@ def test_nothing_finished_is_a_page_of_curves(arm, tmp_path):
     assert "Accuracy against cost" not in found.text
 
 
-def test_a_study_that_chooses_shows_held_out_errors(arm, tmp_path):
+def test_a_study_that_selects_shows_validation_errors(arm, tmp_path):
     arm("plain", {0: 8.0})
     (tmp_path / "study.yaml").write_text("name: rates\nabout: Which rate?\nchoose: validation\n")
     found, _ = pages(tmp_path)
@@ -91,7 +91,7 @@ def test_a_study_that_chooses_shows_held_out_errors(arm, tmp_path):
     assert "Validation error of the last epoch" in found.text
 
 
-def test_mixed_protocols_are_told(arm, tmp_path):
+def test_mixed_protocols_are_reported(arm, tmp_path):
     arm("plain", {0: 8.0})
     arm("long", {0: 7.0}, epochs=10)
     found, _ = pages(tmp_path)
@@ -110,7 +110,7 @@ def test_hostile_names_stay_text(arm, tmp_path):
     assert " ".join(clean.split()) in found.text
 
 
-def test_a_directory_is_no_page(arm, tmp_path):
+def test_a_directory_as_output_is_refused(arm, tmp_path):
     arm("plain", {0: 8.0})
     with pytest.raises(InputError, match="a directory; name a file"):
         report.write_study(report.read_study(tmp_path), tmp_path)
@@ -123,14 +123,14 @@ def test_a_run_is_no_study(arm, tmp_path):
     assert not report.is_study(tmp_path / "nothing")
 
 
-def test_thirty_arms_can_be_told_apart(arm, tmp_path):
+def test_thirty_arms_look_different(arm, tmp_path):
     for place in range(30):
         arm(f"arm{place}", {0: 8.0 + place}, batch_size=16 + place)
     _, source = pages(tmp_path)
     assert len(set(re.findall('<g class="(arm.*?)"', source))) == 30
 
 
-def test_what_is_missing_is_told(arm, tmp_path):
+def test_what_is_missing_is_reported(arm, tmp_path):
     arm("base", {0: 8.0, 1: 9.0})
     (_, untested) = arm("half", {0: 7.0, 1: 7.5}, batch_size=64)
     arm("other", {5: 7.0}, batch_size=32)
@@ -141,15 +141,18 @@ def test_what_is_missing_is_told(arm, tmp_path):
     found, _ = pages(tmp_path)
     assert "he2016/resnet20 (batch_size=64): 1 of 2 finished runs have no test error" in found.text
     assert (
-        "(batch_size=32): shares no seed with he2016/resnet20 (batch_size=128), so there is no" in found.text
+        "(batch_size=32): shares no seed with he2016/resnet20 (batch_size=128), so no difference"
+        in found.text
     )
-    assert "times and memory are of different machines: " in found.text
-    assert "he2016/resnet20 (batch_size=64) 1 7.00 %" in found.text  # n is of the error
+    assert "times and memory come from different machines: " in found.text
+    assert "he2016/resnet20 (batch_size=64) 1 7.00 %" in found.text  # n counts the runs with a test error
 
 
-def test_arms_of_one_name_are_told_by_their_folders(arm, tmp_path):
+def test_arms_of_one_name_also_show_their_folders(arm, tmp_path):
     first, _ = arm("a", {0: 8.0, 1: 9.0})
-    (tmp_path / "arms.json").write_text(json.dumps({first.name: "he2016/resnet20"}))  # the plan has shrunk
+    (tmp_path / "arms.json").write_text(
+        json.dumps({first.name: "he2016/resnet20"})
+    )  # the study file has fewer arms now
     groups = report.read_study(tmp_path).groups
     assert [group.name for group in groups] == ["he2016/resnet20", f"he2016/resnet20 [{tmp_path}]"]
     _, source = pages(tmp_path)

@@ -1,4 +1,4 @@
-"""Report: a run, or a folder of them -> one self-contained HTML page, or a small table for the terminal."""
+"""Reports: a run or a folder of runs as a self-contained HTML page or a small table for the terminal."""
 
 from resode.report.page import write
 from resode.report.study import is_study

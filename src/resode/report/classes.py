@@ -1,4 +1,4 @@
-"""Classes: accuracy of each class and the confusion matrix, with what the page needs to draw them."""
+"""Accuracy by class and the confusion matrix, ready to draw."""
 
 import math
 from dataclasses import dataclass
@@ -6,18 +6,17 @@ from dataclasses import dataclass
 from resode.quantities import count
 from resode.training.records.reader import EvaluationRecord
 
-WRITTEN = 25  # classes up to which the matrix is a table of numbers
-DRAWN = 200  # classes up to which it is drawn at all
+WRITTEN = 25  # largest number of classes for a table of numbers
+DRAWN = 200  # largest number of classes for an image
 
 
 @dataclass(frozen=True)
 class Row:
-    """One class: accuracy in percent, images, and the class that it is most often taken for."""
+    """A class: accuracy in percent, most frequent wrong prediction and its count."""
 
     name: str
     accuracy: float
-    samples: int | None
-    taken_for: str
+    mistaken_for: str
     times: int
 
 
@@ -33,7 +32,7 @@ class Cell:
 
     @property
     def kind(self) -> str:
-        """Whether these images are classified rightly."""
+        """CSS class: whether these images are classified correctly."""
         return "right" if self.row == self.column else "wrong"
 
 
@@ -46,41 +45,41 @@ class Matrix:
 
     @property
     def written(self) -> bool:
-        """Few enough classes for a table of numbers."""
+        """Whether there are few enough classes for a table of numbers."""
         return len(self.names) <= WRITTEN
 
     @property
     def filled(self) -> list[Cell]:
-        """The cells that are not empty."""
+        """The cells with at least one image."""
         return [cell for row in self.rows for cell in row if cell.count]
 
 
 def names(result: EvaluationRecord) -> tuple[str, ...]:
-    """The class names; numbers where none are known."""
+    """The class names; numbers if they are unknown."""
     if result.per_class is not None:
         return tuple(result.per_class)
     return tuple(str(k) for k in range(len(result.confusion or ())))
 
 
 def rows(result: EvaluationRecord) -> tuple[Row, ...]:
-    """The classes, hardest first; those without images are left out."""
+    """The classes that have images, hardest first."""
     known, found = names(result), []
     for true, name in enumerate(known):
         if result.confusion is None:
             accuracy = (result.per_class or {}).get(name)
             if accuracy is not None:
-                found.append(Row(name, accuracy, None, "", 0))
+                found.append(Row(name, accuracy, "", 0))
             continue
         counts = result.confusion[true]
         if sum(counts):
             times, other = max(((n, -k) for k, n in enumerate(counts) if k != true), default=(0, 0))
             accuracy = 100 * counts[true] / sum(counts)
-            found.append(Row(name, accuracy, sum(counts), known[-other] if times else "", times))
+            found.append(Row(name, accuracy, known[-other] if times else "", times))
     return tuple(sorted(found, key=lambda row: row.accuracy))
 
 
 def matrix(result: EvaluationRecord) -> Matrix | None:
-    """The confusion matrix, shaded by the share of the true class (errors by its square root)."""
+    """The confusion matrix, shaded by the fraction of the true class (errors: its root); None if large."""
     if not result.confusion or len(result.confusion) > DRAWN:
         return None
     known = names(result)

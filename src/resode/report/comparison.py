@@ -1,7 +1,6 @@
-"""Comparison: groups of runs that differ in their seed alone, side by side, with what they cost.
+"""Comparison of arms (runs that differ only in their seed): errors of the last epoch, and costs.
 
-Every figure is of the last epoch. A table that mixes protocols (data, split, epochs, augmentation, ...) says
-where they differ.
+Remarks name every difference in protocol (data, split, epochs, augmentation, ...).
 """
 
 import json
@@ -18,14 +17,14 @@ from resode.errors import InputError, ResodeError
 from resode.report.statistics import Difference, Mean, difference_of, mean_of
 from resode.training.records.reader import RunRecord, read
 
-# What may differ between runs of one group: it decides neither the network nor what it learns, or it is
-# derived from the seed (the mean of the images that are left to train on).
-ASIDE = ("seed", "device", "checkpoint", "about", "name", "plugins", "compile")
-ASIDE_OF_DATA = ("mean", "std", "fingerprint")
-# What has to be the same for errors to be compared: a name, and where it stands in a run.
+# Settings that may differ between the runs of an arm: they change neither the network nor what it learns, or
+# follow from the seed (the mean over the training images depends on the split).
+IGNORED = ("seed", "device", "checkpoint", "about", "name", "plugins", "compile")
+IGNORED_DATA = ("mean", "std", "fingerprint")
+# Settings that must agree for a fair comparison of errors: label -> path in the experiment.
 PROTOCOL = {
     "data": ("data", "source"),
-    "held out": ("data", "validation"),
+    "validation split": ("data", "validation"),
     "epochs": ("epochs",),
     "batch size": ("batch_size",),
     "augmentation": ("augment",),
@@ -33,20 +32,20 @@ PROTOCOL = {
     "optimizer": ("optimizer",),
     "schedule": ("schedule",),
     "label smoothing": ("label_smoothing",),
-    "average": ("average",),
+    "weight averaging": ("average",),
     "precision": ("precision",),
-    "weights to start from": ("init",),
+    "initial weights": ("init",),
     "test precision": ("evaluation", "precision"),
 }
 
 
 @dataclass(frozen=True)
 class Group:
-    """Runs of one experiment with different seeds.
+    """An arm: runs of one experiment with different seeds.
 
     Args:
-        name: of the arm.
-        runs: by seed.
+        name: name of the arm.
+        runs: the runs by seed.
     """
 
     name: str
@@ -54,23 +53,23 @@ class Group:
 
     @property
     def finished(self) -> dict[int, RunRecord]:
-        """Those that came to their end."""
+        """The finished runs by seed."""
         return {seed: run for seed, run in self.runs.items() if run.finished}
 
     def errors(self, split: str) -> dict[int, float]:
-        """Top-1 errors in percent by seed, on the images of `test` or `validation`."""
+        """Top-1 errors in percent by seed, on the `test` or `validation` images."""
         found = {seed: getattr(run.result, split) for seed, run in self.finished.items()}
         return {seed: scores.top1_error for seed, scores in found.items() if scores is not None}
 
     def median_of(self, key: str) -> float | None:
-        """The median of a figure of the summaries."""
+        """The median of a number of the summaries over the finished runs."""
         values = [v for run in self.finished.values() if (v := getattr(run.result, key)) is not None]
         return median(values) if values else None
 
 
 @dataclass(frozen=True)
 class Row:
-    """A group in figures; errors in percent, differences in points against the first group."""
+    """The numbers of an arm: errors in percent, the difference to the first arm in points."""
 
     name: str
     seeds: tuple[int, ...]
@@ -92,7 +91,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Rows, and what a reader has to know about them."""
+    """Rows, and remarks on what limits their comparison."""
 
     rows: tuple[Row, ...]
     remarks: tuple[str, ...]
@@ -100,17 +99,17 @@ class Comparison:
 
 
 def compare(groups: Sequence[Group], split: str = "test") -> Comparison:
-    """Put groups side by side; the first that has a finished run is the one to compare the others with.
+    """Compare arms with the first one that has a finished run.
 
     Args:
-        groups: at least one.
-        split: what differences are of: the test images, or the held-out ones (`validation`).
+        groups: at least one arm.
+        split: the errors whose differences are computed, `test` or `validation`.
 
     Raises:
-        InputError: no group has a finished run.
+        InputError: no arm has a finished run.
     """
     if not any(group.finished for group in groups):
-        raise InputError("none of these runs is finished: go on with `resode train --resume --out RUN`")
+        raise InputError("none of these runs is finished; resume them with `resode train --resume --out RUN`")
     groups = sorted(groups, key=lambda group: not group.finished)
     base = groups[0].errors(split)
     rows = []
@@ -137,12 +136,12 @@ def compare(groups: Sequence[Group], split: str = "test") -> Comparison:
 
 
 def grouped(paths: Iterable[Path]) -> list[Group]:
-    """Runs by what they have in common beside the seed, in the order in which they come.
+    """Group runs into arms: the same experiment except for the seed, in the order of `paths`.
 
-    A folder that is no run stands for the runs in it, however deep.
+    A folder stands for all runs below it.
 
     Raises:
-        InputError: a path that holds no run, the same seed twice in one group.
+        InputError: a path holds no run, or an arm has the same seed twice.
     """
     found: dict[str, dict[int, RunRecord]] = {}
     arms: dict[str, str] = {}
@@ -161,7 +160,7 @@ def grouped(paths: Iterable[Path]) -> list[Group]:
             if seed in members:
                 raise InputError(
                     f"{folder} and {members[seed].path}: the same experiment with the same seed {seed}; "
-                    "leave one out"
+                    "remove one"
                 )
             members[seed] = run
     alone = [key for key in found if key not in arms]
@@ -175,7 +174,7 @@ def grouped(paths: Iterable[Path]) -> list[Group]:
 
 
 def _distinct(groups: Sequence[Group]) -> list[Group]:
-    """Groups whose names differ: one that has the name of an earlier one is told by its folder, too."""
+    """Arms with unique names: one with the name of an earlier one also gets its folder."""
     seen: set[str] = set()
     made = []
     for group in groups:
@@ -188,7 +187,7 @@ def _distinct(groups: Sequence[Group]) -> list[Group]:
 
 
 def _arms(path: Path) -> dict[str, str]:
-    """The arm of each run in the folder of a study; of any other folder nothing."""
+    """Run folder -> arm, in the folder of a study; empty for any other folder."""
     try:
         found = json.loads((path / "arms.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -200,7 +199,7 @@ def _runs_in(path: Path) -> list[Path]:
     if not path.exists():
         raise InputError(f"{path}: no such directory; name one that `resode train` wrote")
     if not path.is_dir():
-        raise InputError(f"{path}: a file, which does not say how it was trained; name its run")
+        raise InputError(f"{path}: a file, which does not record how it was trained; name its run directory")
     if (path / "experiment.yaml").is_file():
         return [path]
     inside = sorted(found.parent for found in path.rglob("experiment.yaml"))
@@ -214,15 +213,15 @@ def _identity(run: RunRecord) -> str:
 
 
 def _kept(run: RunRecord) -> dict[str, Any]:
-    """The experiment of a run, but for what is set aside."""
-    kept = {key: value for key, value in run.experiment.items() if key not in ASIDE}
+    """The experiment of a run without the ignored settings."""
+    kept = {key: value for key, value in run.experiment.items() if key not in IGNORED}
     if isinstance(data := kept.get("data"), Mapping):
-        kept["data"] = {key: value for key, value in data.items() if key not in ASIDE_OF_DATA}
+        kept["data"] = {key: value for key, value in data.items() if key not in IGNORED_DATA}
     return kept
 
 
 def _named(groups: Sequence[Mapping[int, RunRecord]]) -> list[Group]:
-    """Groups by the name of their recipe; those of one name also by the settings in which they differ."""
+    """Arms named by their recipe; those of the same recipe also by the settings in which they differ."""
     first = [next(iter(members.values())) for members in groups]
     names = [str(run.setting("name") or run.path.name) for run in first]
     made = []
@@ -231,8 +230,8 @@ def _named(groups: Sequence[Mapping[int, RunRecord]]) -> list[Group]:
         flat = [_flat(_kept(other)) for other in alike]
         differing = sorted({key for one in flat for key in one if any(o.get(key) != one[key] for o in flat)})
         own = _flat(_kept(run))
-        told = ", ".join(f"{key}={own[key]}" for key in differing if key in own)
-        made.append(Group(f"{name} ({told})" if told else name, members))
+        settings = ", ".join(f"{key}={own[key]}" for key in differing if key in own)
+        made.append(Group(f"{name} ({settings})" if settings else name, members))
     return made
 
 
@@ -247,55 +246,55 @@ def _flat(values: Any, path: str = "") -> dict[str, str]:
 
 
 def _remarks(groups: Sequence[Group]) -> Iterable[str]:
-    """Where protocols differ, and what is missing."""
+    """Differences in protocol and data, and the number of unfinished runs."""
     runs = [(group.name, run) for group in groups for run in group.finished.values()]
     for label, path in PROTOCOL.items():
         flat = [(name, _setting(run, path)) for name, run in runs]
         for key in dict.fromkeys(key for _, values in flat for key in values):
-            told: dict[str, list[str]] = {}
+            by_value: dict[str, list[str]] = {}
             for name, values in flat:
-                told.setdefault(values.get(key, "none"), []).append(name)
-            if len(told) > 1:
-                listed = "; ".join(f"{value} ({_few(names)})" for value, names in told.items())
+                by_value.setdefault(values.get(key, "none"), []).append(name)
+            if len(by_value) > 1:
+                listed = "; ".join(f"{value} ({_few(names)})" for value, names in by_value.items())
                 yield f"protocols differ in {f'{label}, {key}' if key else label}: {listed}"
     data = PROTOCOL["data"]
     hashes = {run.result.data.fingerprint for _, run in runs if run.result.data.fingerprint}
     if len(hashes) > 1 and all(_setting(run, data) == _setting(runs[0][1], data) for _, run in runs):
-        yield "protocols differ in data: the same name, but not the same images"
+        yield "protocols differ in data: the same name, but different images"
     for group in groups:
         if waiting := len(group.runs) - len(group.finished):
-            yield f"{group.name}: {waiting} of {len(group.runs)} runs not finished, left out"
+            yield f"{group.name}: {waiting} of {len(group.runs)} runs not finished, excluded"
 
 
 def _missing(groups: Sequence[Group], rows: Sequence[Row], split: str) -> Iterable[str]:
-    """Errors and differences that a reader would look for in vain, and times that are not of one kind."""
+    """Missing errors and differences, and times from different machines."""
     for group, row in zip(groups, rows, strict=True):
         of, known = len(group.finished), len(group.errors(split))
         if known < of:
             yield f"{group.name}: {of - known} of {of} finished runs have no {split} error"
         elif of and row is not rows[0] and row.difference is None and groups[0].errors(split):
-            yield f"{group.name}: shares no seed with {groups[0].name}, so there is no difference"
+            yield f"{group.name}: shares no seed with {groups[0].name}, so no difference is shown"
     machines: dict[str, list[str]] = {}
     for group in groups:
         for run in group.finished.values():
             machines.setdefault(machine(run), []).append(group.name)
     if len(machines) > 1:
         listed = "; ".join(f"{name or 'unknown'} ({_few(names)})" for name, names in machines.items())
-        yield f"times and memory are of different machines: {listed}"
+        yield f"times and memory come from different machines: {listed}"
 
 
 def machine(run: RunRecord) -> str:
-    """What a run was trained on: `A processor, 2 threads`."""
+    """The machine of a run: `A processor, 2 threads`."""
     environment = run.environment
     threads, processes = environment.get("threads"), environment.get("processes")
-    told = [str(environment.get("gpu") or environment.get("cpu") or "")]
-    told += [f"{threads} thread{'' if threads == 1 else 's'}"] if threads else []
-    told += [f"{processes} processes"] if processes not in (None, 1) else []
-    return ", ".join(filter(None, told))
+    words = [str(environment.get("gpu") or environment.get("cpu") or "")]
+    words += [f"{threads} thread{'' if threads == 1 else 's'}"] if threads else []
+    words += [f"{processes} processes"] if processes not in (None, 1) else []
+    return ", ".join(filter(None, words))
 
 
 def _setting(run: RunRecord, path: tuple[str, ...]) -> dict[str, str]:
-    """What a run says of a part of its protocol, key by key; nothing of what it leaves out."""
+    """A setting of the protocol, flattened to key -> value; empty if it is not set."""
     value: Any = run.experiment
     for key in path:
         value = value.get(key) if isinstance(value, Mapping) else None
@@ -303,7 +302,7 @@ def _setting(run: RunRecord, path: tuple[str, ...]) -> dict[str, str]:
 
 
 def _few(names: Sequence[str]) -> str:
-    """The arms of these runs; the first few of many."""
+    """The distinct names, at most three of them."""
     arms = list(dict.fromkeys(names))
     return ", ".join(arms[:3]) + (f" and {len(arms) - 3} more" if len(arms) > 3 else "")
 
@@ -318,7 +317,7 @@ def _whole(value: float | None) -> int | None:
 
 
 def _multiply_adds(group: Group) -> int | None:
-    """Of one image, counted on the network that training ended with; None of a network of the user's."""
+    """Multiply-adds for one image of the trained network; None for a network of the user's own."""
     run = next(iter(group.finished.values()), None)
     if run is None:
         return None
@@ -329,12 +328,12 @@ def _multiply_adds(group: Group) -> int | None:
         with torch.device("meta"):
             network = card.specification.build()
         return cost.multiply_adds(network, (card.preprocessing.channels, *card.preprocessing.size))
-    except (ResodeError, RuntimeError, ValueError, TypeError):  # a network that asks for numbers, or none
+    except (ResodeError, RuntimeError, ValueError, TypeError):  # no weights, or a forward that needs values
         return None
 
 
 def _evaluations(group: Group) -> float | None:
-    """Evaluations of fields in a training step, in the last epoch."""
+    """Evaluations of fields in a training step of the last epoch (median over runs)."""
     found = [run.epochs[-1].function_evaluations for run in group.finished.values() if run.epochs]
     known = [value for value in found if value is not None]
     return median(known) if known else None

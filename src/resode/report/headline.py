@@ -1,4 +1,4 @@
-"""Headline: the errors of a run, the published one beside them, and the protocol under which they hold."""
+"""The headline of a page: the errors of a run, the published error, and the protocol."""
 
 import math
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from resode.training.records.reader import EvaluationRecord, RunRecord
 
 @dataclass(frozen=True)
 class Figure:
-    """A number of the headline, its name, remarks below it; the first of a page is set large."""
+    """A number of the headline with its name and remarks; the first on a page is the largest."""
 
     name: str
     value: str
@@ -17,7 +17,7 @@ class Figure:
 
 
 def figures(run: RunRecord) -> list[Figure]:
-    """The numbers of the headline: where an unfinished run stands, test, published, validation error."""
+    """The numbers of the headline: progress (unfinished run), test, published and validation error."""
     result = run.result
     progress = [] if run.finished else [_progress(run)]
     published = []
@@ -32,7 +32,7 @@ def figures(run: RunRecord) -> list[Figure]:
 
 
 def _held_out(run: RunRecord) -> list[Figure]:
-    """The validation error; where there is neither that nor a test error, the training error."""
+    """The validation error; without validation and test errors, the training error."""
     result = run.result
     if result.validation is not None:
         value = percent(result.validation.top1_error)
@@ -42,7 +42,7 @@ def _held_out(run: RunRecord) -> list[Figure]:
         return [Figure("validation error", percent(run.validated.validation_error), (remark,))]
     trained = [split.error for split in splits(run) if split.name == "train" and split.error is not None]
     if result.test is None and trained:
-        remark = "no image was held out" if run.finished else f"after epoch {count(run.epoch)}"
+        remark = "no validation images" if run.finished else f"after epoch {count(run.epoch)}"
         return [Figure("training error", percent(trained[0]), (remark,))]
     return []
 
@@ -61,7 +61,7 @@ def _progress(run: RunRecord) -> Figure:
 
 
 def _wrong(result: EvaluationRecord) -> tuple[str, ...]:
-    """How many images are wrong, and the standard error sqrt(p (1 - p) / n) that n images leave."""
+    """Number of wrong images, and the standard error sqrt(p (1 - p) / n) of an error over n images."""
     if not result.samples:
         return ()
     p = result.top1_error / 100
@@ -83,7 +83,7 @@ def _difference(run: RunRecord) -> str:
 
 
 def protocol(run: RunRecord) -> dict[str, str]:
-    """Under which conditions the headline holds."""
+    """Data, settings and precision under which the errors were measured."""
     result, test = run.result, run.result.test
     images = {
         name: count(n) if n else "none"
@@ -98,7 +98,7 @@ def protocol(run: RunRecord) -> dict[str, str]:
         "epochs": _known(result.epochs),
         "iterations": _known(result.iterations),
         "batch size": run.setting("batch_size") or "",
-        "tested": "last epoch, once" if test else "",
+        "tested": "once, at the end" if test else "",
         "seed": "" if result.seed is None else str(result.seed),
         "precision": ", ".join(filter(None, (result.precision, "compiled" if result.compile else ""))),
         "test precision": (test.precision or "") if test else "",
@@ -113,7 +113,7 @@ def _known(value: int | None) -> str:
 
 @dataclass(frozen=True)
 class Split:
-    """A line of the table of results; "train" is the mean over the last epoch, while it was learnt."""
+    """A row of the table of results; "train" is the mean over the last training epoch."""
 
     name: str
     images: int | None
@@ -122,7 +122,7 @@ class Split:
 
 
 def splits(run: RunRecord) -> list[Split]:
-    """Loss and error at the end of the last epoch: train, validation, test, as far as they are known."""
+    """Loss and error of the last epoch on each split that was measured: train, validation, test."""
     result, data, last = run.result, run.result.data, run.epochs[-1] if run.epochs else None
     known = []
     if result.train is not None:

@@ -1,6 +1,6 @@
-"""Page: a run as one HTML file that needs nothing else: no script, no font, no image, no network.
+"""The page of a run: one self-contained HTML file, without scripts, fonts, images or network access.
 
-Everything that comes from files passes the template's escaping; the same run gives the same bytes.
+Templates escape everything that comes from files. The same run gives the same bytes.
 """
 
 import json
@@ -16,14 +16,14 @@ from resode.training.records.reader import EpochRow, RunRecord, read
 
 
 def write(run: Path, out: Path | None = None) -> Path:
-    """Write the page of a run, finished or not, and return where it lies.
+    """Write the page of a run, finished or not, and return its path.
 
     Args:
-        run: the run directory, or a weights file; the commands on the page name it as it is given here.
-        out: the file to write, atomically (default: `report.html` in the run directory, or beside the file).
+        run: the run directory or a weights file; the commands on the page show this path.
+        out: the file to write atomically (default: `report.html` in the run directory, or beside the file).
 
     Raises:
-        InputError: `run` is no run directory, or `out` is a directory.
+        InputError: `run` is not a run directory, or `out` is a directory.
         IntegrityError: a file of the run is damaged.
         ResourceError: the page cannot be written.
     """
@@ -64,7 +64,7 @@ def render(run: RunRecord) -> str:
 
 
 def _columns(run: RunRecord) -> dict[str, list[str]]:
-    """The table of epochs by column; a column without any number is left out."""
+    """The table of epochs by column, without empty columns."""
     make: dict[str, Callable[[EpochRow], str]] = {
         "epoch": lambda e: quantities.count(e.epoch),
         "iterations": lambda e: quantities.count(e.iterations),
@@ -82,7 +82,7 @@ def _columns(run: RunRecord) -> dict[str, list[str]]:
 
 
 def _cost(run: RunRecord) -> dict[str, str]:
-    """Parameters, time, speed and memory; of an unfinished run, what its epochs show so far."""
+    """Parameters, time, speed and memory; for an unfinished run, those of the epochs so far."""
     result, epochs = run.result, run.epochs
     times = [e.seconds for e in epochs if e.seconds is not None]
     speeds = [e.images_per_second for e in epochs if e.images_per_second is not None]
@@ -94,8 +94,8 @@ def _cost(run: RunRecord) -> dict[str, str]:
     peak = result.peak_memory_bytes if result.peak_memory_bytes is not None else max(peaks, default=None)
     cost = {
         "parameters": quantities.count(result.parameters),
-        "time" if run.finished else "time so far": quantities.duration(seconds),
-        "of it training": quantities.duration(result.training_seconds),
+        "total time" if run.finished else "time so far": quantities.duration(seconds),
+        "training time": quantities.duration(result.training_seconds),
         "training images per second": quantities.number(speed),
         "peak memory": quantities.size(peak),
     }
@@ -103,7 +103,7 @@ def _cost(run: RunRecord) -> dict[str, str]:
 
 
 def _commands(run: RunRecord) -> dict[str, str]:
-    """What to type next."""
+    """Commands for the next steps, by title."""
     path = shlex.quote(str(run.path))
     if run.path.is_file():
         return {
@@ -121,7 +121,7 @@ def _commands(run: RunRecord) -> dict[str, str]:
         file = str(run.path / "model.safetensors")
         commands["Use in Python"] = f"import resode; model = resode.load({file!r})"
     if run.finished:
-        commands["Run it again"] = f"resode train {path} --out {shlex.quote(str(run.path) + '-again')}"
+        commands["Repeat the run"] = f"resode train {path} --out {shlex.quote(str(run.path) + '-again')}"
     return commands
 
 

@@ -10,7 +10,7 @@ from resode.report.axes import axis
 from resode.report.chart import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Chart, Tick, add, canvas, grid
 from resode.report.comparison import Row
 
-LETTER, LINE = 8.0, 17.0  # width of a letter and height of a line on a phone, in pixels
+LETTER, LINE = 9.0, 17.0  # width of a letter and height of a line on a phone, in pixels
 LETTERS = 28  # of a label; so many fit to the left or to the right of any point
 
 Label = tuple[float, float, float]  # left, right, height of its middle

@@ -1,6 +1,6 @@
-"""Study: the runs of a folder side by side, as one HTML file that needs nothing else.
+"""The page of a study: the runs of a folder side by side, as one self-contained HTML file.
 
-The error of every run, accuracy against cost, learning curves, confusions. The same runs give the same bytes.
+Errors of all runs, accuracy against cost, learning curves, confusions. The same runs give the same bytes.
 """
 
 import functools
@@ -18,8 +18,8 @@ from resode.report import classes, comparison, curves, scatter, strips, tables, 
 from resode.report.comparison import Comparison, Group
 from resode.training.records.reader import EvaluationRecord, RunRecord
 
-COLOURS = 10  # of arms; then they come again, dashed, and again, dotted
-PLAN = "study.yaml"  # in the folder of a study: the file that it was made by
+COLOURS = 10  # of arms; the next ten are dashed, the next dotted
+PLAN = "study.yaml"  # the study file, in the folder of its runs
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,10 @@ class Study:
     Args:
         path: the folder.
         groups: runs by arm.
-        plan: the file that it was made by, as text; empty where it is but a folder of runs.
-        name: of the study.
-        about: what is asked.
-        split: which errors it is about, `test` or `validation`.
+        plan: text of the study file; empty for a mere folder of runs.
+        name: name of the study.
+        about: its description.
+        split: the errors that it compares, `test` or `validation`.
     """
 
     path: Path
@@ -44,12 +44,12 @@ class Study:
 
     @functools.cached_property
     def comparison(self) -> Comparison | None:
-        """The arms side by side; None while no run is finished."""
+        """The arms side by side; None while no run has finished."""
         finished = any(group.finished for group in self.groups)
         return comparison.compare(self.groups, self.split) if finished else None
 
     def of_runs(self, paths: Collection[Path]) -> "Study":
-        """The same with these runs alone."""
+        """The study restricted to these runs."""
         kept = (
             Group(g.name, {seed: run for seed, run in g.runs.items() if run.path in paths})
             for g in self.groups
@@ -58,15 +58,15 @@ class Study:
 
 
 def is_study(path: Path) -> bool:
-    """Whether a folder holds runs and is none."""
+    """Whether a path is a folder of runs (and not itself a run)."""
     return path.is_dir() and not (path / "experiment.yaml").is_file() and any(path.rglob("experiment.yaml"))
 
 
 def read(path: Path) -> Study:
-    """The runs in the folder of a study, or in any.
+    """Read all runs in a folder, with the study file if it holds one.
 
     Raises:
-        InputError: it holds no run.
+        InputError: the folder holds no run.
         IntegrityError: a file of a run is damaged.
     """
     groups = comparison.grouped([path])
@@ -83,7 +83,7 @@ def read(path: Path) -> Study:
 
 
 def _plan(file: Path) -> tuple[str, Mapping[str, Any]]:
-    """The text of a study file and what it says; nothing where there is none."""
+    """Text and content of a study file; both empty if it is missing or damaged."""
     try:
         text = file.read_text(encoding="utf-8")
         found = yaml.safe_load(text)
@@ -93,11 +93,11 @@ def _plan(file: Path) -> tuple[str, Mapping[str, Any]]:
 
 
 def write(study: Study, out: Path | None = None) -> Path:
-    """Write the page of a study, finished or not, and return where it lies.
+    """Write the page of a study, finished or not, and return its path.
 
     Args:
-        study: as `read` gives it.
-        out: the file to write, atomically (default: `report.html` in the folder).
+        study: the study, from `read`.
+        out: the file to write atomically (default: `report.html` in the folder).
 
     Raises:
         InputError: `out` is a directory.
@@ -113,7 +113,7 @@ def write(study: Study, out: Path | None = None) -> Path:
 def render(study: Study) -> str:
     """The page as a string."""
     groups, split, found = study.groups, study.split, study.comparison
-    kinds = {group.name: _kind(place) for place, group in enumerate(groups)}
+    css = {group.name: _css(place) for place, group in enumerate(groups)}
     rows = found.rows if found else ()
     runs = [(group.name, seed, run) for group in groups for seed, run in group.runs.items()]
     heads, cells = tables.cells(found) if found else ([], [])
@@ -122,14 +122,14 @@ def render(study: Study) -> str:
         study=study,
         finished=sum(run.finished for *_, run in runs),
         facts=_facts(groups),
-        kinds=kinds,
+        css=css,
         found=found,
         heads=heads,
         cells=cells,
         legend=tables.legend(found) if found else "",
-        strips=strips.of_groups(groups, rows, kinds, split),
-        scatters=scatter.of_rows(rows, kinds, split),
-        curves=curves.of_groups(groups, kinds),
+        strips=strips.of_groups(groups, rows, css, split),
+        scatters=scatter.of_rows(rows, css, split),
+        curves=curves.of_groups(groups, css),
         banded=any(len(group.finished or group.runs) > 1 for group in groups),
         matrices=_matrices(groups, split),
         by_class=_by_class(groups, split),
@@ -139,20 +139,20 @@ def render(study: Study) -> str:
     )
 
 
-def _kind(place: int) -> str:
-    """The colour of an arm on the page."""
+def _css(place: int) -> str:
+    """The CSS classes of an arm: its colour and line style."""
     again = place // COLOURS % 3
     return f"arm{place % COLOURS}" + (f" again{again}" if again else "")
 
 
 def _facts(groups: Sequence[Group]) -> dict[str, str]:
-    """What the runs have in common; a setting in which they differ is told as that."""
+    """Settings common to all runs; "differs" for those that are not."""
     runs = [run for group in groups for run in group.runs.values()]
     seeds = sorted({seed for group in groups for seed in group.runs})
     facts = {"arms": quantities.count(len(groups)), "seeds": ", ".join(map(str, seeds))}
     for name, path in {
         "data": ("data", "source"),
-        "held out": ("data", "validation"),
+        "validation split": ("data", "validation"),
         "epochs": ("epochs",),
         "batch size": ("batch_size",),
         "precision": ("precision",),
@@ -163,7 +163,7 @@ def _facts(groups: Sequence[Group]) -> dict[str, str]:
 
 
 def _matrices(groups: Sequence[Group], split: str) -> list[tuple[str, classes.Matrix]]:
-    """The confusion of each arm, summed over its seeds."""
+    """The confusion matrix of each arm, summed over its seeds."""
     found = []
     for group in groups:
         summed = _summed(group, split)
@@ -174,7 +174,7 @@ def _matrices(groups: Sequence[Group], split: str) -> list[tuple[str, classes.Ma
 
 
 def _by_class(groups: Sequence[Group], split: str) -> list[tuple[str, list[tuple[str, float | None]]]]:
-    """The error on each class, arm by arm; the hardest for the first arm comes first."""
+    """The error on each class for every arm, sorted by that of the first arm, largest first."""
     by_arm = {
         group.name: {row.name: 100 - row.accuracy for row in classes.rows(summed)}
         for group in groups
@@ -187,7 +187,7 @@ def _by_class(groups: Sequence[Group], split: str) -> list[tuple[str, list[tuple
 
 
 def _summed(group: Group, split: str) -> EvaluationRecord | None:
-    """The confusion of all finished seeds together; None where one has none or they have other classes."""
+    """The confusion summed over all finished seeds; None if one lacks it or has other classes."""
     scores = [getattr(run.result, split) for run in group.finished.values()]
     tables_ = [score.confusion for score in scores if score is not None and score.confusion]
     if not tables_ or len(tables_) < len(scores) or len({len(table) for table in tables_}) > 1:
@@ -212,13 +212,13 @@ def _machine(run: RunRecord) -> str:
 
 
 def _commands(study: Study, found: Comparison | None) -> dict[str, str]:
-    """What to type next."""
+    """Commands for the next steps, by title."""
     path = shlex.quote(str(study.path))
-    commands = {"The table again": f"resode compare {path}"}
+    commands = {"Print the table": f"resode compare {path}"}
     if found and len(found.rows) > 1:
         base = shlex.quote(found.rows[1].name)
-        commands["Against another arm"] = f"resode compare {path} --base {base}"
-    commands["As Markdown"] = f"resode compare {path} --as markdown"
+        commands["Compare with another arm"] = f"resode compare {path} --base {base}"
+    commands["Print it as Markdown"] = f"resode compare {path} --as markdown"
     run = next(iter(study.groups[0].runs.values()))
-    commands["One run"] = f"resode report {shlex.quote(str(run.path))}"
+    commands["Report on one run"] = f"resode report {shlex.quote(str(run.path))}"
     return commands

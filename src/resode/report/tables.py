@@ -1,4 +1,4 @@
-"""Tables: a comparison as plain data, CSV, Markdown, and cells for a terminal."""
+"""A comparison as records, CSV, Markdown and cells of a table."""
 
 import csv
 import io
@@ -16,7 +16,7 @@ COLUMNS = (
 
 
 def records(comparison: Comparison) -> list[dict[str, Any]]:
-    """The rows as plain data, by `COLUMNS`."""
+    """The rows as dictionaries with the keys `COLUMNS`."""
     found = []
     for row in comparison.rows:
         test, validation, difference = row.test, row.validation, row.difference
@@ -33,7 +33,7 @@ def records(comparison: Comparison) -> list[dict[str, Any]]:
 
 
 def as_csv(comparison: Comparison) -> str:
-    """The rows as CSV; what is not known is empty."""
+    """The rows as CSV; unknown values are empty."""
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
@@ -41,13 +41,13 @@ def as_csv(comparison: Comparison) -> str:
     return text.getvalue()
 
 
-HEADS = ("arm", "n", "test error", "validation error", "less the first", "published", "parameters",
+HEADS = ("arm", "n", "test error", "validation error", "difference to first", "published", "parameters",
          "multiply-adds", "evaluations", "time", "memory")  # fmt: skip
 COSTS = HEADS[6:]
 
 
 def cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
-    """Heads and rows as text; a column of which nothing is known is left out."""
+    """Headers and rows as text, without empty columns."""
     rows = [
         [
             row.name,
@@ -69,7 +69,7 @@ def cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
 
 
 def as_markdown(comparison: Comparison) -> str:
-    """A table, and the remarks below it."""
+    """The table as Markdown, with remarks and legend below it."""
     heads, rows = cells(comparison)
     lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
     lines += [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows]
@@ -79,17 +79,16 @@ def as_markdown(comparison: Comparison) -> str:
 
 
 def legend(comparison: Comparison) -> str:
-    """What the figures are."""
-    of = "test error" if comparison.split == "test" else "validation error"
+    """One line that explains the errors and differences."""
     return (
-        "errors of the last epoch: mean \N{PLUS-MINUS SIGN} standard deviation of a run [interval of the "
-        "mean, 95 %: Student's, of ten runs or more by bootstrap]; less the first: points of "
-        f"{of} over common seeds [Student's interval, 95 %]"
+        "Each arm shows the error of its last epoch: mean \N{PLUS-MINUS SIGN} standard deviation "
+        "[95 % interval of the mean: Student's t, bootstrap from ten runs on]. Differences to the first arm "
+        f"are points of {comparison.split} error, paired over common seeds [95 % interval, Student's t]."
     )
 
 
 def _runs(row: Row, split: str) -> int:
-    """How many runs the error is of."""
+    """Number of runs with an error on `split`."""
     found = row.on(split)
     return len(row.seeds) if found is None else found.n
 

@@ -1,4 +1,4 @@
-"""Templating: pages from templates, all values escaped; a page needs no script, font, image or network."""
+"""Rendering of Jinja templates with autoescaping."""
 
 import functools
 from typing import Any
@@ -13,7 +13,7 @@ FILTERS = (
 
 
 def render(template: str, **values: Any) -> str:
-    """The page of a template of this package; what a value is missing is an error."""
+    """Render a template of this package; an undefined variable is an error."""
     return _environment().get_template(template).render(**values)
 
 

@@ -1,4 +1,4 @@
-"""Terminal: the result of a run as a table of a few lines."""
+"""The result of a run as a small table for the terminal."""
 
 from pathlib import Path
 
@@ -13,10 +13,11 @@ from resode.training.records.reader import RunRecord, read
 def table(run: Path) -> Table:
     """The result of a run: errors, published figure, epochs, seconds, images/s, parameters.
 
-    What is not known is left out; an unfinished run says at which epoch it stands.
+    Unknown values are omitted; an unfinished run shows its last epoch.
 
     Raises:
-        InputError, IntegrityError: as `resode.report.read`.
+        InputError: the path is not a run directory.
+        IntegrityError: a file in it is damaged.
     """
     found = read(run)
     lines = Table(box=box.SIMPLE_HEAD, title=_printable(found.title), title_justify="left", show_header=False)
@@ -66,5 +67,5 @@ def _images(samples: int | None) -> str:
 
 
 def _printable(text: str, style: str = "") -> Text:
-    """Text for a terminal: no markup, no control characters."""
+    """Text without markup and control characters."""
     return Text("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text), style=style)
