@@ -101,7 +101,7 @@ def test_what_the_table_says_of_an_activation(name):
     s = activation(name)
     x = torch.linspace(-8, 8, 4001, dtype=torch.float64, requires_grad=True)
     (slope,) = torch.autograd.grad(s(x).sum(), x)
-    assert s.gentle == bool((slope >= 0).all() and (slope <= 1).all())
+    assert s.firmly_nonexpansive == bool((slope >= 0).all() and (slope <= 1).all())
     assert s.positive == bool((s(x) >= 0).all())
 
 

@@ -164,7 +164,7 @@ def test_no_norm_is_none():
         (lambda: norm_of({"name": "vt"}), "unknown norm 'vt'; did you mean 'tv'"),
         (lambda: norm_of({"name": "tv", "epsilon": 1}), "tv has no option 'epsilon'; did you mean 'eps'"),
         (lambda: norm_of({"eps": 1}), "a norm needs a name"),
-        (lambda: norm_of(3), "a norm of 3: give a name"),
+        (lambda: norm_of(3), "norm 3: expected a name"),
         (lambda: TvNorm(eps=0), "TvNorm: eps 0; a positive number is needed"),
         (lambda: TvNorm(scale="no"), "TvNorm: scale 'no'; true or false is needed"),
         (lambda: BatchNorm(eps=-1), "BatchNorm: eps -1"),
@@ -172,7 +172,7 @@ def test_no_norm_is_none():
         (lambda: GroupNorm(groups=0), "GroupNorm: 0 groups"),
         (
             lambda: GroupNorm(groups=3).build(8),
-            "GroupNorm: 3 groups do not divide 8 channels; leave `groups` out",
+            "GroupNorm: 3 groups do not divide 8 channels; choose a divisor",
         ),
     ],
 )

@@ -9,7 +9,7 @@ from resode.fields import Parabolic
 from resode.fields.activations import ACTIVATIONS
 from resode.operators.spectra import norm_bound
 
-GENTLE = [name for name, s in ACTIVATIONS.items() if s.gentle]
+FIRMLY_NONEXPANSIVE = [name for name, s in ACTIVATIONS.items() if s.firmly_nonexpansive]
 SHAPE = (3, 4, 5)
 SIZE = SHAPE[1:]
 
@@ -49,7 +49,7 @@ def test_the_norm_stands_between_the_convolution_and_the_activation(norm):
 
 @pytest.mark.parametrize("boundary", ["zero", "periodic"])
 @pytest.mark.parametrize("groups", [1, 3])
-@pytest.mark.parametrize("activation", GENTLE)
+@pytest.mark.parametrize("activation", FIRMLY_NONEXPANSIVE)
 def test_the_jacobian_is_symmetric_with_eigenvalues_within_the_bound(activation, boundary, groups):
     module = parabolic(norm=None, activation=activation, boundary=boundary, groups=groups)
     y = torch.randn(1, *SHAPE, dtype=torch.float64)
@@ -62,7 +62,7 @@ def test_the_jacobian_is_symmetric_with_eigenvalues_within_the_bound(activation,
 
 
 @pytest.mark.parametrize("boundary", ["zero", "periodic"])
-@pytest.mark.parametrize("activation", GENTLE)
+@pytest.mark.parametrize("activation", FIRMLY_NONEXPANSIVE)
 def test_euler_never_drives_trajectories_apart(activation, boundary):
     module = parabolic(norm=None, activation=activation, boundary=boundary)
     h = 2 / module.spectral_bound(*SIZE)

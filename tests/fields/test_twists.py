@@ -254,7 +254,7 @@ def test_the_names_of_the_parameters():
         ({"degree": 0}, "degree 0; a positive integer is needed"),
         ({"tie": "mixed", "degree": 2}, "the mixed tie is of degree 1"),
         ({"form": "fast"}, "unknown form 'fast'"),
-        (True, r"a twist of True: give a tie \(free, .*, or null for none"),
+        (True, r"twist True: expected a tie \(free, .*, or null for none"),
     ],
 )
 def test_mistakes_are_one_line(name, twist, message):

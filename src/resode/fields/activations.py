@@ -1,9 +1,6 @@
-"""Activations s, each acting on every number by itself, and what the theorems have to know of them.
+"""Activations s, applied elementwise, and the properties that the theorems need.
 
-A `--plugin` adds one of its own: `ACTIVATIONS["cube"] = Activation(lambda y: y**3, gentle=False)`.
-
-`gentle`: s is non-decreasing with slopes in [0, 1], the condition of the stability bounds.
-`positive`: s(x) >= 0 everywhere.
+A `--plugin` adds its own: `ACTIVATIONS["cube"] = Activation(lambda y: y**3, firmly_nonexpansive=False)`.
 """
 
 from collections.abc import Callable
@@ -18,46 +15,56 @@ from resode.errors import InputError, nearest
 
 @dataclass(frozen=True)
 class Activation:
-    """A function of every number by itself, and what is known of it."""
+    """An elementwise function s and its properties.
+
+    Args:
+        function: s, shape-preserving.
+        firmly_nonexpansive: s is non-decreasing with slopes in [0, 1]; the stability bounds require it.
+        positive: s(x) >= 0 for every x.
+    """
 
     function: Callable[[Tensor], Tensor]
-    gentle: bool
+    firmly_nonexpansive: bool
     positive: bool = False
 
     def __call__(self, y: Tensor) -> Tensor:
         return self.function(y)
 
-    def over(self, y: Tensor) -> Tensor:
-        """s(y), in the memory of y where that can be: y is needed no more."""
+    def inplace(self, y: Tensor) -> Tensor:
+        """Compute s(y), overwriting y if s is ReLU; the caller must not need y any more."""
         return F.relu_(y) if self.function is F.relu else self.function(y)
 
 
 def identity(y: Tensor) -> Tensor:
-    """Y itself."""
+    """Return y."""
     return y
 
 
 ACTIVATIONS = {
-    "relu": Activation(F.relu, gentle=True, positive=True),
-    "leaky_relu": Activation(F.leaky_relu, gentle=True),
-    "elu": Activation(F.elu, gentle=True),
-    "softplus": Activation(F.softplus, gentle=True, positive=True),
-    "tanh": Activation(torch.tanh, gentle=True),
-    "sigmoid": Activation(torch.sigmoid, gentle=True, positive=True),
-    "identity": Activation(identity, gentle=True),
-    "hardtanh": Activation(F.hardtanh, gentle=True),
-    "relu6": Activation(F.relu6, gentle=True, positive=True),
-    "softsign": Activation(F.softsign, gentle=True),
-    "celu": Activation(F.celu, gentle=True),
-    "silu": Activation(F.silu, gentle=False),
-    "gelu": Activation(F.gelu, gentle=False),
-    "mish": Activation(F.mish, gentle=False),
-    "selu": Activation(F.selu, gentle=False),
+    "relu": Activation(F.relu, firmly_nonexpansive=True, positive=True),
+    "leaky_relu": Activation(F.leaky_relu, firmly_nonexpansive=True),
+    "elu": Activation(F.elu, firmly_nonexpansive=True),
+    "softplus": Activation(F.softplus, firmly_nonexpansive=True, positive=True),
+    "tanh": Activation(torch.tanh, firmly_nonexpansive=True),
+    "sigmoid": Activation(torch.sigmoid, firmly_nonexpansive=True, positive=True),
+    "identity": Activation(identity, firmly_nonexpansive=True),
+    "hardtanh": Activation(F.hardtanh, firmly_nonexpansive=True),
+    "relu6": Activation(F.relu6, firmly_nonexpansive=True, positive=True),
+    "softsign": Activation(F.softsign, firmly_nonexpansive=True),
+    "celu": Activation(F.celu, firmly_nonexpansive=True),
+    "silu": Activation(F.silu, firmly_nonexpansive=False),
+    "gelu": Activation(F.gelu, firmly_nonexpansive=False),
+    "mish": Activation(F.mish, firmly_nonexpansive=False),
+    "selu": Activation(F.selu, firmly_nonexpansive=False),
 }
 
 
 def activation(name: str) -> Activation:
-    """The activation of a name (`InputError` with the nearest where there is none)."""
+    """Look up an activation by name.
+
+    Raises:
+        InputError: no such name; the message gives the nearest one.
+    """
     if name not in ACTIVATIONS:
         listed = ", ".join(ACTIVATIONS)
         raise InputError(f"unknown activation {name!r}{nearest(str(name), ACTIVATIONS)} ({listed})")

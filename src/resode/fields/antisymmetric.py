@@ -1,9 +1,9 @@
 """The antisymmetric field: dy/dt = s((K - K^T - gamma I) y + b).
 
-The eigenvalues of K - K^T are imaginary, those of the whole have the real part -gamma: without damping a
+The eigenvalues of K - K^T are imaginary; those of K - K^T - gamma I have real part -gamma: without damping a
 linear solution neither grows nor decays. K - K^T is again a 3x3 convolution, computed from the free kernel K
-at each evaluation; it is antisymmetric whatever an optimizer does to K. Of a twisted K it is computed as it
-is written, K y - K^T y.
+at each evaluation, so it stays antisymmetric whatever the optimizer does to K. For a twisted K it is computed
+as K y - K^T y.
 """
 
 import math
@@ -24,10 +24,10 @@ class Antisymmetric(ConvolutionalField):
     Args:
         norm: N, and `twist`, as in `ConvolutionalField`.
         activation: s.
-        groups: of K, and so of K^T.
+        groups: groups of K, hence of K^T.
         boundary: "zero" or "periodic".
-        bias: whether b is learned.
-        gamma: how strongly it is damped, in units of 1 / time; at least 0.
+        bias: learn b.
+        gamma: damping, in units of 1 / time; at least 0.
     """
 
     norm: NormOption = None
@@ -46,7 +46,7 @@ class Antisymmetric(ConvolutionalField):
     @property
     def equation(self) -> str:
         matrix = f"(K - K^T - {self.gamma:g} I)" if self.gamma else "(K - K^T)"
-        return self.told(self.written(f"{matrix} y"))
+        return self.with_legend(self.written(f"{matrix} y"))
 
 
 class AntisymmetricLayer(nn.Module):
@@ -60,18 +60,22 @@ class AntisymmetricLayer(nn.Module):
         self.norm = field.normalisation(width)
 
     def kernel(self) -> Tensor:
-        """The kernel (C, C / groups, 3, 3) of K - K^T - gamma I (`InputError` where K is twisted)."""
+        """Compute the kernel (C, C / groups, 3, 3) of K - K^T - gamma I.
+
+        Raises:
+            InputError: K is twisted.
+        """
         if isinstance(self.conv, TwistedConvolution):
             raise InputError("K - K^T of a twisted K has no kernel: its coefficients depend on the place")
         return self.conv.antisymmetric_kernel(self.gamma)
 
     def spectrum(self, height: int, width: int) -> tuple[float, float] | None:
-        """(gamma, w), w >= ||K - K^T||: eigenvalues of the Jacobian are d (-gamma + i v), |v| <= w, d <= 1.
+        """Return (gamma, w), w >= ||K - K^T||: Jacobian eigenvalues d (-gamma + i v), |v| <= w, d <= 1.
 
-        For they are those of D (K - K^T - gamma I) D with D^2 = diag(s') <= 1, in whose numerical range they
-        lie. None with a norm, or an activation that falls or is steeper than 1.
+        They are those of D (K - K^T - gamma I) D with D^2 = diag(s') <= 1 and lie in its numerical range.
+        None with a norm, or if s is not firmly nonexpansive.
         """
-        if not isinstance(self.norm, nn.Identity) or not self.activation.gentle:
+        if not isinstance(self.norm, nn.Identity) or not self.activation.firmly_nonexpansive:
             return None
         return self.gamma, self.conv.antisymmetric_bound(height, width)
 

@@ -10,26 +10,26 @@ from torch import nn
 
 
 class Field(ABC):
-    """A specification; every concrete one is a frozen dataclass."""
+    """Specification of a field; every concrete one is a frozen dataclass."""
 
     @abstractmethod
     def build(self, width: int) -> nn.Module:
-        """A module (N, width, H, W) -> (N, width, H, W) with initial parameters.
+        """Build a module (N, width, H, W) -> (N, width, H, W) with initial parameters.
 
         Raises:
-            InputError: options that cannot be, or do not fit the width.
+            InputError: invalid options, or options that do not fit the width.
         """
 
     @property
     def name(self) -> str:
-        """How a block calls it."""
+        """Display name, shown by a block."""
         return type(self).__name__
 
     @property
     def equation(self) -> str:
-        """f, in a line."""
+        """The formula of f, in one line."""
         return ""
 
     def remark(self) -> str | None:
-        """What a user should know before choosing it, in a line."""
+        """Advice to the user before training, in one line; None if there is none."""
         return None

@@ -1,11 +1,11 @@
-"""The convolution K of the fields, its exact adjoint K^T, and the options that they share.
+"""The convolution K of the fields, its exact adjoint K^T, and the options that fields share.
 
     (K y)_o(p) = sum_{c, d} W[o, c, d] y_c(p + d) + b_o,      d in {-1, 0, 1}^2,
     (K^T z)_c(p) = sum_{o, d} W[o, c, d] z_o(p - d),          <K y, z> = <y, K^T z> for b = 0.
 
 The boundary is part of the operator: "zero" takes y = 0 outside the image, "periodic" joins its opposite
-edges. A 3x3 kernel is a differential operator of order at most 2 along each axis. Twisted, K depends on the
-place; its adjoint takes the coordinates first:
+edges. A 3x3 kernel is a differential operator of order at most 2 along each axis. The coefficients of a
+twisted K depend on the coordinates; its adjoint multiplies by the coordinates first:
 
     K y = W * y + b + sum_pq X^p Y^q (W_pq * y),        K^T z = W^T z + sum_pq W_pq^T (X^p Y^q z).
 """
@@ -38,11 +38,11 @@ class Convolution(nn.Module):
     Args:
         inputs: channels of y.
         outputs: channels of K y.
-        kernel: 3, or 1 for a mixing of channels alone.
-        bias: whether b is learned, or is zero and not stored.
-        groups: in how many groups the channels are convolved.
+        kernel: 3, or 1 to mix channels only.
+        bias: learn b; otherwise b = 0 and is not stored.
+        groups: number of channel groups.
         boundary: "zero" or "periodic".
-        variance: v.
+        variance: v of the initial weights.
 
     Raises:
         InputError: groups that do not divide the channels, an unknown boundary.
@@ -71,27 +71,27 @@ class Convolution(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw new weights; on the meta device, which holds none, do nothing."""
+        """Draw new weights (nothing to draw on the meta device)."""
         _draw(self.weight, self.bias, self.groups, self.variance)
 
     def forward(self, y: Tensor) -> Tensor:
         return convolve(y, self.weight, self.bias, self.boundary, self.groups)
 
     def adjoint(self, z: Tensor) -> Tensor:
-        """K^T z, with the same weights: (N, outputs, H, W) -> (N, inputs, H, W)."""
+        """Compute K^T z with the same weights: (N, outputs, H, W) -> (N, inputs, H, W)."""
         return convolve(z, transposed(self.weight, self.groups), None, self.boundary, self.groups)
 
     def minus_adjoint(self, z: Tensor, bias: Tensor | None) -> Tensor:
-        """-(K^T z + bias): (N, outputs, H, W) -> (N, inputs, H, W)."""
+        """Compute -(K^T z + bias): (N, outputs, H, W) -> (N, inputs, H, W)."""
         bias = None if bias is None else -bias
         return convolve(z, -transposed(self.weight, self.groups), bias, self.boundary, self.groups)
 
     def antisymmetric(self, y: Tensor, gamma: float) -> Tensor:
-        """(K - K^T - gamma I) y + b, which is one convolution, of as many inputs as outputs."""
+        """Compute (K - K^T - gamma I) y + b as one convolution; inputs must equal outputs."""
         return convolve(y, self.antisymmetric_kernel(gamma), self.bias, self.boundary, self.groups)
 
     def antisymmetric_kernel(self, gamma: float) -> Tensor:
-        """The kernel (C, C / groups, 3, 3) of K - K^T - gamma I."""
+        """Compute the kernel (C, C / groups, 3, 3) of K - K^T - gamma I."""
         kernel = self.weight - transposed(self.weight, self.groups)
         if gamma == 0:
             return kernel
@@ -99,11 +99,11 @@ class Convolution(nn.Module):
         return kernel - gamma * F.pad(eye[:, :, None, None], (1, 1, 1, 1))
 
     def bound(self, height: int, width: int) -> float:
-        """A bound on ||K|| on images of this size."""
+        """Bound ||K|| on images of this size."""
         return norm_bound(self.weight, (height, width), self.boundary, self.groups)
 
     def antisymmetric_bound(self, height: int, width: int) -> float:
-        """A bound on ||K - K^T|| on images of this size."""
+        """Bound ||K - K^T|| on images of this size."""
         kernel = self.antisymmetric_kernel(0).detach()
         return norm_bound(kernel, (height, width), self.boundary, self.groups)
 
@@ -116,14 +116,14 @@ class Convolution(nn.Module):
 
 
 class TwistedConvolution(TwistConv2d):
-    """A twisted K and its exact adjoint, where `Convolution` is the plain one, to which it is equal at first.
+    """A twisted K and its exact adjoint; with its initial twist of zero it equals the plain `Convolution`.
 
-    Parameters `weight` and `bias` as of `Convolution`, and `twist` as of `TwistConv2d`, zero at first. By
-    the triangle inequality ||K|| <= ||W|| + sum_pq max |X^p Y^q| ||W_pq||, and ||K - K^T|| likewise.
+    Parameters `weight` and `bias` as in `Convolution`, and `twist` as in `TwistConv2d`. By the triangle
+    inequality ||K|| <= ||W|| + sum_pq max |X^p Y^q| ||W_pq||, and ||K - K^T|| likewise.
 
     Args:
-        inputs, outputs, bias, groups, boundary, variance: as of `Convolution`; kernels are of size 3x3.
-        twist: how the kernels are tied, and how it is computed.
+        inputs, outputs, bias, groups, boundary, variance: as in `Convolution`; the kernel size is 3x3.
+        twist: how the kernels are tied, and how the twist is computed.
 
     Raises:
         InputError: groups that do not divide the channels, an unknown boundary.
@@ -149,7 +149,7 @@ class TwistedConvolution(TwistConv2d):
         self.boundary = boundary
 
     def reset_parameters(self) -> None:
-        """Draw new weights, the same as of `Convolution`; the twist is zero."""
+        """Draw new weights as `Convolution` does; set the twist to zero."""
         _draw(self.weight, self.bias, self.groups, self.variance)
         if "twist" in self._parameters:
             nn.init.zeros_(self.twist)
@@ -158,35 +158,35 @@ class TwistedConvolution(TwistConv2d):
         return (_wrap(u, 1), (0, 0)) if self.boundary == "periodic" else super()._padded(u)
 
     def adjoint(self, z: Tensor) -> Tensor:
-        """K^T z, with the same weights: (N, outputs, H, W) -> (N, inputs, H, W)."""
+        """Compute K^T z with the same weights: (N, outputs, H, W) -> (N, inputs, H, W)."""
         return self._convolve_products(z, self._adjoints(), None)
 
     def minus_adjoint(self, z: Tensor, bias: Tensor | None) -> Tensor:
-        """-(K^T z + bias): (N, outputs, H, W) -> (N, inputs, H, W)."""
+        """Compute -(K^T z + bias): (N, outputs, H, W) -> (N, inputs, H, W)."""
         return self._convolve_products(z, -self._adjoints(), None if bias is None else -bias)
 
     def antisymmetric(self, y: Tensor, gamma: float) -> Tensor:
-        """(K - K^T - gamma I) y + b, of as many inputs as outputs."""
+        """Compute (K - K^T - gamma I) y + b; inputs must equal outputs."""
         f: Tensor = self(y) - self.adjoint(y)
         return f.sub(y.to(f.dtype), alpha=gamma)
 
     def bound(self, height: int, width: int) -> float:
-        """A bound on ||K|| on images of this size."""
+        """Bound ||K|| on images of this size."""
         size = height, width
         return norm_bound(self.weight, size, self.boundary, self.groups) + self._bound_of_twist(size)
 
     def antisymmetric_bound(self, height: int, width: int) -> float:
-        """A bound on ||K - K^T|| on images of this size."""
+        """Bound ||K - K^T|| on images of this size."""
         size = height, width
         kernel = self.weight - transposed(self.weight, self.groups)
         return norm_bound(kernel.detach(), size, self.boundary, self.groups) + 2 * self._bound_of_twist(size)
 
     def _adjoints(self) -> Tensor:
-        """The kernels (C_in, (1 + monomials) C_out / groups, 3, 3) of W^T and W_pq^T, side by side."""
+        """Concatenate the kernels of W^T and W_pq^T: (C_in, (1 + monomials) C_out / groups, 3, 3)."""
         return torch.cat([transposed(w, self.groups) for w in (self.weight, *self.kernels())], 1)
 
     def _convolve_products(self, z: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """One convolution of z, X z, Y z, ...; z alone is kept for the backward pass."""
+        """Convolve z, X z, Y z, ... at once; only z is saved for the backward pass."""
         factors = self._monomials(z.shape[2], z.shape[3], like=z).permute(2, 0, 1)[1:]
         padding = (1, 1)
         if self.boundary == "periodic":
@@ -195,12 +195,12 @@ class TwistedConvolution(TwistConv2d):
         return weighted_convolution(z, weight, bias, factors.unbind(), (), geometry)
 
     def _monomials(self, height: int, width: int, like: Tensor) -> Tensor:
-        """1 and the X^p Y^q of the pixels: (H, W, 1 + monomials)."""
+        """Evaluate 1 and the X^p Y^q at the pixels: (H, W, 1 + monomials)."""
         x, y = coordinates(height, width, self.coordinates, like=like)
         return torch.stack([x**p * y**q for p, q in ((0, 0), *self.terms)], 2)
 
     def _bound_of_twist(self, size: tuple[int, int]) -> float:
-        """The sum of max |X^p Y^q| ||W_pq||."""
+        """Compute sum_pq max |X^p Y^q| ||W_pq||."""
         largest = self._monomials(*size, like=self.weight.double()).abs().amax((0, 1))[1:].tolist()
         bounds = [norm_bound(w, size, self.boundary, self.groups) for w in self.kernels()]
         return math.fsum(x * bound for x, bound in zip(largest, bounds, strict=True))
@@ -214,7 +214,7 @@ def _check(inputs: int, outputs: int, groups: int, boundary: str) -> None:
 
 
 def _draw(weight: Tensor, bias: Tensor | None, groups: int, variance: float) -> None:
-    """New weights, where there are any: the meta device holds none; biases are zero."""
+    """Draw new weights (nothing to draw on the meta device) and set biases to zero."""
     if not weight.is_meta:
         outputs, _, kernel, _ = weight.shape
         fan_out = outputs // groups * kernel**2
@@ -224,7 +224,7 @@ def _draw(weight: Tensor, bias: Tensor | None, groups: int, variance: float) -> 
 
 
 def convolve(y: Tensor, weight: Tensor, bias: Tensor | None, boundary: str, groups: int) -> Tensor:
-    """K y + b for a weight (C_out, C_in / groups, k, k)."""
+    """Compute K y + b for a weight (C_out, C_in / groups, k, k)."""
     radius = weight.shape[-1] // 2
     if boundary == "periodic":
         return F.conv2d(_wrap(y, radius), weight, bias, groups=groups)
@@ -232,17 +232,21 @@ def convolve(y: Tensor, weight: Tensor, bias: Tensor | None, boundary: str, grou
 
 
 def transposed(weight: Tensor, groups: int) -> Tensor:
-    """The kernel (C_in, C_out / groups, k, k) of K^T: group by group W[c, o, -d].
+    """Compute the kernel (C_in, C_out / groups, k, k) of K^T: W[c, o, -d] within each group.
 
-    As a convolution with this kernel K^T takes the time of `F.conv_transpose2d`, and a fifth less where the
-    boundary is periodic or the groups are several (forward and backward, channels-last, on a CPU).
+    A convolution with this kernel takes the time of `F.conv_transpose2d`, and a fifth less with a periodic
+    boundary or several groups (forward and backward, channels-last, CPU).
     """
     by_group: Tensor = weight.unflatten(0, (groups, -1))  # (groups, C_out / groups, C_in / groups, k, k)
     return by_group.transpose(1, 2).flip(3, 4).flatten(0, 1)
 
 
 def _wrap(y: Tensor, radius: int) -> Tensor:
-    """The image continued over its edges by 0 or 1 pixels; unlike F.pad it keeps the memory format."""
+    """Pad periodically by 0 or 1 pixels.
+
+    `F.pad(mode="circular")` gives the same bits, but loses the channels-last format and takes 2 to 7 times as
+    long (forward and backward, fp32, one CPU thread).
+    """
     if radius == 0:
         return y
     if torch.compiler.is_compiling():
@@ -253,7 +257,7 @@ def _wrap(y: Tensor, radius: int) -> Tensor:
 
 
 class _Wrap(torch.autograd.Function):
-    """(N, C, H, W) -> (N, C, H + 2, W + 2) for the eager mode, in a third of the time of concatenation."""
+    """(N, C, H, W) -> (N, C, H + 2, W + 2) in eager mode, in a third of the time of concatenation."""
 
     @staticmethod
     def forward(ctx: Any, y: Tensor) -> Tensor:
@@ -275,19 +279,19 @@ class _Wrap(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class ConvolutionalField(Field):
-    """The options of every shipped field; each gives them its own defaults.
+    """Options common to all fields of this package; each field sets its own defaults.
 
     Args:
         norm: N: a name ("batch", "group", "tv"), `{"name": "tv", "eps": 1e-4}`, a specification, or None.
-        activation: s, by name.
-        groups: in how many groups the 3x3 convolutions take the channels.
+        activation: name of s.
+        groups: number of channel groups of the 3x3 convolutions.
         boundary: "zero" or "periodic".
-        bias: whether the convolutions have biases.
-        twist: by which the 3x3 convolutions depend on the place: a tie ("conformal"), `{"tie": "free",
-            "degree": 2}`, a specification, or None.
+        bias: give the convolutions biases.
+        twist: makes the coefficients of the 3x3 convolutions depend on the coordinates: a tie ("conformal"),
+            `{"tie": "free", "degree": 2}`, a specification, or None.
 
     Raises:
-        InputError: an unknown norm, activation, boundary or twist; groups that are no positive integer.
+        InputError: unknown norm, activation, boundary or twist; groups not a positive integer.
     """
 
     norm: NormOption = None
@@ -304,10 +308,10 @@ class ConvolutionalField(Field):
         check_boundary(self.boundary)
         if type(self.groups) is not int or self.groups < 1:
             raise InputError(f"{self.name}: {self.groups!r} groups; a positive integer is needed")
-        self.refuse_other_than_bool("bias")
+        self.check_bool("bias")
 
-    def refuse_other_than_bool(self, option: str) -> None:
-        """`InputError` where an option is neither true nor false."""
+    def check_bool(self, option: str) -> None:
+        """Raise `InputError` unless an option is true or false."""
         value = getattr(self, option)
         if not isinstance(value, bool):
             raise InputError(f"{self.name}: {option} {value!r}; true or false is needed")
@@ -315,7 +319,7 @@ class ConvolutionalField(Field):
     def convolution(
         self, inputs: int, outputs: int, variance: float = 2.0
     ) -> Convolution | TwistedConvolution:
-        """A 3x3 convolution with the options of this field."""
+        """Build a 3x3 convolution with the options of this field."""
         bias, groups, boundary, twist = self.bias, self.groups, self.boundary, twist_of(self.twist)
         if twist is None:
             return Convolution(
@@ -326,20 +330,20 @@ class ConvolutionalField(Field):
         )
 
     def normalisation(self, channels: int) -> nn.Module:
-        """N for so many channels; the identity where there is none."""
+        """Build N for this number of channels; the identity if norm is None."""
         norm = norm_of(self.norm)
         return nn.Identity() if norm is None else norm.build(channels)
 
     def normed(self, term: str, n: str = "N", b: str = "b") -> str:
-        """The text N(term + b), or what these options leave of it."""
+        """Format N(term + b), without the parts that the options switch off."""
         term = f"{term} + {b}" if self.bias and b else term
         return term if self.norm is None else f"{n}({term})"
 
     def written(self, term: str, n: str = "N", b: str = "b") -> str:
-        """The text s(N(term + b)), or what these options leave of it."""
+        """Format s(N(term + b)), without the parts that the options switch off."""
         return f"{self.activation}({self.normed(term, n, b)})"
 
-    def told(self, equation: str, kernels: str = "K") -> str:
-        """An equation, and what its N and its 3x3 convolutions stand for."""
-        told = equation if self.norm is None else f"{equation}, N = {self.norm}"
-        return told if self.twist is None else f"{told}, {kernels} = {self.twist}"
+    def with_legend(self, equation: str, kernels: str = "K") -> str:
+        """Append to an equation what N and the 3x3 convolutions stand for."""
+        text = equation if self.norm is None else f"{equation}, N = {self.norm}"
+        return text if self.twist is None else f"{text}, {kernels} = {self.twist}"

@@ -1,7 +1,7 @@
 """Half of a Hamiltonian pair: dY/dt = F(Z), dZ/dt = -F(Y), F(z) = K^T s(N(K z + b)).
 
 Without a norm F is the gradient of E(z) = sum S(K z + b), S' = s, and the pair conserves E1(Z) + E2(Y). The
-schemes for split states build two of them, each of half the width and with its own K and N.
+partitioned schemes build two such fields, each of half the width with its own K and N.
 """
 
 from dataclasses import dataclass
@@ -22,9 +22,9 @@ class Hamiltonian(ConvolutionalField):
     Args:
         norm: N, and `twist`, as in `ConvolutionalField`.
         activation: s.
-        groups: of K, and so of K^T.
+        groups: groups of K, hence of K^T.
         boundary: "zero" or "periodic".
-        bias: whether b is learned.
+        bias: learn b.
     """
 
     norm: NormOption = "tv"
@@ -35,7 +35,7 @@ class Hamiltonian(ConvolutionalField):
 
     @property
     def equation(self) -> str:
-        return self.told(f"K^T {self.written('K y')}")
+        return self.with_legend(f"K^T {self.written('K y')}")
 
 
 class HamiltonianLayer(nn.Module):
@@ -48,13 +48,13 @@ class HamiltonianLayer(nn.Module):
         self.norm = field.normalisation(width)
 
     def forward(self, z: Tensor) -> Tensor:
-        return self.conv.adjoint(self.activation.over(self.norm(self.conv(z))))
+        return self.conv.adjoint(self.activation.inplace(self.norm(self.conv(z))))
 
     def spectrum(self, height: int, width: int) -> tuple[float, float] | None:
-        """(||K||^2, 0): the Jacobian K^T diag(s') K is symmetric with eigenvalues in [0, ||K||^2].
+        """Return (||K||^2, 0): the Jacobian K^T diag(s') K is symmetric with eigenvalues in [0, ||K||^2].
 
-        None with a norm, or an activation that falls or is steeper than 1.
+        None with a norm, or if s is not firmly nonexpansive.
         """
-        if not isinstance(self.norm, nn.Identity) or not self.activation.gentle:
+        if not isinstance(self.norm, nn.Identity) or not self.activation.firmly_nonexpansive:
             return None
         return self.conv.bound(height, width) ** 2, 0.0

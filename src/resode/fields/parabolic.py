@@ -2,8 +2,8 @@
 
 Where s is non-decreasing with slopes in [0, 1] and there is no norm, its Jacobian -K^T diag(s') K is
 symmetric with eigenvalues in [-||K||^2, 0]: distances between solutions never grow, nor do they under
-Euler's method while h ||K||^2 <= 2. A norm that depends on y (TvNorm and GroupNorm always, BatchNorm in
-training) puts its own derivative between K^T and K; with any norm, nothing of this is claimed.
+Euler's method if h ||K||^2 <= 2. A norm that depends on y (TvNorm and GroupNorm always, BatchNorm in
+training) puts its own derivative between K^T and K: with a norm, none of this is claimed.
 """
 
 from dataclasses import dataclass
@@ -23,9 +23,9 @@ class Parabolic(ConvolutionalField):
     Args:
         norm: N, and `twist`, as in `ConvolutionalField`.
         activation: s.
-        groups: of K, and so of K^T.
+        groups: groups of K, hence of K^T.
         boundary: "zero" or "periodic".
-        bias: whether b1 (`conv.bias`) and b2 (`bias`) are learned; the paper has neither.
+        bias: learn b1 (`conv.bias`) and b2 (`bias`); the paper has neither.
     """
 
     norm: NormOption = "tv"
@@ -37,7 +37,7 @@ class Parabolic(ConvolutionalField):
     @property
     def equation(self) -> str:
         term = f"K^T {self.written('K y', b='b1')}"
-        return self.told(f"-({term} + b2)" if self.bias else f"-{term}")
+        return self.with_legend(f"-({term} + b2)" if self.bias else f"-{term}")
 
 
 class ParabolicLayer(nn.Module):
@@ -54,18 +54,18 @@ class ParabolicLayer(nn.Module):
         self.register_parameter("bias", bias)
 
     def forward(self, y: Tensor) -> Tensor:
-        return self.conv.minus_adjoint(self.activation.over(self.norm(self.conv(y))), self.bias)
+        return self.conv.minus_adjoint(self.activation.inplace(self.norm(self.conv(y))), self.bias)
 
     def spectral_bound(self, height: int, width: int) -> float | None:
-        """A bound b on ||K||^2: the eigenvalues of the Jacobian lie in [-b, 0] on images of this size.
+        """Bound ||K||^2 by b: the eigenvalues of the Jacobian lie in [-b, 0] on images of this size.
 
-        None where that is not known: with a norm, or an activation that falls or is steeper than 1.
+        None with a norm, or if s is not firmly nonexpansive.
         """
-        if not isinstance(self.norm, nn.Identity) or not self.activation.gentle:
+        if not isinstance(self.norm, nn.Identity) or not self.activation.firmly_nonexpansive:
             return None
         return self.conv.bound(height, width) ** 2
 
     def spectrum(self, height: int, width: int) -> tuple[float, float] | None:
-        """The eigenvalues of the Jacobian lie in [-b, 0]: (b, 0), where b is known."""
+        """Return (b, 0) if the eigenvalues of the Jacobian are known to lie in [-b, 0]."""
         bound = self.spectral_bound(height, width)
         return None if bound is None else (bound, 0.0)

@@ -4,7 +4,7 @@
     double          s(N2 K2 s(N1 K1 y))              arXiv:1512.03385, the basic block without its sum
     bottleneck      K3 s(N3 K2 s(N2 K1 s(N1 y)))     arXiv:1603.05027; K1 and K3 of size 1x1
 
-Nothing ties their kernels: the Jacobian can have any spectrum, and no step is stable for all of them.
+Their kernels are not tied: the Jacobian can have any spectrum, and no step is stable for all of them.
 """
 
 from dataclasses import dataclass
@@ -24,11 +24,11 @@ class Preactivation(ConvolutionalField):
     Args:
         norm: N, and `twist`, as in `ConvolutionalField`.
         activation: s.
-        groups: of both convolutions.
+        groups: groups of both convolutions.
         boundary: "zero" or "periodic".
-        bias: whether b1 and b2 are learned.
-        first_norm: without it K1 is applied to y itself, as in the very first unit of a RevNet
-            (arXiv:1707.04585), whose state comes normalised and activated from the stem.
+        bias: learn b1 and b2.
+        first_norm: if false, K1 is applied to y itself, as in the first unit of a RevNet (arXiv:1707.04585),
+            whose stem already normalises and activates.
     """
 
     norm: NormOption = "batch"
@@ -36,7 +36,7 @@ class Preactivation(ConvolutionalField):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.refuse_other_than_bool("first_norm")
+        self.check_bool("first_norm")
 
     def build(self, width: int) -> nn.Module:
         return PreactivationLayer(self, width)
@@ -44,7 +44,7 @@ class Preactivation(ConvolutionalField):
     @property
     def equation(self) -> str:
         inner = f"K1 {self.written('y', 'N1', '')}" if self.first_norm else "K1 y"
-        return self.told(f"K2 {self.written(inner, 'N2', 'b1')}{' + b2' * self.bias}", "K1, K2")
+        return self.with_legend(f"K2 {self.written(inner, 'N2', 'b1')}{' + b2' * self.bias}", "K1, K2")
 
 
 class PreactivationLayer(nn.Module):
@@ -72,10 +72,10 @@ class Double(ConvolutionalField):
     Args:
         norm: N, and `twist`, as in `ConvolutionalField`.
         activation: s.
-        groups: of both convolutions.
+        groups: groups of both convolutions.
         boundary: "zero" or "periodic".
-        bias: whether b1 and b2 are learned.
-        final_activation: without it f(y) = N2(K2 s(N1(K1 y + b1)) + b2), which takes both signs.
+        bias: learn b1 and b2.
+        final_activation: if false, f(y) = N2(K2 s(N1(K1 y + b1)) + b2), which takes both signs.
     """
 
     norm: NormOption = "batch"
@@ -83,7 +83,7 @@ class Double(ConvolutionalField):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.refuse_other_than_bool("final_activation")
+        self.check_bool("final_activation")
 
     def build(self, width: int) -> nn.Module:
         return DoubleLayer(self, width)
@@ -91,14 +91,14 @@ class Double(ConvolutionalField):
     @property
     def equation(self) -> str:
         outer = self.written if self.final_activation else self.normed
-        return self.told(outer(f"K2 {self.written('K1 y', 'N1', 'b1')}", "N2", "b2"), "K1, K2")
+        return self.with_legend(outer(f"K2 {self.written('K1 y', 'N1', 'b1')}", "N2", "b2"), "K1, K2")
 
     def remark(self) -> str | None:
         if not self.final_activation or not activation(self.activation).positive:
             return None
         return (
-            f"a field that ends with {self.activation} is nowhere negative, so its state can only grow; "
-            "final_activation=False leaves it out"
+            f"a field that ends with {self.activation} is never negative, so the state can only grow; "
+            "set final_activation=False to avoid that"
         )
 
 
@@ -126,9 +126,10 @@ class Bottleneck(ConvolutionalField):
     Args:
         norm: N, and `twist`, as in `ConvolutionalField`.
         activation: s.
-        groups: of the 3x3 convolution K2; the 1x1 ones mix all channels (ResNeXt, arXiv:1611.05431).
+        groups: groups of the 3x3 convolution K2; the 1x1 convolutions mix all channels (ResNeXt,
+            arXiv:1611.05431).
         boundary: "zero" or "periodic".
-        bias: whether b1, b2 and b3 are learned.
+        bias: learn b1, b2 and b3.
         ratio: K2 acts on width / ratio channels.
     """
 
@@ -150,11 +151,11 @@ class Bottleneck(ConvolutionalField):
     @property
     def equation(self) -> str:
         inner = self.written(f"K1 {self.written('y', 'N1', '')}", "N2", "b1")
-        return self.told(f"K3 {self.written(f'K2 {inner}', 'N3', 'b2')}{' + b3' * self.bias}", "K2")
+        return self.with_legend(f"K3 {self.written(f'K2 {inner}', 'N3', 'b2')}{' + b3' * self.bias}", "K2")
 
 
 class BottleneckLayer(nn.Module):
-    """K3 s(N3 K2 s(N2 K1 s(N1 y))), (N, C, H, W) -> (N, C, H, W) by way of `middle` channels."""
+    """K3 s(N3 K2 s(N2 K1 s(N1 y))), (N, C, H, W) -> (N, C, H, W) through `middle` channels."""
 
     def __init__(self, field: Bottleneck, width: int, middle: int) -> None:
         super().__init__()

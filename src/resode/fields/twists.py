@@ -1,4 +1,4 @@
-"""Twist: the option by which the 3x3 convolutions K of a field, or of a joint, depend on the place.
+"""Twist: an option that makes the 3x3 convolutions K of a field or a transition depend on the coordinates.
 
     K y = W * y + sum_{1 <= p + q <= d} X^p Y^q (W_pq * y)
 
@@ -17,16 +17,16 @@ from resode.registry import Entry
 
 @dataclass(frozen=True)
 class Twist:
-    """How the kernels of a twist are tied; its numbers are zero at first (liuyao12 2021).
+    """How the kernels of a twist are tied; they are initialised to zero (liuyao12 2021).
 
     Args:
         tie: free, odd, conformal, saddle or mixed.
-        degree: d, 1 or more.
+        degree: d >= 1.
         coordinates: centred, per-axis or published.
-        form: how it is computed; see `resode.operators.twist.TwistConv2d`.
+        form: how the twist is computed; see `resode.operators.twist.TwistConv2d`.
 
     Raises:
-        InputError: an unknown tie, coordinates or form, a degree that cannot be.
+        InputError: unknown tie, coordinates or form, or an invalid degree.
     """
 
     tie: str = "conformal"
@@ -38,7 +38,7 @@ class Twist:
         check_twist(self.tie, self.degree, self.coordinates, self.form, (3, 3))
 
     def to_data(self) -> str | dict[str, Any]:
-        """Plain data of which `twist_of` makes the same twist."""
+        """Return plain data from which `twist_of` makes the same twist."""
         usual = asdict(Twist(self.tie))
         others = {name: value for name, value in asdict(self).items() if value != usual[name]}
         return {"tie": self.tie, **others} if others else self.tie
@@ -52,7 +52,7 @@ TwistOption = Twist | str | Mapping[str, Any] | None
 
 
 def twist_of(value: TwistOption) -> Twist | None:
-    """What an option `twist` stands for: a tie, `{"tie": "free", "degree": 2}`, a specification, or None.
+    """Resolve an option `twist`: a tie, `{"tie": "free", "degree": 2}`, a specification, or None.
 
     Raises:
         InputError: anything else, an unknown tie or option, an impossible value.
@@ -64,4 +64,4 @@ def twist_of(value: TwistOption) -> Twist | None:
     if isinstance(value, Mapping):
         Entry("twist", Twist).check(value)
         return Twist(**value)
-    raise InputError(f"a twist of {value!r}: give a tie ({', '.join(TIES)}), or null for none")
+    raise InputError(f"twist {value!r}: expected a tie ({', '.join(TIES)}), or null for none")
