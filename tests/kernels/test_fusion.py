@@ -15,12 +15,12 @@ from resode.kernels.fusion import fuse, fused, join, spare_probes
 pytestmark = pytest.mark.skipif(not batch_norm.available(), reason="no C++ compiler with OpenMP")
 
 
-def captured(module, x):
+def captured(module, x, without=()):
     """How many normalisations are replaced, the operators of the graph, and the result of running it."""
     found = {}
 
     def backend(graph, inputs):
-        found["replaced"] = fuse(graph)
+        found["replaced"] = fuse(graph, without)
         found["targets"] = [node.target for node in graph.graph.nodes if node.op == "call_function"]
         found["asked"] = [
             (node.args[1] is not None, node.args[5])
@@ -75,6 +75,23 @@ def test_a_residual_network_becomes_operators_alone():
     assert F.relu not in found["targets"]
     assert found["asked"].count((True, True)) == 3
     assert found["asked"].count((False, True)) == 4
+
+
+@pytest.mark.parametrize(
+    ("without", "norms", "shortcuts", "follow"),
+    [((), 7, 2, 1), ({"batch_norm"}, 0, 2, 0), ({"subsample"}, 7, 0, 1), ({"follow"}, 7, 2, 0)],
+)
+def test_each_replacement_can_be_skipped(without, norms, shortcuts, follow):
+    torch.manual_seed(0)
+    network = resode.create("he_resnet8", widths=[16, 16, 32]).train()
+    found = captured(network, image(size=16), without)
+    operators = torch.ops.resode
+    counts = [
+        found["targets"].count(each.default)
+        for each in (operators.batch_norm, operators.subsample, operators.follow)
+    ]
+    assert counts == [norms, shortcuts, follow]
+    assert found["replaced"] == norms + shortcuts
 
 
 def changed_between(n, y):

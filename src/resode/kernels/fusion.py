@@ -8,7 +8,7 @@ torch's own compiler. Where nothing fits (a GPU, evaluation, no C++ compiler) it
 
 import functools
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, cast
 
 import torch
@@ -16,6 +16,8 @@ from torch import Tensor, fx
 from torch.nn import functional as F
 
 from resode.kernels import batch_norm, convolution, subsample
+
+REPLACEMENTS = ("batch_norm", "convolution", "subsample", "join", "follow")
 
 _BATCH_NORM = {
     "input": None, "running_mean": None, "running_var": None, "weight": None, "bias": None, "training": False,
@@ -36,13 +38,17 @@ _RELU_METHODS = ("relu", "relu_")
 Moved = tuple[fx.Node, fx.Node, float]  # a running statistic, what it moves to, and how far
 
 
-def fused(graph: fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
-    """The backend of `torch.compile`."""
+def fused(graph: fx.GraphModule, inputs: list[Tensor], without: Collection[str] = ()) -> Callable[..., Any]:
+    """The backend of `torch.compile`.
+
+    `without` names replacements (of `REPLACEMENTS`) to skip, so that each can be measured:
+    `torch.compile(module, backend=functools.partial(fused, without={"join"}))`.
+    """
     from torch._inductor.compile_fx import compile_fx
 
     spare_probes()
-    fuse(graph)
-    options = {"post_grad_custom_pre_pass": _pass()}
+    fuse(graph, without)
+    options = {} if "join" in without else {"post_grad_custom_pre_pass": _pass()}
     compiled: Callable[..., Any] = compile_fx(graph, inputs, config_patches=options)  # type: ignore[assignment]  # torch says less
     return compiled
 
@@ -93,15 +99,17 @@ def spare_probes() -> None:
         config.cpp.vec_isa_ok = True
 
 
-def fuse(graph: fx.GraphModule) -> int:
-    """Put the operators in the place of what they do; how many are put."""
-    norms = [node for node in graph.graph.nodes if _is_batch_norm(node)]
-    convolutions = [node for node in graph.graph.nodes if _is_convolution(node)]
+def fuse(graph: fx.GraphModule, without: Collection[str] = ()) -> int:
+    """Replace subgraphs with the operators; returns how many (`without`: see `fused`)."""
+    nodes = list(graph.graph.nodes)
+    norms = [] if "batch_norm" in without else [node for node in nodes if _is_batch_norm(node)]
+    convolutions = [] if "convolution" in without else [node for node in nodes if _is_convolution(node)]
     if norms and not batch_norm.available():  # which builds the kernels
         norms = []
     if convolutions and not convolution.available():
         convolutions = []
-    following = [moved for node in norms for moved in _replace(graph.graph, node)]
+    gather = "follow" not in without
+    following = [moved for node in norms for moved in _replace(graph.graph, node, gather)]
     if following:
         with graph.graph.inserting_before(graph.graph.output_node()):
             graph.graph.call_function(
@@ -115,7 +123,9 @@ def fuse(graph: fx.GraphModule) -> int:
                 x = graph.graph.call_method("to", (x, torch.bfloat16))
         node.target, node.kwargs = torch.ops.resode.convolution.default, {}
         node.args = (x, given["weight"], _both(given["stride"]))
-    shortcuts = sum(_replace_shortcut(graph.graph, node) for node in list(graph.graph.nodes))
+    shortcuts = 0
+    if "subsample" not in without:
+        shortcuts = sum(_replace_shortcut(graph.graph, node) for node in list(graph.graph.nodes))
     if norms or convolutions or shortcuts:
         graph.graph.lint()
         graph.recompile()
@@ -201,11 +211,14 @@ def _value(node: Any) -> Tensor | None:
     return found if isinstance(found, Tensor) else None
 
 
-def _replace(graph: fx.Graph, node: fx.Node) -> list[Moved]:
-    """Put the operator in the place of a norm and what follows it; which statistics move at the end."""
+def _replace(graph: fx.Graph, node: fx.Node, gather: bool) -> list[Moved]:
+    """Replace a norm and what follows it with the operator.
+
+    Returns the running statistics to update at the end of the graph; without `gather` each is updated here.
+    """
     given = _given(node, _BATCH_NORM)
     kept = (given["running_mean"], given["running_var"])
-    alone = all(
+    alone = gather and all(
         isinstance(each, fx.Node) and each.op == "placeholder" and len(each.users) == 1 for each in kept
     )
     following: list[Moved] = []

@@ -1,7 +1,8 @@
 """Gradient methods of a run: what a memory budget chooses, how states drift, what is compiled."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 import torch._dynamo
@@ -166,7 +167,7 @@ def fall_back(experiment: Experiment, module: nn.Module, shape: Shape) -> None:
 # ---------------------------------------------------------------- compilation
 
 
-def compiled(module: nn.Module) -> nn.Module:
+def compiled(module: nn.Module, backend: str | Callable[..., Any] = fused) -> nn.Module:
     """The network by torch.compile: as a whole, or in parts where a backward pass does steps again.
 
     There each unit, each field at a control node and each part that is stored is compiled, in place.
@@ -175,12 +176,12 @@ def compiled(module: nn.Module) -> nn.Module:
     config = torch._dynamo.config  # units share their code, and each kind and mode of them is a graph
     config.recompile_limit = max(config.recompile_limit, 64)
     if all(isinstance(method_of(part), Stored) for part in parts):
-        whole: nn.Module = torch.compile(module, backend=fused, dynamic=False)  # type: ignore[assignment]  # it calls alike
+        whole: nn.Module = torch.compile(module, backend=backend, dynamic=False)  # type: ignore[assignment]  # it calls alike
         return whole
     for part in parts:
         if isinstance(method_of(part), Stored):
-            part.compile(backend=fused, dynamic=False)
+            part.compile(backend=backend, dynamic=False)
             continue
         for unit in part.units() if isinstance(part, ResidualNetwork) else part.controls:
-            unit.compile(backend=fused, dynamic=False)
+            unit.compile(backend=backend, dynamic=False)
     return module
