@@ -14,12 +14,14 @@ from hypothesis import strategies as st
 from torch import nn
 
 from resode import memory
-from resode.blocks import DynamicBlock, Stage, dynamic_blocks, stable_step
+from resode.blocks import DynamicBlock, dynamic_blocks
 from resode.errors import InputError
 from resode.fields import Field, Parabolic, fields
 from resode.gradients import Checkpointed, gradients
 from resode.grids import TimeGrid
 from resode.integrators import RK4, Evaluation, FixedStep, Leapfrog, Momentum, integrators
+from resode.stability import stable_step
+from resode.stages import Stage
 from resode.training.optim.averaging import estimate_statistics
 from tests.integrators.problems import fixed, with_defaults
 
@@ -141,11 +143,11 @@ def test_a_scheme_that_does_not_state_its_growth_is_never_warned_of():
     class Plain(FixedStep):
         order = 1
 
-        def evaluations(self, grid):
-            return tuple(Evaluation(t) for t in grid.nodes[:-1])
+        def evaluations(self, s):
+            return (Evaluation(s.t),)
 
-        def step(self, k, grid, f, carry, numbers):
-            return (carry[0] + grid.intervals[k] * f(k, carry[0]),)
+        def step(self, s, f, carry, coefficients):
+            return (carry[0] + s.h * f(0, carry[0]),)
 
     block = DynamicBlock(Stage(4, Parabolic(norm=None), Plain(), TimeGrid((0, 100))))
     assert block.warnings(8, 8) == []
@@ -491,7 +493,7 @@ def test_dropout_is_repeated_where_the_field_is_evaluated_again(scheme):
 
 def test_dropout_is_refused_where_the_field_is_evaluated_at_other_times():
     field = Dropping()
-    with pytest.raises(InputError, match="leave dropout out"):
+    with pytest.raises(InputError, match="remove dropout"):
         DynamicBlock(Stage(4, field, "heun", 2, gradient="adjoint"))
     DynamicBlock(Stage(4, field, "heun", 2, gradient="checkpointed"))
 

@@ -6,9 +6,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from resode import memory
-from resode.blocks import DynamicBlock, Stage
+from resode.blocks import DynamicBlock
 from resode.errors import InputError
 from resode.models import create
+from resode.stages import Stage
 
 SMALL = {
     "he_resnet8": {"widths": (4, 8, 16)},
@@ -160,7 +161,7 @@ def test_a_profile_touches_nothing():
     assert all(torch.equal(network.state_dict()[name], tensor) for name, tensor in before.items())
     assert all(tensor.grad is None for tensor in network.parameters())
     assert torch.equal(torch.get_rng_state(), random)
-    assert memory.watch() is None
+    assert memory.active_profiler() is None
 
 
 @pytest.mark.parametrize("name", ["revnet38", "chang"])

@@ -8,12 +8,13 @@ import pytest
 import torch
 from torch.func import functional_call
 
-from resode.blocks import DynamicBlock, Stage
+from resode.blocks import DynamicBlock
 from resode.errors import InputError
 from resode.fields import fields
 from resode.gradients import Adjoint, Checkpointed, Reversible, gradients
 from resode.grids import TimeGrid
 from resode.integrators import ExplicitRungeKutta, FixedStep, integrators
+from resode.stages import Stage
 from tests.integrators.problems import fixed, usable, with_defaults
 
 WIDTH = 4
