@@ -148,7 +148,7 @@ def test_shape_and_dtype_stay(name, field, width, steps, height, columns, dtype,
 
 @pytest.mark.parametrize("name", fixed())
 def test_a_zero_field_leaves_the_state_alone(name):
-    """K = 0: but for the damping of an implicit operator, which is zero here."""
+    """K = 0; the implicit operator of IMEX is zero as well."""
     block = DynamicBlock(Stage(4, {"name": "parabolic", "norm": None}, name, 3))
     with torch.no_grad():
         for p in block.parameters():
@@ -282,7 +282,7 @@ def test_a_recomputed_step_takes_the_parameters_of_the_forward_pass():
     assert all(map(torch.equal, *found))
 
 
-# ------------------------------------------------------------ what it says of itself
+# ------------------------------------------------------------ description
 
 
 def test_a_block_explains_itself():
@@ -300,7 +300,7 @@ def test_a_block_explains_itself():
     assert "warning" not in rows
 
 
-def test_unused_nodes_and_warnings_are_told():
+def test_unused_nodes_and_warnings_are_shown():
     stage = Stage(4, PLAIN, "euler", [0, 50, 100], [0, 50, 100], keep_unused=True)
     rows = DynamicBlock(stage).explain(8, 8)
     assert dict(rows)["controls"] == "[0, 50, 100] (linear); unused, with zero gradient: 100"

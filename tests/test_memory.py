@@ -1,4 +1,4 @@
-"""Memory: what is predicted without numbers against what a real step keeps and holds."""
+"""Memory: the bytes predicted on fake tensors against those of a real step."""
 
 import pytest
 import torch
@@ -123,7 +123,7 @@ def test_the_allocator_of_a_gpu_holds_what_is_predicted_to_ten_percent(name, gra
 
 @pytest.mark.parametrize(("name", "gradient"), STEPS, ids=str)
 def test_the_copies_of_parameters_that_autocast_makes_are_predicted(name, gradient):
-    """Of two small images the parameters are what counts; what is done again does not keep their copies.
+    """With two small images parameters dominate; recomputed segments do not keep their casts.
 
     (A node of theta(t) that two steps share is counted in both.)
     """

@@ -102,7 +102,7 @@ def test_half_of_a_pair_alone_is_told():
 
 @pytest.mark.parametrize("name", fixed(where=lambda scheme: len(scheme.parts) == 1))
 def test_following_the_remedy_silences_the_warning(name):
-    """The factor that is told is enough, and one less is not."""
+    """The factor in the warning is enough, and one less is not."""
     h = 7.3 / bound_of(plain("euler", 1))
     h = math.sqrt(20 * h) if integrators.of(name).second_order else h
     states = TimeGrid((0.0, h))

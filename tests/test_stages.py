@@ -46,7 +46,7 @@ GOOD = {"width": 4, "field": "parabolic", "integrator": "euler", "states": 2}
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"width": 0}, "width 0: a positive integer"),
         ({"width": "16"}, "width '16': a positive integer"),
@@ -75,13 +75,13 @@ GOOD = {"width": 4, "field": "parabolic", "integrator": "euler", "states": 2}
         ({"gradient": "adjoint", "integrator": "leapfrog"}, "is no Runge-Kutta scheme"),
     ],
 )
-def test_what_cannot_be_is_refused_in_a_line(change, told):
-    with pytest.raises(InputError, match=told) as caught:
+def test_what_cannot_be_is_refused_in_a_line(change, message):
+    with pytest.raises(InputError, match=message) as caught:
         Stage(**{**GOOD, **change})
     assert all("\n" not in message for message in caught.value.messages)
 
 
-def test_all_mistakes_of_a_stage_are_told_at_once():
+def test_all_mistakes_of_a_stage_are_reported_at_once():
     with pytest.raises(InputError) as caught:
         Stage("4", "parabolik", "rk5", [0, 0], [1, 0], "linaer", "storedd")
     assert len(caught.value.messages) == 7

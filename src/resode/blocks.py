@@ -139,7 +139,7 @@ class DynamicBlock(nn.Module):
         integrator = self.stage.integrator
         if not isinstance(integrator, FixedStep):
             return ()
-        return self.stage.gradient.evaluations(integrator, self.stage.states)
+        return self.stage.gradient.backward_evaluations(integrator, self.stage.states)
 
     def _paddings(self) -> Iterator[tuple[int, tuple[int, ...]]]:
         """The last theta of each part, and the untouched nodes that get a zero gradient through it."""

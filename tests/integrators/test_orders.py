@@ -59,7 +59,7 @@ def test_momentum_is_of_order_1_with_an_error_that_its_lag_makes(g):
 
 @pytest.mark.parametrize("variant", ["damped", "field"])
 def test_imex_solves_its_own_equation_to_order_1(variant):
-    """Of one pixel L is the square of the sum of the kernel, l; damped: y' = -y^3 + sin 3t - l y."""
+    """For one pixel L is the squared sum l of the kernel; damped: y' = -y^3 + sin 3t - l y."""
     kernel = torch.full((1, 3, 3), 0.1, dtype=torch.float64)
     l = 0.9**2 if variant == "damped" else 0.0  # noqa: E741
     y = torch.ones(1, 1, 1, 1, dtype=torch.float64)

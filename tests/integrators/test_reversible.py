@@ -1,4 +1,4 @@
-"""Theorem 2: reversible schemes find their way back, within the rounding that they state."""
+"""Theorem 2: reversible schemes recover the start, within the rounding that they state."""
 
 import pytest
 import torch
@@ -90,7 +90,7 @@ steps = st.lists(st.floats(0.05, 0.2), min_size=1, max_size=12)
 @pytest.mark.parametrize("name", REVERSIBLE)
 @settings(deadline=None, max_examples=15)
 @given(steps=steps, start=st.floats(-3, 3))
-def test_every_step_is_undone_on_any_grid(name, steps, start):
+def test_every_step_is_inverted_on_any_grid(name, steps, start):
     """Not only the state: the whole carry before each step, as many tensors as there were."""
     grid = TimeGrid(tuple(start + sum(steps[:k]) for k in range(len(steps) + 1)))
     scheme = integrators.of(name)

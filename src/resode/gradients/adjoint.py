@@ -38,7 +38,7 @@ class Adjoint(Gradient):
                 "or gradient stored"
             )
 
-    def evaluations(self, integrator: FixedStep, grid: TimeGrid) -> tuple[Evaluation, ...]:
+    def backward_evaluations(self, integrator: FixedStep, grid: TimeGrid) -> tuple[Evaluation, ...]:
         """The stages of the backward steps, t_{k+1} - c_i h_k; c = 0 and 1 give the nodes bit for bit."""
         assert isinstance(integrator, ExplicitRungeKutta)
         steps = zip(grid.nodes, grid.nodes[1:], strict=False)

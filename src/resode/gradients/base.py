@@ -34,8 +34,8 @@ class Gradient(ABC):
                 f"gradient {self.name}: {integrator.name} chooses its own steps; take stored or adjoint"
             )
 
-    def evaluations(self, integrator: FixedStep, grid: TimeGrid) -> tuple[Evaluation, ...]:
-        """The evaluations of the backward pass at times of its own."""
+    def backward_evaluations(self, integrator: FixedStep, grid: TimeGrid) -> tuple[Evaluation, ...]:
+        """The evaluations that only the backward pass makes, at times of its own."""
         return ()
 
     def integrate(self, chain: Chain, y: Tensor) -> Tensor:

@@ -64,7 +64,7 @@ class Chain(ABC):
         """Whether each module is in training mode."""
 
     def segment(self, steps: range) -> "Chain":
-        """A chain that holds what these steps need, perhaps more; the numbers of the steps stay."""
+        """A chain that holds what these steps need, perhaps more; steps keep their numbers."""
         return self
 
     def carries(self, y: Tensor) -> Iterator[Carry]:
@@ -87,7 +87,7 @@ class Chain(ABC):
             second_derivative: whether the backward pass can itself be differentiated.
 
         Raises:
-            RuntimeError: something changed, or a second derivative is asked for where there is none.
+            RuntimeError: something changed, or a second derivative is asked for and there is none.
         """
         if torch.is_grad_enabled() and not second_derivative:
             raise RuntimeError(

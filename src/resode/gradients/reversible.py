@@ -149,7 +149,7 @@ class RandomStates:
     states: dict[int, tuple[Tensor, ...]] = field(default_factory=dict)
 
     def recording(self, flow: Flow) -> Flow:
-        """The flow, which stores the generator states where its field draws random numbers."""
+        """The same flow; it stores the generator states before its field draws random numbers."""
 
         def evaluate(e: int, theta: Theta | None, y: Tensor, record: bool) -> Tensor:
             before = self._current()
@@ -161,7 +161,7 @@ class RandomStates:
         return replace(flow, field=evaluate)
 
     def replaying(self, flow: Flow) -> Flow:
-        """The flow, which draws the random numbers that it drew when it was recorded."""
+        """The same flow; it draws the random numbers of the recorded pass."""
 
         def evaluate(e: int, theta: Theta | None, y: Tensor, record: bool) -> Tensor:
             if e not in self.states:
@@ -326,7 +326,7 @@ def _gradients(outputs: Carry, inputs: Sequence[Tensor], flowing: Carry) -> tupl
 
 
 def _filled(inputs: Carry, gradients: Sequence[Tensor | None]) -> Carry:
-    """The gradients, with zeros where there is none."""
+    """The gradients, with zeros for missing ones."""
     pairs = zip(inputs, gradients, strict=False)
     return tuple(torch.zeros_like(t) if g is None else g for t, g in pairs)
 
