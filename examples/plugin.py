@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from resode.fields import Field, fields
-from resode.grids import TimeGrid
+from resode.grids import Step
 from resode.integrators import Evaluation, FixedStep, integrators
-from resode.integrators.base import Carry, Numbers, RightHandSide
+from resode.integrators.base import Carry, Coefficients, RightHandSide
 
 
 @fields.register("reaction_diffusion", summary="d Laplace y + tanh(R y + b): spreads and reacts")
@@ -77,17 +77,15 @@ class Ralston(FixedStep):
     def order(self) -> int:
         return 2
 
-    def evaluations(self, grid: TimeGrid) -> tuple[Evaluation, ...]:
-        """At t_k and t_k + 2/3 h_k."""
-        steps = zip(grid.nodes, grid.intervals, strict=False)
-        return tuple(Evaluation(time) for t, h in steps for time in (t, t + 2 * h / 3))
+    def evaluations(self, s: Step) -> tuple[Evaluation, ...]:
+        """At t and t + 2/3 h."""
+        return Evaluation(s.t), Evaluation(s.t + 2 * s.h / 3)
 
-    def step(self, k: int, grid: TimeGrid, f: RightHandSide, carry: Carry, numbers: Numbers) -> Carry:
+    def step(self, s: Step, f: RightHandSide, carry: Carry, coefficients: Coefficients) -> Carry:
         (y,) = carry
-        h = grid.intervals[k]
-        k1 = f(2 * k, y)
-        k2 = f(2 * k + 1, y + 2 * h / 3 * k1)
-        return (y + h / 4 * (k1 + 3 * k2),)
+        k1 = f(0, y)
+        k2 = f(1, y + 2 * s.h / 3 * k1)
+        return (y + s.h / 4 * (k1 + 3 * k2),)
 
     def growth(self, z: complex) -> float:
         """|1 + z + z^2/2|, as of any scheme of order 2 with two stages."""

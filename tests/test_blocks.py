@@ -1,103 +1,36 @@
-"""Dynamic blocks: what a stage is, what is refused before training, stability, and what a block says."""
+"""Dynamic blocks: what is refused before training, what is computed and how, and what a block says."""
 
 import copy
-import json
-import math
-import re
+import os
+import sys
+import traceback
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.func import functional_call
+from torch.overrides import TorchFunctionMode
 
-from resode import memory
-from resode.blocks import DynamicBlock, Stage, dynamic_blocks, stable_step
+import resode
+from resode import blocks, memory
+from resode.blocks import DynamicBlock, dynamic_blocks
 from resode.errors import InputError
 from resode.fields import Field, Parabolic, fields
-from resode.gradients import Checkpointed, gradients
+from resode.gradients import gradients
 from resode.grids import TimeGrid
-from resode.integrators import RK4, Evaluation, FixedStep, Leapfrog, Momentum, integrators
+from resode.integrators import RK4, Evaluation, FixedStep, Momentum, integrators
+from resode.stages import Stage
 from resode.training.optim.averaging import estimate_statistics
 from tests.integrators.problems import fixed, with_defaults
 
-# ------------------------------------------------------------ a stage is a value
+PLAIN = {"name": "parabolic", "norm": None}
 
-
-def test_names_mappings_and_objects_say_the_same():
-    by_name = Stage(8, "parabolic", "rk4", 4)
-    assert by_name == Stage(8, {"name": "parabolic"}, {"name": "rk4"}, [0, 1, 2, 3, 4], gradient="stored")
-    assert by_name == Stage(8, Parabolic(), RK4, TimeGrid.uniform(4))
-    assert hash(by_name) == hash(Stage(8, "parabolic", "rk4", {"steps": 4}))
-    assert by_name != Stage(8, "parabolic", "heun", 4)
-
-
-@pytest.mark.parametrize("name", with_defaults())
-@pytest.mark.parametrize("field", fields.names())
-def test_plain_data_give_the_same_stage(name, field):
-    stage = Stage(4, field, name, {"steps": 6, "end": 3.0}, interpolation="shared")
-    assert Stage(**json.loads(json.dumps(stage.to_data()))) == stage
-
-
-def test_plain_data_hold_every_option():
-    stage = Stage(
-        6,
-        Parabolic(norm={"name": "tv", "eps": 1e-4}, activation="tanh"),
-        Momentum(0.5),
-        [0, 0.5, 2],
-        [0, 1, 3, 4],
-        interpolation="constant",
-        gradient=Checkpointed(2),
-        keep_unused=True,
-    )
-    assert Stage(**json.loads(json.dumps(stage.to_data()))) == stage
-
-
-GOOD = {"width": 4, "field": "parabolic", "integrator": "euler", "states": 2}
-
-
-@pytest.mark.parametrize(
-    ("change", "told"),
-    [
-        ({"width": 0}, "width 0: a positive integer"),
-        ({"width": "16"}, "width '16': a positive integer"),
-        ({"width": True}, "width True: a positive integer"),
-        ({"width": 4.0}, "width 4.0: a positive integer"),
-        ({"width": 5, "integrator": "stormer_verlet"}, "StormerVerlet splits the state in 2: the width 5"),
-        ({"states": [0, 1, 1]}, "a time grid has to increase: 1 is followed by 1"),
-        ({"states": [0]}, "needs at least two nodes"),
-        ({"controls": [1, 0]}, "a time grid has to increase"),
-        ({"states": [0, 1, 3], "integrator": "two_step_midpoint"}, "TwoStepMidpoint needs equal steps"),
-        ({"field": "parabolik"}, "unknown field 'parabolik'; did you mean 'parabolic'"),
-        ({"field": {"name": "parabolic", "nrom": "tv"}}, "no option 'nrom'; did you mean 'norm'"),
-        ({"field": {"norm": "tv"}}, "a field needs a name"),
-        ({"field": {"name": "parabolic", 3: 1}}, "no option '3'"),
-        ({"field": None}, "the field of a stage is a name"),
-        ({"field": Parabolic}, "write its name with brackets"),
-        ({"integrator": "rk5"}, "unknown integrator 'rk5'; did you mean 'rk4'"),
-        ({"integrator": Leapfrog}, "write its name with brackets"),
-        ({"integrator": 4}, "the integrator of a stage is a name"),
-        ({"integrator": "runge_kutta"}, "runge_kutta needs the option 'a'"),
-        ({"interpolation": "linaer"}, "unknown interpolation 'linaer'; did you mean 'linear'"),
-        ({"interpolation": None}, "unknown interpolation 'None'"),
-        ({"gradient": "reversibel"}, "unknown gradient 'reversibel'; did you mean 'reversible'"),
-        ({"gradient": None}, "the gradient of a stage is a name"),
-        ({"gradient": "reversible"}, "Euler has no inverse"),
-        ({"gradient": "adjoint", "integrator": "leapfrog"}, "is no Runge-Kutta scheme"),
-    ],
-)
-def test_what_cannot_be_is_refused_in_a_line(change, told):
-    with pytest.raises(InputError, match=told) as caught:
-        Stage(**{**GOOD, **change})
-    assert all("\n" not in message for message in caught.value.messages)
-
-
-def test_all_mistakes_of_a_stage_are_told_at_once():
-    with pytest.raises(InputError) as caught:
-        Stage("4", "parabolik", "rk5", [0, 0], [1, 0], "linaer", "storedd")
-    assert len(caught.value.messages) == 7
+# ------------------------------------------------------------ what is refused before training
 
 
 @pytest.mark.parametrize("method", ["adjoint", "adaptive"])
@@ -141,11 +74,11 @@ def test_a_scheme_that_does_not_state_its_growth_is_never_warned_of():
     class Plain(FixedStep):
         order = 1
 
-        def evaluations(self, grid):
-            return tuple(Evaluation(t) for t in grid.nodes[:-1])
+        def evaluations(self, s):
+            return (Evaluation(s.t),)
 
-        def step(self, k, grid, f, carry, numbers):
-            return (carry[0] + grid.intervals[k] * f(k, carry[0]),)
+        def step(self, s, f, carry, coefficients):
+            return (carry[0] + s.h * f(0, carry[0]),)
 
     block = DynamicBlock(Stage(4, Parabolic(norm=None), Plain(), TimeGrid((0, 100))))
     assert block.warnings(8, 8) == []
@@ -215,7 +148,7 @@ def test_shape_and_dtype_stay(name, field, width, steps, height, columns, dtype,
 
 @pytest.mark.parametrize("name", fixed())
 def test_a_zero_field_leaves_the_state_alone(name):
-    """K = 0: but for the damping of an implicit operator, which is zero here."""
+    """K = 0; the implicit operator of IMEX is zero as well."""
     block = DynamicBlock(Stage(4, {"name": "parabolic", "norm": None}, name, 3))
     with torch.no_grad():
         for p in block.parameters():
@@ -250,137 +183,106 @@ def test_a_copy_is_independent():
     assert len(dynamic_blocks(torch.nn.Sequential(block, twin))) == 2
 
 
-# ------------------------------------------------------------ stability
-
-PLAIN = {"name": "parabolic", "norm": None}
+# ------------------------------------------------------------ the way to a step
 
 
-def bound_of(block, size=(8, 8)):
-    return max(node.spectral_bound(*size) for node in block.controls)
+class Frames(TorchFunctionMode):
+    """Counts our stack frames, from `DynamicBlock.forward` on, at each sum that a scheme computes."""
+
+    ours = f"{Path(resode.__file__).parent}{os.sep}"
+
+    def __init__(self):
+        super().__init__()
+        self.counts = []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        files = [frame.f_code.co_filename for frame, _ in traceback.walk_stack(sys._getframe())]
+        files = [file for file in files if file.startswith(self.ours)]
+        is_sum = any(word in function.__name__ for word in ("add", "sub"))
+        if is_sum and files[0].startswith(self.ours + "integrators"):
+            self.counts.append(len(files))
+        return function(*args, **(kwargs or {}))
 
 
-def plain(integrator, states, field=PLAIN):
-    torch.manual_seed(0)
-    return DynamicBlock(Stage(4, field, integrator, states))
+@pytest.mark.parametrize("name", fixed())
+def test_forward_reaches_the_update_in_five_frames(name):
+    """DynamicBlock.forward, Gradient.integrate, Flow.step, the scheme's step and a function of it."""
+    block = DynamicBlock(Stage(4, "parabolic", name, TimeGrid.uniform(3, 0.3)))
+    with Frames() as frames:
+        block(torch.randn(1, 4, 3, 3))
+    assert len(frames.counts) >= 3
+    assert max(frames.counts) <= 5
+
+
+def refuse(*_):
+    raise AssertionError("functional_call")
+
+
+@pytest.mark.parametrize("name", fixed())
+@pytest.mark.parametrize("gradient", ["stored", "checkpointed"])
+def test_a_node_that_is_used_as_it_is_is_called_directly_and_gives_the_same_bits(name, gradient, monkeypatch):
+    def results(direct):
+        torch.manual_seed(0)
+        states = TimeGrid.uniform(3, 0.3)
+        block = DynamicBlock(Stage(4, "parabolic", name, states, interpolation="constant", gradient=gradient))
+        assert all(block._direct)
+        if not direct:
+            block._direct = (False,) * len(block._direct)
+        x = torch.randn(2, 4, 5, 3, requires_grad=True)
+        with monkeypatch.context() as patch:
+            if direct:
+                patch.setattr(blocks, "functional_call", refuse)
+            y = block(x)
+        y.square().sum().backward()
+        return [y, x.grad, *(p.grad for p in block.parameters())]
+
+    for a, b in zip(results(direct=True), results(direct=False), strict=True):
+        assert a is b is None or torch.equal(a, b)
+
+
+def test_a_hook_on_a_node_sees_the_node_itself():
+    block = DynamicBlock(Stage(4, "parabolic", "heun", 2))
+    seen = []
+    for node in block.controls:
+        node.register_forward_hook(lambda module, *_: seen.append(module))
+    block(torch.randn(1, 4, 3, 3))
+    assert seen == [block.controls[0], block.controls[1], block.controls[1], block.controls[2]]
 
 
 @pytest.mark.parametrize(
-    ("name", "interval"), [("euler", 2), ("heun", 2), ("ssprk3", 2.5127), ("rk4", 2.7853)]
+    ("options", "direct"),
+    [
+        ({"integrator": "euler"}, [True, True]),
+        ({"integrator": "midpoint"}, [True, False, True, False]),  # interpolated between two nodes
+        (
+            {"integrator": "euler", "controls": [0, 1, 2], "keep_unused": True},
+            [True, False],
+        ),  # a zero gradient
+        ({"integrator": "euler", "field": "preactivation"}, [False, False]),  # statistics per evaluation
+        ({"integrator": "heun", "interpolation": "shared"}, [True] * 4),
+    ],
 )
-def test_a_runge_kutta_step_is_warned_of_beyond_its_real_interval(name, interval):
-    limit = interval / bound_of(plain(name, 1))
-    assert stable_step(integrators.of(name), bound_of(plain(name, 1))) == pytest.approx(limit, rel=1e-4)
-    assert plain(name, [0, 0.999 * limit]).stability(8, 8) is None
-    said = plain(name, [0, 1.001 * limit]).stability(8, 8)
-    assert said is not None
-    assert f"linearly stable up to h = {limit:.3g}" in said
-    assert "a spectral radius of at most" in said
-    assert "divide its steps by 2 (TimeGrid.refine(2)), or scale the kernels down" in said
+def test_what_needs_other_tensors_is_not_called_directly(options, direct):
+    block = DynamicBlock(Stage(**{"width": 4, "field": "parabolic", "states": 2, **options}))
+    assert list(block._direct) == direct
+    block(torch.randn(2, 4, 3, 3)).sum().backward()
 
 
-def test_leapfrog_is_warned_of_beyond_h_squared_rho_4():
-    limit = 2 / math.sqrt(bound_of(plain("leapfrog", 1)))
-    assert plain("leapfrog", [0, 0.999 * limit]).stability(8, 8) is None
-    said = plain("leapfrog", [0, 1.001 * limit]).stability(8, 8)
-    assert f"up to h^2 = {limit**2:.3g}" in said
+def test_a_recomputed_step_takes_the_parameters_of_the_forward_pass():
+    """They may be other tensors than the module holds by then: those of a functional call."""
+    block = DynamicBlock(Stage(4, "parabolic", "euler", 3, gradient="checkpointed"))
+    plain = copy.deepcopy(block)
+    plain.set_gradient("stored")
+    others = {name: (2 * p).detach().requires_grad_() for name, p in block.named_parameters()}
+    x = torch.randn(2, 4, 3, 3)
+    found = []
+    for made in (block, plain):
+        y = functional_call(made, others, (x,))
+        found.append(torch.autograd.grad(y.square().sum(), list(others.values())))
+    assert all(map(torch.equal, *found))
 
 
-@pytest.mark.parametrize("end", [1e-3, 1.0, 10.0])
-def test_two_step_midpoint_is_warned_of_at_every_step(end):
-    said = plain("two_step_midpoint", TimeGrid.uniform(2, end)).stability(8, 8)
-    assert "unstable for this field at every step" in said
-    assert "take euler, heun, ssprk3 or rk4" in said
-
-
-@pytest.mark.parametrize("norm", ["tv", "group", "batch"])
-def test_nothing_is_claimed_with_a_norm(norm):
-    assert plain("euler", [0, 1000.0], {"name": "parabolic", "norm": norm}).stability(8, 8) is None
-    assert (
-        plain("two_step_midpoint", [0, 1000.0], {"name": "parabolic", "norm": norm}).stability(8, 8) is None
-    )
-
-
-def test_nothing_is_claimed_of_a_field_or_activation_without_a_bound():
-    assert (
-        plain("euler", [0, 1000.0], {"name": "parabolic", "norm": None, "activation": "silu"}).stability(8, 8)
-        is None
-    )
-    assert plain("coupling", [0, 1000.0], "preactivation").stability(8, 8) is None
-
-
-def test_rotations_are_stable_where_the_scheme_has_an_imaginary_interval():
-    """Antisymmetric: Euler never, two-step midpoint below 1, RK4 below 2 sqrt 2; gamma helps Euler."""
-    norm = plain("rk4", 1, "antisymmetric").controls[0].spectrum(8, 8)[1]
-    assert "unstable for this field at every step" in plain("euler", 1, "antisymmetric").stability(8, 8)
-    for scheme, limit in (("two_step_midpoint", 1.0), ("rk4", 2 * math.sqrt(2))):
-        inside, outside = (TimeGrid((0.0, x * limit / norm)) for x in (0.99, 1.01))
-        assert plain(scheme, inside, "antisymmetric").stability(8, 8) is None
-        assert "divide its steps by 2" in plain(scheme, outside, "antisymmetric").stability(8, 8)
-    damped = {"name": "antisymmetric", "gamma": 1.0}
-    gamma, norm = plain("euler", 1, damped).controls[0].spectrum(8, 8)
-    limit = 2 * gamma / (gamma**2 + norm**2)  # |1 + h (-gamma + i norm)| = 1
-    assert plain("euler", [0, 0.99 * limit], damped).stability(8, 8) is None
-    assert plain("euler", [0, 1.01 * limit], damped).stability(8, 8) is not None
-
-
-@pytest.mark.parametrize("scheme", ["symplectic_euler", "stormer_verlet"])
-def test_a_pair_is_stable_below_its_period(scheme):
-    """h^2 ||K1||^2 ||K2||^2 < 4."""
-    pair = {"name": "hamiltonian", "norm": None}
-    node = plain(scheme, 1, pair).controls[0]
-    radius = math.sqrt(node["F"].spectrum(8, 8)[0] * node["G"].spectrum(8, 8)[0])
-    assert plain(scheme, [0, 1.98 / radius], pair).stability(8, 8) is None
-    assert "linearly stable up to h" in plain(scheme, [0, 2.02 / radius], pair).stability(8, 8)
-
-
-def test_half_of_a_pair_alone_is_told():
-    (line,) = plain("rk4", 1, {"name": "hamiltonian", "norm": None}).warnings(8, 8)
-    assert "take symplectic_euler, or the parabolic field" in line
-
-
-@pytest.mark.parametrize("name", fixed(where=lambda scheme: len(scheme.parts) == 1))
-def test_following_the_remedy_silences_the_warning(name):
-    """The factor that is told is enough, and one less is not."""
-    h = 7.3 / bound_of(plain("euler", 1))
-    h = math.sqrt(20 * h) if integrators.of(name).second_order else h
-    states = TimeGrid((0.0, h))
-    said = plain(name, states).stability(8, 8)
-    if said is None:
-        assert integrators.of(name).growth(complex(-7.3)) <= 1
-        return
-    found = re.search(r"TimeGrid.refine\((\d+)\)", said)
-    if found is None:
-        assert "at every step" in said
-        return
-    factor = int(found[1])
-    shared = {"controls": [0.0], "interpolation": "constant"}
-
-    def again(factor):
-        torch.manual_seed(0)
-        return DynamicBlock(Stage(4, PLAIN, name, states.refine(factor), **shared)).stability(8, 8)
-
-    assert again(factor) is None
-    if factor > 1:
-        assert again(factor - 1) is not None
-
-
-def test_a_warned_step_does_grow_and_the_remedied_one_does_not():
-    """y' = -K y with K = I: Euler's factor is 1 - h."""
-    block = plain("euler", TimeGrid.uniform(10, 25.0), {**PLAIN, "activation": "identity", "bias": False})
-    with torch.no_grad():
-        for node in block.controls:
-            node.conv.weight.copy_(
-                torch.eye(4)[:, :, None, None] * torch.eye(3)[1, :, None] * torch.eye(3)[1]
-            )
-    y = torch.randn(1, 4, 6, 6)
-    assert block.stability(6, 6) is not None
-    assert block(y).norm() > 10 * y.norm()
-    calm = copy.deepcopy(block)
-    calm.stage = Stage(**{**vars(block.stage), "states": TimeGrid.uniform(10, 20.0)})
-    assert calm.stability(6, 6) is None
-
-
-# ------------------------------------------------------------ what it says of itself
+# ------------------------------------------------------------ description
 
 
 def test_a_block_explains_itself():
@@ -398,7 +300,7 @@ def test_a_block_explains_itself():
     assert "warning" not in rows
 
 
-def test_unused_nodes_and_warnings_are_told():
+def test_unused_nodes_and_warnings_are_shown():
     stage = Stage(4, PLAIN, "euler", [0, 50, 100], [0, 50, 100], keep_unused=True)
     rows = DynamicBlock(stage).explain(8, 8)
     assert dict(rows)["controls"] == "[0, 50, 100] (linear); unused, with zero gradient: 100"
@@ -491,7 +393,7 @@ def test_dropout_is_repeated_where_the_field_is_evaluated_again(scheme):
 
 def test_dropout_is_refused_where_the_field_is_evaluated_at_other_times():
     field = Dropping()
-    with pytest.raises(InputError, match="leave dropout out"):
+    with pytest.raises(InputError, match="remove dropout"):
         DynamicBlock(Stage(4, field, "heun", 2, gradient="adjoint"))
     DynamicBlock(Stage(4, field, "heun", 2, gradient="checkpointed"))
 

@@ -11,7 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from resode.blocks import DynamicBlock, Stage
+from resode.blocks import DynamicBlock
 from resode.controls import (
     INTERPOLATIONS,
     Controls,
@@ -25,6 +25,7 @@ from resode.gradients import gradients
 from resode.grids import TimeGrid
 from resode.integrators import integrators
 from resode.models.dynamic import DynamicNet
+from resode.stages import Stage
 from tests.integrators.problems import fixed, usable
 
 times = st.integers(-60_000, 60_000).map(lambda k: k / 1000)
@@ -130,10 +131,10 @@ def test_the_nodes_where_none_are_given(integrator, steps, count):
 @settings(max_examples=200, deadline=None)
 @given(st.sampled_from(fixed()), st.sampled_from(INTERPOLATIONS), state_grids)
 def test_the_nodes_where_none_are_given_are_all_used(name, interpolation, grid):
-    """Of every scheme, on any grid that it takes; and every evaluated state node is among them."""
+    """For every scheme on any grid that it accepts; every evaluated state node is among them."""
     scheme = integrators.of(name)
     assume(usable(scheme, grid))
-    evaluations = scheme.evaluations(grid)
+    evaluations = scheme.evaluations_on(grid)
     chosen = default_controls(grid, evaluations, interpolation)
     for part in scheme.parts:
         times = [t for t, of in evaluations if of == part]
@@ -153,11 +154,11 @@ def test_a_default_block_of_every_scheme_and_interpolation_can_be_built(name):
 
 
 def test_a_node_that_nothing_evaluates_is_an_error():
-    told = (
+    message = (
         "no evaluation of Euler on states [0, 1, 2] touches the control nodes 2 of [0, 1, 2]: "
-        "leave them out, or leave controls out ([0, 1])"
+        "remove them, or omit controls (default: [0, 1])"
     )
-    with pytest.raises(InputError, match=re.escape(told)):
+    with pytest.raises(InputError, match=re.escape(message)):
         DynamicBlock(Stage(2, "parabolic", "euler", 2, controls=2))
 
 

@@ -35,7 +35,7 @@ def test_multiply_adds_are_those_of_pytorchs_counter(name):
         assert cost.multiply_adds(network, (3, 24, 20)) == counter.get_total_flops() // 2
 
 
-def test_counting_needs_no_numbers_and_leaves_none():
+def test_counting_works_on_the_meta_device():
     with torch.device("meta"):
         sketch = create("he_resnet20")
     assert cost.estimate(sketch, (3, 32, 32), 8) == cost.estimate(create("he_resnet20"), (3, 32, 32), 8)
@@ -76,13 +76,13 @@ def test_the_memory_of_a_step_is_the_sum_of_its_parts():
     network = create("he_resnet8")
     network.conv1.requires_grad_(False)
     counted = cost.estimate(network, (3, 32, 32), 2, moments=2)
-    numbers = cost.parameters(network)
-    trainable = numbers - network.conv1.weight.numel()
-    assert counted.parameters == numbers
-    assert counted.parameter_bytes == 4 * numbers
+    count = cost.parameters(network)
+    trainable = count - network.conv1.weight.numel()
+    assert counted.parameters == count
+    assert counted.parameter_bytes == 4 * count
     assert counted.gradient_bytes == 4 * trainable
     assert counted.optimizer_bytes == 8 * trainable
-    assert counted.training_bytes == 4 * numbers + 12 * trainable + counted.activation_bytes
+    assert counted.training_bytes == 4 * count + 12 * trainable + counted.activation_bytes
 
 
 @pytest.mark.slow

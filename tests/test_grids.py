@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from resode.errors import InputError
 from resode.grids import TimeGrid
 
-numbers = st.floats(-1e3, 1e3).map(lambda t: round(t, 6))
-grids = st.lists(numbers, min_size=2, max_size=12, unique=True).map(
+times = st.floats(-1e3, 1e3).map(lambda t: round(t, 6))
+grids = st.lists(times, min_size=2, max_size=12, unique=True).map(
     lambda nodes: TimeGrid(tuple(sorted(nodes)))
 )
 uniform = st.builds(
@@ -74,7 +74,7 @@ def test_data_of_each_kind():
 
 
 @pytest.mark.parametrize(
-    ("data", "told"),
+    ("data", "message"),
     [
         ([0, 1, 1], r"has to increase: 1 is followed by 1 in \[0, 1, 1\]"),
         ([0, 2, 1], "has to increase: 2 is followed by 1"),
@@ -97,8 +97,8 @@ def test_data_of_each_kind():
         ({"steps": 3, "end": -1}, "has to increase"),
     ],
 )
-def test_what_is_no_grid_is_refused_in_a_line(data, told):
-    with pytest.raises(InputError, match=told) as caught:
+def test_what_is_no_grid_is_refused_in_a_line(data, message):
+    with pytest.raises(InputError, match=message) as caught:
         TimeGrid.of(data)
     assert "\n" not in str(caught.value)
 

@@ -1,4 +1,4 @@
-"""Memory: what is predicted without numbers against what a real step keeps and holds."""
+"""Memory: the bytes predicted on fake tensors against those of a real step."""
 
 import pytest
 import torch
@@ -6,9 +6,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from resode import memory
-from resode.blocks import DynamicBlock, Stage
+from resode.blocks import DynamicBlock
 from resode.errors import InputError
 from resode.models import create
+from resode.stages import Stage
 
 SMALL = {
     "he_resnet8": {"widths": (4, 8, 16)},
@@ -122,7 +123,7 @@ def test_the_allocator_of_a_gpu_holds_what_is_predicted_to_ten_percent(name, gra
 
 @pytest.mark.parametrize(("name", "gradient"), STEPS, ids=str)
 def test_the_copies_of_parameters_that_autocast_makes_are_predicted(name, gradient):
-    """Of two small images the parameters are what counts; what is done again does not keep their copies.
+    """With two small images parameters dominate; recomputed segments do not keep their casts.
 
     (A node of theta(t) that two steps share is counted in both.)
     """
@@ -160,7 +161,7 @@ def test_a_profile_touches_nothing():
     assert all(torch.equal(network.state_dict()[name], tensor) for name, tensor in before.items())
     assert all(tensor.grad is None for tensor in network.parameters())
     assert torch.equal(torch.get_rng_state(), random)
-    assert memory.watch() is None
+    assert memory.active_profiler() is None
 
 
 @pytest.mark.parametrize("name", ["revnet38", "chang"])

@@ -17,17 +17,17 @@ from typing import TYPE_CHECKING, Any
 from resode.version import __version__
 
 if TYPE_CHECKING:
-    from resode.blocks import Stage
     from resode.data import load as load_data
     from resode.grids import TimeGrid
     from resode.models import DynamicNet, create, regrid, twist
+    from resode.stages import Stage
     from resode.training import Experiment, evaluate, load, train
 
 
 _PUBLIC = {
     "DynamicNet": ("resode.models", "DynamicNet"),
     "Experiment": ("resode.training", "Experiment"),
-    "Stage": ("resode.blocks", "Stage"),
+    "Stage": ("resode.stages", "Stage"),
     "TimeGrid": ("resode.grids", "TimeGrid"),
     "create": ("resode.models", "create"),
     "evaluate": ("resode.training", "evaluate"),

@@ -1,4 +1,4 @@
-"""Abstract: running a module on tensors without numbers, which have shapes, to count what it does."""
+"""Abstract execution: run a module on tensors that have shapes but no data, to count what it does."""
 
 from typing import Any, NamedTuple
 
@@ -9,14 +9,15 @@ from torch.utils.flop_counter import flop_registry
 
 
 def dtype_of(module: nn.Module) -> torch.dtype:
-    """That of the parameters."""
+    """The dtype of a module's parameters."""
     return next((p.dtype for p in module.parameters()), torch.float32)
 
 
-def stand_ins(module: nn.Module, device: torch.device) -> dict[str, Tensor]:
-    """Tensors without numbers for all parameters and buffers of a module; shared ones stay shared.
+def empty_tensors(module: nn.Module, device: torch.device) -> dict[str, Tensor]:
+    """Uninitialised tensors with the shapes and strides of a module's parameters and buffers, by name.
 
-    A part that is registered twice has one of its names, for `functional_call` would not restore it else.
+    Shared tensors stay shared. A submodule that is registered twice appears under one of its names:
+    `functional_call` would not restore it otherwise.
     """
     made: dict[int, Tensor] = {}
     for tensor in (*module.parameters(), *module.buffers()):
@@ -25,14 +26,14 @@ def stand_ins(module: nn.Module, device: torch.device) -> dict[str, Tensor]:
         ).requires_grad_(tensor.requires_grad)
     return {
         f"{path}.{name}" if path else name: made[id(tensor)]
-        for path, part in module.named_modules()
-        for name, tensor in (*part._parameters.items(), *part._buffers.items())
+        for path, child in module.named_modules()
+        for name, tensor in (*child._parameters.items(), *child._buffers.items())
         if tensor is not None
     }
 
 
 class _Description(NamedTuple):
-    """What is known of a tensor without its numbers."""
+    """The metadata of a tensor."""
 
     shape: torch.Size
     stride: tuple[int, ...]
@@ -54,11 +55,11 @@ def _recall(value: Any) -> Any:
     return tuple(map(_recall, value)) if isinstance(value, tuple) else value
 
 
-class Abstract(TorchDispatchMode):
-    """Counts floating point operations, and recalls the shapes that an operation gave before.
+class AbstractMode(TorchDispatchMode):
+    """Counts floating point operations, and caches the result shapes of operations.
 
-    To find the shapes of a result takes a millisecond an operation, and a deep network repeats a few
-    operations a thousand times. Operations that write or alias their arguments are not recalled.
+    Inferring the shapes of a result takes a millisecond per operation, and a deep network repeats a few
+    operations a thousand times. Operations that write or alias their arguments are not cached.
     """
 
     def __init__(self) -> None:

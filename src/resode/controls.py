@@ -1,13 +1,13 @@
 """Controls: theta(t), the parameters of a field as a function of time, on a grid of their own.
 
-At nodes tau_0 < ... < tau_m lie values theta_j, each an ordinary module with its parameters. Between them
+The value theta_j at a node tau_j is an ordinary module with its parameters. Between the nodes
 
     linear     theta(t) = (1 - w) theta_j + w theta_{j+1},   w = (t - tau_j) / (tau_{j+1} - tau_j)
     constant   theta(t) = theta_j                            tau_j <= t < tau_{j+1}
     shared     theta(t) = theta_0                            one node: an autonomous equation
 
-and constant outside the nodes. The grid of the states is another one (Haber & Ruthotto 2017,
-arXiv:1705.03341).
+and outside the nodes theta is constant. The control grid is independent of the state grid (Haber & Ruthotto
+2017, arXiv:1705.03341).
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -27,9 +27,9 @@ INTERPOLATIONS: tuple[str, ...] = get_args(Interpolation)
 
 
 def interpolation_weights(grid: TimeGrid, interpolation: str, t: float) -> tuple[tuple[int, float], ...]:
-    """theta(t) as a combination of nodes: pairs (j, weight), all weights positive, the left node first.
+    """theta(t) as a combination of nodes: pairs (j, weight) with positive weights, the left node first.
 
-    A time that differs from a node by rounding alone is that node.
+    A time that differs from a node only by rounding counts as that node.
     """
     t = grid.snap(t)
     j = grid.interval_of(t)
@@ -46,7 +46,7 @@ def interpolation_weights(grid: TimeGrid, interpolation: str, t: float) -> tuple
 def default_controls(states: TimeGrid, evaluations: Iterable[Evaluation], interpolation: str) -> TimeGrid:
     """The state nodes that some evaluation touches: 3 for Euler on 3 steps, 5 for RK4 on 4.
 
-    Of several parts every one has to touch a node, for it holds them all.
+    For a partitioned scheme, the nodes that every part touches, because a node holds all parts.
     """
     if interpolation == "shared":
         return TimeGrid(states.nodes[:1])
@@ -59,7 +59,7 @@ def default_controls(states: TimeGrid, evaluations: Iterable[Evaluation], interp
 
 
 def check_interpolation(name: Any) -> str:
-    """The name, if it is one of `INTERPOLATIONS` (`InputError` with the nearest where it is none)."""
+    """Return the name of an interpolation; raise `InputError` with the nearest known name for others."""
     if name not in INTERPOLATIONS:
         hint = nearest(str(name), INTERPOLATIONS)
         raise InputError(f"unknown interpolation '{name}'{hint} ({', '.join(INTERPOLATIONS)})")
@@ -67,13 +67,16 @@ def check_interpolation(name: Any) -> str:
 
 
 class Controls(nn.ModuleList):
-    """theta(t). Node j is the module `self[j]`; of a field of several parts it holds one module each.
+    """theta(t). Node j is the module `self[j]`, or a `ModuleDict` by part for a partitioned scheme.
 
     Args:
-        make: makes the field (of part `part`) with initial parameters.
-        parts: the parts of the field; `("f",)` where there is only one.
+        make: makes a field with initial parameters.
+        parts: the parts of the scheme's right-hand side; `("f",)` if there is only one.
         grid: the control nodes.
         interpolation: linear, constant or shared.
+
+    Raises:
+        InputError: an unknown interpolation, or shared controls with several nodes.
     """
 
     def __init__(
@@ -81,9 +84,7 @@ class Controls(nn.ModuleList):
     ) -> None:
         check_interpolation(interpolation)
         if interpolation == "shared" and grid.steps:
-            raise InputError(
-                f"shared controls have one node, {grid} has {grid.steps + 1}: leave controls out"
-            )
+            raise InputError(f"shared controls have one node, {grid} has {grid.steps + 1}: omit controls")
         several = len(parts) > 1
         super().__init__(
             nn.ModuleDict({part: make() for part in parts}) if several else make() for _ in grid.nodes
@@ -100,11 +101,11 @@ class Controls(nn.ModuleList):
         return interpolation_weights(self.grid, self.interpolation, time)
 
     def at(self, time: float, part: str = "f") -> Theta:
-        """theta(time) by parameter name; at a node these are its parameters themselves."""
+        """theta(time) by parameter name; at a node, the node's own parameters."""
         return self.combined(self.weights(time), part)
 
     def combined(self, weights: Sequence[tuple[int, float]], part: str = "f") -> Theta:
-        """A combination of one or two nodes by parameter name."""
+        """A combination of one or two nodes, by parameter name."""
         (j, _), *right = weights
         theta: Theta = dict(self.node(j, part).named_parameters())
         if not right:
@@ -114,16 +115,16 @@ class Controls(nn.ModuleList):
         return {name: torch.lerp(value, other[name], w) for name, value in theta.items()}
 
     def unused(self, evaluations: Sequence[Evaluation]) -> tuple[int, ...]:
-        """The nodes that no evaluation of some part touches: their parameters get no gradient."""
+        """The nodes that some part never touches: parameters there get no gradient."""
         return tuple(sorted({j for part in self.parts for j in self.untouched(evaluations, part)}))
 
     def untouched(self, evaluations: Sequence[Evaluation], part: str) -> tuple[int, ...]:
         """The nodes that no evaluation of `part` touches."""
-        touched = {j for time, of in evaluations if of == part for j, _ in self.weights(time)}
+        touched = {j for e in evaluations if e.part == part for j, _ in self.weights(e.time)}
         return tuple(j for j in range(len(self)) if j not in touched)
 
     def with_zero(self, theta: Theta, nodes: Sequence[int], part: str) -> Theta:
-        """`theta` plus nothing of `nodes`, so that their gradient is zero instead of missing."""
+        """`theta` plus 0 times the parameters of `nodes`: their gradient is then zero instead of missing."""
         for j in nodes:
             other = dict(self.node(j, part).named_parameters())
             theta = {name: torch.add(value, other[name], alpha=0) for name, value in theta.items()}
@@ -138,11 +139,11 @@ class Controls(nn.ModuleList):
                 yield h, q - p
 
     def roughness(self, total_variation: float, dirichlet: float) -> Tensor:
-        """How far theta(t) is from a constant, in two norms.
+        """The roughness of theta(t) in time: total variation plus Dirichlet energy.
 
-        a sum_j |theta_{j+1} - theta_j|_1 + b/2 sum_j ||theta_{j+1} - theta_j||^2 / (tau_{j+1} - tau_j)
+            a sum_j |theta_{j+1} - theta_j|_1 + b/2 sum_j ||theta_{j+1} - theta_j||^2 / (tau_{j+1} - tau_j)
 
-        Haber & Ruthotto 2017 (arXiv:1705.03341), section 4: a small value is a theta smooth in time.
+        Haber & Ruthotto 2017 (arXiv:1705.03341), section 4.
 
         Args:
             total_variation: a.
@@ -158,7 +159,7 @@ class Controls(nn.ModuleList):
 
     @torch.no_grad()
     def clamp(self, bound: float) -> None:
-        """|theta| <= bound: the projection onto the box, for after an optimizer step."""
+        """Project the parameters onto |theta| <= bound, after an optimizer step say."""
         for parameter in self.parameters():
             parameter.clamp_(-bound, bound)
 
@@ -168,10 +169,10 @@ class Controls(nn.ModuleList):
 
 def controls_of(module: nn.Module) -> tuple[Controls, ...]:
     """All controls of a network."""
-    return tuple(part for part in module.modules() if isinstance(part, Controls))
+    return tuple(child for child in module.modules() if isinstance(child, Controls))
 
 
 def roughness(module: nn.Module, total_variation: float, dirichlet: float) -> Tensor | None:
-    """The sum of `Controls.roughness` over a network; None where it has no controls."""
+    """The sum of `Controls.roughness` over a network; None if it has no controls."""
     terms = [controls.roughness(total_variation, dirichlet) for controls in controls_of(module)]
     return torch.stack(terms).sum() if terms else None

@@ -1,7 +1,7 @@
 """Time grids: t_0 < t_1 < ... < t_n, the nodes of the states or of the controls.
 
-A grid is a value: frozen, hashable, made of Python floats, so that everything that depends on it is known
-before the first forward pass.
+A grid is a frozen, hashable value of Python floats: whatever depends on it is known before the first forward
+pass. A `Step` is one interval of it, as an integrator sees it.
 """
 
 import itertools
@@ -15,6 +15,26 @@ from resode.errors import InputError, nearest
 
 
 @dataclass(frozen=True)
+class Step:
+    """One step of a time grid: from t to t + h.
+
+    Args:
+        t: the start of the step.
+        end: the end of the step, the next node.
+        before: the length of the previous step (default: None, the first step).
+    """
+
+    t: float
+    end: float
+    before: float | None = None
+
+    @property
+    def h(self) -> float:
+        """The length of the step."""
+        return self.end - self.t
+
+
+@dataclass(frozen=True)
 class TimeGrid:
     """Nodes t_0 < ... < t_n with the steps h_k = t_{k+1} - t_k.
 
@@ -22,7 +42,7 @@ class TimeGrid:
         nodes: finite and strictly increasing; at least one (a state grid needs two).
 
     Raises:
-        InputError: nodes that are not increasing, not finite, or none.
+        InputError: no nodes, or nodes that do not increase or are not finite.
     """
 
     nodes: tuple[float, ...]
@@ -47,7 +67,7 @@ class TimeGrid:
 
     @classmethod
     def uniform(cls, steps: int, end: float | None = None, start: float = 0.0) -> "TimeGrid":
-        """`steps` equal steps from `start` to `end`; left out, each step is 1."""
+        """`steps` equal steps from `start` to `end` (default: steps of length 1)."""
         if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
             raise InputError(f"a time grid of {steps!r} steps: a positive integer is needed")
         for name, value in (("start", start), ("end", end if end is not None else 0.0)):
@@ -58,7 +78,11 @@ class TimeGrid:
 
     @classmethod
     def of(cls, value: Any) -> "TimeGrid":
-        """A grid from plain data: nodes `[0, 1, 2]`, `{"steps": 8, "end": 4.0}`, a number of unit steps."""
+        """Make a grid from nodes `[0, 1, 2]`, `{"steps": 8, "end": 4.0}`, or a number of unit steps.
+
+        Raises:
+            InputError: anything else.
+        """
         if isinstance(value, TimeGrid):
             return value
         if hasattr(value, "tolist"):  # an array, a tensor
@@ -89,6 +113,11 @@ class TimeGrid:
         """The number n of steps."""
         return len(self.nodes) - 1
 
+    def step(self, k: int) -> Step:
+        """Step k, counted from 0."""
+        t, end = self.nodes[k], self.nodes[k + 1]
+        return Step(t, end, t - self.nodes[k - 1] if k else None)
+
     @property
     def start(self) -> float:
         """t_0."""
@@ -107,16 +136,16 @@ class TimeGrid:
 
     @property
     def _rounding(self) -> float:
-        """By how much nodes that are meant to be the same may differ."""
+        """The largest difference between two times that are taken for the same node."""
         return 8 * math.ulp(max(abs(self.start), abs(self.end)))
 
     def snap(self, t: float) -> float:
-        """The node that t is but for rounding; t itself where there is none."""
+        """The node that equals t up to rounding; t itself if there is none."""
         nearest = min(self.nodes, key=lambda node: abs(node - t))
         return nearest if abs(nearest - t) <= self._rounding else t
 
     def refine(self, factor: int = 2) -> "TimeGrid":
-        """Every step divided into `factor` equal ones."""
+        """The grid with every step divided into `factor` equal ones."""
         if type(factor) is not int or factor < 1:
             raise InputError(f"refining a time grid {factor} times: a positive integer is needed")
         inner = (
@@ -127,7 +156,7 @@ class TimeGrid:
         return TimeGrid((*inner, self.end))
 
     def coarsen(self, factor: int = 2) -> "TimeGrid":
-        """Every `factor`-th node; the number of steps has to be a multiple of it."""
+        """The grid of every `factor`-th node; the number of steps must be a multiple of `factor`."""
         if type(factor) is not int or factor < 1:
             raise InputError(f"joining {factor!r} steps of a time grid: a positive integer is needed")
         if self.steps % factor:
@@ -136,11 +165,11 @@ class TimeGrid:
         return TimeGrid(self.nodes[::factor])
 
     def interval_of(self, t: float) -> int:
-        """The k with t_k <= t < t_{k+1}; 0 before the grid, n - 1 at its end and after it."""
+        """The k with t_k <= t < t_{k+1}; 0 before the grid, n - 1 from its end on."""
         return min(max(bisect_right(self.nodes, t) - 1, 0), max(self.steps - 1, 0))
 
     def to_data(self) -> list[float] | dict[str, float]:
-        """Plain data from which `of` makes the same grid."""
+        """Plain data that `of` turns into the same grid."""
         if self.steps > 4 and self == TimeGrid.uniform(self.steps, self.end, self.start):
             origin = {"start": self.start} if self.start else {}
             return {"steps": self.steps, "end": self.end, **origin}

@@ -1,11 +1,11 @@
 """Memory: the bytes of a training step between its forward and its backward pass, predicted and measured.
 
-    memory of a step = parameters + gradients + what the optimizer keeps + activations
+    memory of a step = parameters + gradients + optimizer state + activations
 
-Activations are by far the largest part: in plain backpropagation each operation keeps what its derivative
+Activations are by far the largest term: in plain backpropagation each operation keeps what its derivative
 needs, in proportion to depth and batch size. `profile` counts what every step of a network would keep, by a
-forward pass on tensors without numbers; a gradient method says what of it is alive at once (`Held`).
-`Live` measures what really is.
+forward pass on fake tensors; a gradient method says how much of it is alive at once (`Footprint`).
+`measured` measures a real step.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from torch.func import functional_call
 from torch.utils import _pytree as tree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from resode.abstract import Abstract, dtype_of, stand_ins
+from resode.abstract import AbstractMode, dtype_of, empty_tensors
 from resode.errors import InputError
 from resode.mode import mode
 
@@ -32,14 +32,14 @@ Shape = tuple[int, int, int]  # channels, height and width of one image
 
 @dataclass(frozen=True)
 class StepBytes:
-    """Bytes of one step of a chain, as backpropagation would keep them.
+    """Bytes of one step of a chain in plain backpropagation.
 
     Args:
-        carry: what the step begins with, but for what was kept before its chain began.
-        saved: what autograd keeps of the step and of no earlier one.
-        repeated: the part of `saved` that the carry holds as well.
+        carry: the carry before the step, without tensors that were kept before the chain began.
+        saved: what autograd keeps for this step and for no earlier one.
+        repeated: the share of `saved` that the carry holds as well.
         state: the larger of the carries before and after.
-        flowing: what its backward pass holds beside that: gradients of states, above all.
+        flowing: what the backward pass of the step holds in addition, mostly gradients of states.
     """
 
     carry: int
@@ -50,22 +50,22 @@ class StepBytes:
 
 
 @dataclass(frozen=True)
-class Held:
-    """Bytes of a part of a network: kept until its backward pass, and at the peak of that pass."""
+class Footprint:
+    """Bytes of a section of a network: kept until its backward pass, and at the peak of that pass."""
 
     kept: int
     peak: int
 
 
 class Steps(Protocol):
-    """A chain, as far as its memory goes."""
+    """A chain, as its memory is counted (`resode.gradients.Chain`)."""
 
-    def alike(self, k: int) -> Any:
-        """Equal for steps that cost the same from carries of one shape."""
+    def cost_key(self, k: int) -> Any:
+        """A key that is equal for steps of equal cost, given carries of equal shape."""
         ...
 
-    def apart(self) -> "Steps":
-        """The same chain, whose parameters are leaves."""
+    def detached(self) -> "Steps":
+        """The same chain with leaves as parameters."""
         ...
 
     def tensors(self) -> Sequence[Tensor]:
@@ -74,19 +74,19 @@ class Steps(Protocol):
 
 
 class Method(Protocol):
-    """A gradient method, as far as its memory goes."""
+    """A gradient method, as its memory is counted (`resode.gradients.Gradient`)."""
 
-    def held(self, steps: Sequence[StepBytes]) -> Held:
+    def footprint(self, steps: Sequence[StepBytes]) -> Footprint:
         """The bytes of a chain of steps."""
         ...
 
     def differentiate(self, chain: Any, k: int, before: Sequence[Tensor], after: Sequence[Tensor]) -> None:
-        """Step k forwards and backwards, as the backward pass does it, between carries of such shapes."""
+        """Run step k forwards and backwards, as the backward pass does, between carries of these shapes."""
         ...
 
 
 def span(steps: Sequence[StepBytes]) -> int:
-    """The peak of steps that are all kept: in the backward pass of each those before it are still there."""
+    """The peak of steps that are all kept: the backward pass of a step still holds all earlier ones."""
     kept = peak = 0
     for step in steps:
         kept += step.saved
@@ -95,78 +95,82 @@ def span(steps: Sequence[StepBytes]) -> int:
 
 
 @dataclass(frozen=True)
-class Part:
-    """A part of a network in the order of its forward pass: a chain with its method, or what lies between.
+class Section:
+    """A section of a network, in the order of its forward pass: a chain, or what lies between two chains.
 
     Args:
         steps: the bytes of each step; what lies between chains counts as one step.
-        method: the gradient method of the chain.
-        chain: the chain itself.
+        method: the gradient method of the chain (None between chains).
+        chain: the chain (None between chains).
     """
 
     steps: tuple[StepBytes, ...]
     method: Method | None = None
     chain: Steps | None = None
 
-    def held(self, method: Method | None = None) -> Held:
-        """Its bytes, with its own method or with another."""
+    def footprint(self, method: Method | None = None) -> Footprint:
+        """Its bytes with a gradient method (default: its own)."""
         chosen = method or self.method
         if chosen is None:
-            return Held(sum(step.saved for step in self.steps), span(self.steps))
-        return chosen.held(self.steps)
+            return Footprint(sum(step.saved for step in self.steps), span(self.steps))
+        return chosen.footprint(self.steps)
 
 
 @dataclass(frozen=True)
 class Profile:
-    """What a network keeps in one training step, part by part."""
+    """What a network keeps in one training step, section by section."""
 
-    parts: tuple[Part, ...]
+    sections: tuple[Section, ...]
 
     @property
-    def chains(self) -> tuple[Part, ...]:
-        """The parts that have a gradient method."""
-        return tuple(part for part in self.parts if part.method is not None)
+    def chains(self) -> tuple[Section, ...]:
+        """The sections that have a gradient method."""
+        return tuple(section for section in self.sections if section.method is not None)
 
     def kept(self) -> int:
         """Bytes that plain backpropagation keeps at the end of the forward pass."""
-        return sum(step.saved for part in self.parts for step in part.steps)
+        return sum(step.saved for section in self.sections for step in section.steps)
 
     def peak(self, methods: Sequence[Method] | None = None) -> int:
         """The largest number of bytes that are alive at once.
 
         Args:
-            methods: of each chain, in order; left out, their own.
+            methods: the gradient method of each chain, in order (default: their own).
         """
-        chosen = iter(methods if methods is not None else [part.method for part in self.chains])
+        chosen = iter(methods if methods is not None else [section.method for section in self.chains])
         kept = peak = 0
-        for part in self.parts:
-            held = part.held(None if part.method is None else next(chosen))
-            peak, kept = max(peak, kept + held.peak), kept + held.kept
+        for section in self.sections:
+            own = section.footprint(None if section.method is None else next(chosen))
+            peak, kept = max(peak, kept + own.peak), kept + own.kept
         return max(peak, kept)
 
 
-class Watch:
-    """Notes what each step of a forward pass keeps; all chains run as if they were stored."""
+class Profiler:
+    """Records what autograd keeps for each step of a forward pass; all chains run as if stored.
+
+    Args:
+        fixed: parameters and buffers, which do not count.
+    """
 
     def __init__(self, fixed: Iterable[Tensor]) -> None:
-        self.parts: list[Part] = []
-        self.seen: dict[int, Tensor] = {}  # by storage; held, so that no storage is taken for another
-        self.fixed = {_storage(tensor) for tensor in fixed}  # parameters and buffers
-        self.current: dict[int, int] = {}  # bytes by storage, of the present step
-        self.alone: dict[Any, int] = {}  # the peak of a step alone, of each kind
+        self.sections: list[Section] = []
+        self.seen: dict[int, Tensor] = {}  # by storage; kept alive, so that no address is reused
+        self.fixed = {_storage(tensor) for tensor in fixed}
+        self.current: dict[int, int] = {}  # bytes by storage, for the step that runs now
+        self.peaks: dict[Any, int] = {}  # the peak of a single step, by its cost key
 
     def keep(self, tensor: Tensor) -> Tensor:
-        """Note a tensor that autograd keeps; each storage counts once."""
+        """Record a tensor that autograd keeps; each storage counts once."""
         key = _storage(tensor)
         if key not in self.seen and key not in self.fixed:
             self.seen[key] = tensor
             self.current[key] = tensor.untyped_storage().nbytes()
         return tensor
 
-    def part(self, method: Method, chain: Steps, carries: Iterable[tuple[Tensor, ...]]) -> Any:
-        """Run a chain, and note its steps; the last carry."""
+    def run(self, method: Method, chain: Steps, carries: Iterable[tuple[Tensor, ...]]) -> Any:
+        """Run a chain and record its steps; returns the last carry."""
         self.close()
-        self._made(chain)
+        self._record_parameters(chain)
         outside = set(self.seen) | self.fixed
         steps: list[StepBytes] = []
         before: tuple[Tensor, ...] | None = None
@@ -175,16 +179,16 @@ class Watch:
                 saved, self.current = self.current, {}
                 steps.append(self._step(method, chain, len(steps), before, carry, saved, outside))
             before = carry
-        self.parts.append(Part(tuple(steps), method, chain))
+        self.sections.append(Section(tuple(steps), method, chain))
         return before
 
-    def _made(self, chain: Steps) -> None:
-        """Parameters that were computed, between control nodes say, are kept; so are their gradients."""
+    def _record_parameters(self, chain: Steps) -> None:
+        """Parameters that are computed, by interpolation say, are kept, and so are their gradients."""
         made = {k: t for t in chain.tensors() if (k := _storage(t)) not in self.fixed and k not in self.seen}
         if made:
             self.seen.update(made)
             size = sum(t.untyped_storage().nbytes() for t in made.values())
-            self.parts.append(Part((StepBytes(0, 2 * size),)))
+            self.sections.append(Section((StepBytes(0, 2 * size),)))
 
     def _step(
         self, method: Method, chain: Steps, k: int, before: tuple[Tensor, ...], after: Sequence[Tensor],
@@ -192,72 +196,75 @@ class Watch:
     ) -> StepBytes:  # fmt: skip
         sizes = _bytes(before)
         repeated = sum(size for key, size in saved.items() if key in sizes)
-        kind = method, chain.alike(k), *((t.shape, t.stride(), t.dtype) for t in before)
-        if kind not in self.alone:
-            self.alone[kind] = _peak_alone(method, chain.apart(), k, before, after)
+        key = method, chain.cost_key(k), *((t.shape, t.stride(), t.dtype) for t in before)
+        if key not in self.peaks:
+            self.peaks[key] = _peak_of_step(method, chain.detached(), k, before, after)
         return StepBytes(
             carry=sum(size for key, size in sizes.items() if key not in outside),
             saved=sum(saved.values()),
             repeated=repeated,
             state=max(sum(sizes.values()), sum(_bytes(after).values())),
-            flowing=max(0, self.alone[kind] - sum(saved.values()) + repeated),
+            flowing=max(0, self.peaks[key] - sum(saved.values()) + repeated),
         )
 
     def close(self) -> None:
-        """End what lies before a chain, or behind the last."""
+        """End the section before a chain, or after the last one."""
         if self.current:
-            self.parts.append(Part((StepBytes(0, sum(self.current.values())),)))
+            self.sections.append(Section((StepBytes(0, sum(self.current.values())),)))
         self.current = {}
 
 
-_watch: ContextVar[Watch | None] = ContextVar("watch", default=None)
+_profiler: ContextVar[Profiler | None] = ContextVar("profiler", default=None)
 
 
-def watch() -> Watch | None:
-    """Who watches the present forward pass, if anybody does."""
-    return _watch.get()
+def active_profiler() -> Profiler | None:
+    """The profiler of the forward pass that runs now, if any."""
+    return _profiler.get()
 
 
 def profile(module: nn.Module, shape: Shape, batch: int, dtype: torch.dtype | None = None) -> Profile:
-    """What every part of a network keeps in a training step; its numbers are not touched.
+    """Count what each section of a network keeps in a training step; the module is not changed.
 
-    Parameters and buffers do not count, but the copies of parameters that autocast makes do. Images are in
-    channels-last memory, as in training.
+    Parameters and buffers do not count, but the casts of parameters that autocast makes do. Images are in
+    channels-last memory format, as in training.
 
     Args:
-        module: any module that takes (N, C, H, W), on any device, the meta device too.
+        module: any module that takes (N, C, H, W), on any device including meta.
         shape: (C, H, W) of one image.
-        batch: the number of images.
-        dtype: bfloat16 or float16 for a forward pass under autocast; left out, the module's own.
+        batch: the batch size.
+        dtype: bfloat16 or float16 for a forward pass under autocast (default: the module's own dtype).
+
+    Raises:
+        InputError: another dtype.
     """
     own = dtype_of(module)
     if dtype not in (None, own, torch.bfloat16, torch.float16):
         raise InputError(f"the memory of a step in {dtype}: autocast takes bfloat16 or float16")
     autocast = torch.autocast("cpu", dtype, enabled=dtype not in (None, own))
-    with FakeTensorMode(allow_non_fake_inputs=True), Abstract(), mode(module, training=True), autocast:
-        tensors = stand_ins(module, torch.device("cpu"))
+    with FakeTensorMode(allow_non_fake_inputs=True), AbstractMode(), mode(module, training=True), autocast:
+        tensors = empty_tensors(module, torch.device("cpu"))
         x = torch.empty(batch, *shape, dtype=own).to(memory_format=torch.channels_last)
-        watching = Watch(tensors.values())
-        token = _watch.set(watching)
+        profiler = Profiler(tensors.values())
+        token = _profiler.set(profiler)
         try:
-            with torch.enable_grad(), saved_tensors_hooks(watching.keep, lambda tensor: tensor):
+            with torch.enable_grad(), saved_tensors_hooks(profiler.keep, lambda tensor: tensor):
                 functional_call(module, tensors, (x,), tie_weights=False)
         finally:
-            _watch.reset(token)
-        watching.close()
-    return Profile(tuple(watching.parts))
+            _profiler.reset(token)
+        profiler.close()
+    return Profile(tuple(profiler.sections))
 
 
-def _peak_alone(
+def _peak_of_step(
     method: Method, chain: Steps, k: int, before: Sequence[Tensor], after: Sequence[Tensor]
 ) -> int:
-    """The peak of one step, forwards and backwards, but for the carry that it begins with."""
-    token = _watch.set(None)
+    """The peak of one step, forwards and backwards, without the carry that it begins with."""
+    token = _profiler.set(None)
     try:
         with saved_tensors_hooks(lambda t: t, lambda t: t), measured(chain.tensors()) as live:
             method.differentiate(chain, k, before, after)
     finally:
-        _watch.reset(token)
+        _profiler.reset(token)
         for tensor in chain.tensors():
             tensor.grad = None
     return live.peak
@@ -275,9 +282,9 @@ def _bytes(tensors: Sequence[Tensor]) -> Mapping[int, int]:
 
 
 class Live(TorchDispatchMode):
-    """Counts the bytes of all tensors that operations make, for as long as they are alive.
+    """Counts the bytes of all living tensors that operations have made.
 
-    `peak` is the largest number so far. Workspaces inside of an operation are not seen.
+    `peak` is the largest number so far. Workspaces inside an operation are not seen.
     """
 
     def __init__(self) -> None:
@@ -307,7 +314,7 @@ class Live(TorchDispatchMode):
             self.now -= self._alive.pop(key)[1]
 
     def ignore(self, tensor: Tensor) -> None:
-        """Count a tensor no longer: it is a gradient of a parameter, say."""
+        """Stop counting a tensor, the gradient of a parameter say."""
         self._gone(_storage(tensor))
 
 
@@ -315,14 +322,14 @@ _live: ContextVar[Live | None] = ContextVar("live", default=None)
 
 
 def is_gradient(tensor: Tensor) -> None:
-    """Tell who measures that a tensor is the gradient of a parameter, before it is handed over."""
+    """Exclude a tensor from the measurement: it is the gradient of a parameter, not yet assigned."""
     if (live := _live.get()) is not None:
         live.ignore(tensor)
 
 
 @contextlib.contextmanager
 def measured(parameters: Iterable[Tensor]) -> Iterator[Live]:
-    """Measure the forward and backward passes within the block; gradients of `parameters` do not count."""
+    """Measure forward and backward passes within the context; gradients of `parameters` do not count."""
     live = Live()
 
     def settled(parameter: Tensor) -> None:

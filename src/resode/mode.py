@@ -1,7 +1,6 @@
-"""Training or evaluation mode for a while; afterwards every part is as it was.
+"""Training or evaluation mode for a while; afterwards every submodule has its earlier mode.
 
-A module may hold parts in different modes (a frozen normalisation, say); setting the whole back at once would
-thaw them.
+Submodules may be in different modes (a frozen normalisation, say), so one `train()` would not restore them.
 """
 
 import contextlib
@@ -12,11 +11,11 @@ from torch import nn
 
 @contextlib.contextmanager
 def mode(module: nn.Module, *, training: bool) -> Iterator[None]:
-    """Put `module` in training or evaluation mode within the block."""
-    before = {part: part.training for part in module.modules()}
+    """Put a module in training or evaluation mode within the context."""
+    before = {child: child.training for child in module.modules()}
     module.train(training)
     try:
         yield
     finally:
-        for part, was in before.items():
-            part.training = was
+        for child, was in before.items():
+            child.training = was

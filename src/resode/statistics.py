@@ -1,7 +1,7 @@
-"""Running statistics: the buffers of normalisations that move towards those of each batch.
+"""Running statistics: the buffers of normalisation layers that average the statistics of batches.
 
-A unit of a classical network has its own. A field that several evaluations share has one set for each of
-them, because the states that it normalises differ (`Statistics`).
+A unit of a classical network has its own. A field that is evaluated several times has one set for each
+evaluation (`Statistics`), because the states that it normalises differ.
 """
 
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 
 def running_statistics(node: nn.Module) -> dict[str, Tensor]:
-    """The running statistics of the normalisations of a field, by name; other buffers are its constants."""
+    """The running statistics of a field's normalisation layers, by name; its other buffers are constants."""
     return {
         f"{path}.{name}" if path else name: buffer
         for path, module in node.named_modules()
@@ -22,12 +22,12 @@ def running_statistics(node: nn.Module) -> dict[str, Tensor]:
 
 
 def has_running_statistics(module: nn.Module) -> bool:
-    """Whether it is a normalisation whose buffers are running statistics."""
+    """Whether a module is a normalisation layer that tracks running statistics."""
     return isinstance(module, _NormBase) and module.track_running_stats
 
 
 class Statistics(nn.Module):
-    """The running statistics of a field at one evaluation, under the names that the field gives them."""
+    """The running statistics of a field at one evaluation, under the field's own buffer names."""
 
     def __init__(self, buffers: Mapping[str, Tensor]) -> None:
         super().__init__()
@@ -41,11 +41,11 @@ class Statistics(nn.Module):
             holder.register_buffer(name, tensor.detach().clone())
 
     def tensors(self, copies: bool = False) -> dict[str, Tensor]:
-        """The buffers by name; or copies, which may be written without a trace."""
+        """The buffers by name, or copies of them that may be overwritten."""
         return {name: t.clone() if copies else t for name, t in self.named_buffers()}
 
     @torch.no_grad()
     def reset(self) -> None:
-        """As new: means and counts 0, variances 1."""
+        """Reset to initial values: means and counts 0, variances 1."""
         for name, tensor in self.named_buffers():
             tensor.fill_(1 if name.endswith("running_var") else 0)

@@ -1,4 +1,4 @@
-"""Theorem 5: what every gradient method gives, of every field and integrator that is registered."""
+"""Theorem 5: the gradient of every method, for every registered field and integrator."""
 
 import copy
 import math
@@ -8,12 +8,13 @@ import pytest
 import torch
 from torch.func import functional_call
 
-from resode.blocks import DynamicBlock, Stage
+from resode.blocks import DynamicBlock
 from resode.errors import InputError
 from resode.fields import fields
 from resode.gradients import Adjoint, Checkpointed, Reversible, gradients
 from resode.grids import TimeGrid
 from resode.integrators import ExplicitRungeKutta, FixedStep, integrators
+from resode.stages import Stage
 from tests.integrators.problems import fixed, usable, with_defaults
 
 WIDTH = 4
@@ -63,7 +64,7 @@ def value_and_gradients(made, x):
 
 
 def methods(integrator):
-    """Stored aside, the methods that backpropagate through the same scheme and that it can run."""
+    """The methods besides stored that differentiate this scheme exactly."""
     every = [Checkpointed(1), Checkpointed(2), Reversible()]
     for method in every:
         try:
@@ -79,7 +80,7 @@ pairs = pytest.mark.parametrize(("field", "integrator"), PAIRS, ids=["-".join(pa
 
 @pairs
 def test_gradcheck(field, integrator):
-    """Backpropagation against finite differences, in the input, all parameters and learned numbers."""
+    """Backpropagation against finite differences, in the input, all parameters and learned coefficients."""
     made = block(field, integrator, states=TWO_STEPS if usable(integrators.of(integrator), TWO_STEPS) else 2)
     names, parameters = zip(*made.named_parameters(), strict=True)
 
@@ -148,7 +149,7 @@ def test_each_method_gives_the_gradient_of_a_twisted_field(field, boundary):
 
 @pytest.mark.parametrize("integrator", fixed())
 def test_statistics_are_updated_exactly_once_by_every_method(integrator):
-    """Recomputing and running backwards leave no trace, bit for bit."""
+    """Recomputation and inversion do not update them again, bit for bit."""
     kept = {}
     for method in ("stored", *methods(integrator)):
         made = block("preactivation", integrator, method, norm="batch")
@@ -254,7 +255,7 @@ def test_a_first_state_on_the_kink_of_a_relu_is_kept(integrator, norm):
 
 
 def test_anchors_bound_the_growth_of_rounding():
-    """g = 1/2 loses a bit a step: float32 drowns after 13 of 16 steps, but for anchors."""
+    """g = 1/2 loses a bit a step: float32 is lost after 13 of 16 steps unless there are anchors."""
     scheme, states = {"name": "momentum", "g": 0.5}, TimeGrid.uniform(16, 0.1)
     made = block("parabolic", scheme, "reversible", states=states, dtype=torch.float32)
     with pytest.raises(InputError, match=r"on 16 steps .* reversible with an anchor every 13 steps, or"):
@@ -308,9 +309,9 @@ def test_reversible_is_refused_where_there_is_no_inverse(name):
     if getattr(scheme, "reversible", False):
         Stage(WIDTH, "parabolic", name, 2, gradient="reversible")
         return
-    told = "has no inverse; take one of .*leapfrog.*gradient checkpointed"
-    told = told if isinstance(scheme, FixedStep) else "chooses its own steps; take stored or adjoint"
-    with pytest.raises(InputError, match=told):
+    message = "has no inverse; take one of .*leapfrog.*gradient checkpointed"
+    message = message if isinstance(scheme, FixedStep) else "chooses its own steps; take stored or adjoint"
+    with pytest.raises(InputError, match=message):
         Stage(WIDTH, "parabolic", name, 2, gradient="reversible")
 
 
@@ -410,7 +411,7 @@ def test_the_adjoint_evaluates_at_the_nodes_bit_for_bit(integrator):
     """Backwards from t_{k+1}: c = 0 is the end of a step, c = 1 its start."""
     scheme = integrators.of(integrator)
     for grid in (TimeGrid.uniform(7, 0.7), TimeGrid.uniform(23, 1.1, -0.3)):
-        made = iter(Adjoint().evaluations(scheme, grid))
+        made = iter(Adjoint().backward_evaluations(scheme, grid))
         for start, end in pairwise(grid.nodes):
             for c in scheme.c:
                 time = next(made).time
@@ -476,7 +477,7 @@ def test_a_copy_of_a_block_has_gradients_of_its_own():
     assert all(p.grad is None for p in made.parameters())
 
 
-# ------------------------------------------------------------ what a second evaluation must not break
+# ------------------------------------------------------------ what recomputation must not break
 
 AGAIN = [
     ("coupling", "stored"), ("coupling", "checkpointed"), ("coupling", "reversible"), ("heun", "adjoint"),

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from resode.grids import TimeGrid
 from resode.integrators import FixedStep, Integrator, integrators, solve
-from resode.integrators.base import Evaluation, RightHandSide, carries
+from resode.integrators.base import Carry, carries, right_hand_side
 
 END = 2.0
 Grids = Callable[[int], TimeGrid]
@@ -91,7 +91,7 @@ SPLIT = runge_kutta_in_floats(
 
 
 def error(scheme: FixedStep, grid: TimeGrid) -> float:
-    """The error at END on the smooth problem of the scheme's kind; learned numbers are zero."""
+    """The error at END on the smooth problem of the scheme's kind; learned coefficients are zero."""
     if len(scheme.parts) > 1:
         f, start, exact = split, [1.0, 0.5], SPLIT
     elif scheme.second_order:
@@ -99,8 +99,8 @@ def error(scheme: FixedStep, grid: TimeGrid) -> float:
     else:
         f, start, exact = first_order, [1.0], FIRST
     y = torch.tensor(start, dtype=torch.float64).reshape(1, -1, 1, 1)
-    numbers = {name: torch.zeros_like(v) for name, v in scheme.coefficients(grid, y.shape[1]).items()}
-    end = solve(scheme, grid, f, y, numbers)[-1]
+    coefficients = {name: torch.zeros_like(v) for name, v in scheme.coefficients(grid, y.shape[1]).items()}
+    end = solve(scheme, grid, f, y, coefficients)[-1]
     return float((end.flatten() - torch.tensor(exact, dtype=torch.float64)).norm())
 
 
@@ -113,13 +113,15 @@ def observed_orders(scheme: FixedStep, grids: Grids = uniform, steps: tuple[int,
     return orders([error(scheme, grids(n)) for n in steps])
 
 
-def there_and_back(scheme: FixedStep, grid: TimeGrid, f: RightHandSide, y: Tensor) -> Tensor:
+def inverted(scheme: FixedStep, grid: TimeGrid, k: int, f: Callable[..., Tensor], carry: Carry) -> Carry:
+    """The carry before step k, for `f(t, y)` or `f(t, y, part)`."""
+    s = grid.step(k)
+    return scheme.inverse(s, right_hand_side(scheme, s, f), carry, {})
+
+
+def there_and_back(scheme: FixedStep, grid: TimeGrid, f: Callable[..., Tensor], y: Tensor) -> Tensor:
     """What the inverses recover of y from the end of the grid."""
     *_, carry = carries(scheme, grid, f, y, {})
     for k in reversed(range(grid.steps)):
-        carry = scheme.inverse(k, grid, f, carry, {})
+        carry = inverted(scheme, grid, k, f, carry)
     return scheme.state(carry)
-
-
-def by_part(evaluations: tuple[Evaluation, ...], f: dict[str, Callable[[Tensor], Tensor]]) -> RightHandSide:
-    return lambda number, y: f[evaluations[number].part](y)

@@ -138,7 +138,7 @@ def test_a_graph_may_be_run_backwards_again_and_again():
         (lambda t, y: y**2, r"Adaptive dopri5: .* at t = (0.99|1)"),
     ],
 )
-def test_a_field_that_leaves_the_numbers_is_an_error(f, message):
+def test_a_field_that_diverges_is_an_error(f, message):
     """NaN, and a solution that is infinite at t = 1."""
     with pytest.raises(DivergenceError, match=message):
         Adaptive().integrate(f, start(), uniform(1))

@@ -1,4 +1,4 @@
-"""What every registered integrator keeps to: names, evaluations, carries, learned numbers, one graph."""
+"""The contract of every registered integrator: names, evaluations, carries, coefficients, one graph."""
 
 import copy
 import pickle
@@ -24,8 +24,8 @@ from resode.integrators import (
     integrators,
     solve,
 )
-from resode.integrators.base import carries
-from tests.integrators.problems import by_part, fixed, usable, with_defaults
+from resode.integrators.base import of_step
+from tests.integrators.problems import fixed, usable, with_defaults
 
 CHOSEN = [
     *(integrators.of(name) for name in with_defaults()),
@@ -73,23 +73,29 @@ def fitting(scheme, grid: TimeGrid) -> TimeGrid:
 @settings(deadline=None, max_examples=15)
 @given(grid=grids)
 def test_the_declared_evaluations_are_those_that_are_made(name, grid):
-    """Each number once and in order, f receives the declared times and parts, all within the grid."""
+    """Each of a step once and in order, numbered over the grid without a gap, all within the step."""
     scheme = integrators.of(name)
     grid = fitting(scheme, grid)
-    declared, asked, received = scheme.evaluations(grid), [], []
-
-    def f(number, y):
-        asked.append(number)
-        return torch.zeros_like(y)
+    declared, offsets, asked, received = scheme.evaluations_on(grid), scheme.offsets(grid), [], []
 
     def g(t, y, part="f"):
         received.append((t, part))
         return torch.zeros_like(y)
 
     y = torch.ones(1, 2, 3, 3, dtype=torch.float64)
-    numbers = {key: value.to(y) for key, value in scheme.coefficients(grid, 2).items()}
-    made = list(carries(scheme, grid, f, y, numbers))
-    solve(scheme, grid, g, y)
+    coefficients = {key: value.to(y) for key, value in scheme.coefficients(grid, 2).items()}
+    carry = scheme.start(y)
+    for k in range(grid.steps):
+        s, offset = grid.step(k), offsets[k]
+
+        def f(i, y, s=s, offset=offset):
+            asked.append(offset + i)
+            assert scheme.evaluations(s)[i] == declared[offset + i]
+            assert s.t <= declared[offset + i].time <= s.end
+            return torch.zeros_like(y)
+
+        carry = scheme.step(s, f, carry, of_step(coefficients, k))
+    made = solve(scheme, grid, g, y)
     assert asked == list(range(len(declared)))
     assert received == [tuple(evaluation) for evaluation in declared]
     assert len(made) == grid.steps + 1
@@ -105,8 +111,8 @@ def test_without_a_right_hand_side_nothing_moves(name, grid):
     scheme = integrators.of(name)
     grid = fitting(scheme, grid)
     y = torch.randn(2, 4, 3, 5, dtype=torch.float64)
-    numbers = {key: torch.zeros_like(v, dtype=y.dtype) for key, v in scheme.coefficients(grid, 4).items()}
-    states = solve(scheme, grid, lambda t, y, part="f": torch.zeros_like(y), y, numbers)
+    zero = {key: torch.zeros_like(v, dtype=y.dtype) for key, v in scheme.coefficients(grid, 4).items()}
+    states = solve(scheme, grid, lambda t, y, part="f": torch.zeros_like(y), y, zero)
     assert len(states) == grid.steps + 1
     for state in states:
         torch.testing.assert_close(state, y, rtol=0, atol=1e-14 if name == "imex" else 0)
@@ -125,8 +131,8 @@ def test_a_constant_right_hand_side_is_integrated_exactly(name, grid, speed):
     scheme = integrators.of(name)
     grid = fitting(scheme, grid)
     y = torch.ones(1, 2, 1, 1, dtype=torch.float64)
-    numbers = {key: torch.zeros_like(v, dtype=y.dtype) for key, v in scheme.coefficients(grid, 2).items()}
-    states = solve(scheme, grid, lambda t, y: torch.full_like(y, speed), y, numbers)
+    zero = {key: torch.zeros_like(v, dtype=y.dtype) for key, v in scheme.coefficients(grid, 2).items()}
+    states = solve(scheme, grid, lambda t, y: torch.full_like(y, speed), y, zero)
     for t, state in zip(grid.nodes, states, strict=True):
         torch.testing.assert_close(state, y + speed * (t - grid.start), rtol=0, atol=1e-13)
 
@@ -157,25 +163,25 @@ def test_adams_bashforth_integrates_t_exactly_but_for_its_start(grid):
 @settings(deadline=None, max_examples=15)
 def test_stages_at_the_ends_of_a_step_are_at_its_nodes(grid):
     """RK4 asks for theta at t_k and t_{k+1} themselves, so that controls there need no interpolation."""
-    times = {t for t, _ in RK4.evaluations(grid)}
+    times = {t for t, _ in RK4.evaluations_on(grid)}
     assert set(grid.nodes) <= times
     assert len(times) == 2 * grid.steps + 1
 
 
 @pytest.mark.parametrize(("name", "each", "more"), [("euler", 1, 0), ("rk4", 4, 0), ("stormer_verlet", 2, 1)])
 def test_what_a_scheme_costs(name, each, more):
-    assert len(integrators.of(name).evaluations(TimeGrid.uniform(7))) == 7 * each + more
+    assert len(integrators.of(name).evaluations_on(TimeGrid.uniform(7))) == 7 * each + more
 
 
 def test_stormer_verlet_asks_for_times_that_a_step_shares():
     grid = TimeGrid((0.0, 1.0, 3.0))
-    assert [tuple(e) for e in StormerVerlet().evaluations(grid)] == [
+    assert [tuple(e) for e in StormerVerlet().evaluations_on(grid)] == [
         (0.0, "G"), (0.5, "F"), (1.0, "G"), (2.0, "F"), (3.0, "G"),
     ]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", FIXED)
-def test_learned_numbers_are_stacked_over_the_steps_and_may_be_meta(name):
+def test_learned_coefficients_are_stacked_over_the_steps_and_may_be_meta(name):
     scheme, grid = integrators.of(name), TimeGrid.uniform(5)
     for value in scheme.coefficients(grid, 6).values():
         assert value.shape[0] == 5
@@ -193,33 +199,32 @@ def test_states_keep_their_shape_and_dtype(name, dtype):
 
 
 def small_flow(scheme):
-    """The last state as a function of y and of the learned numbers, with y and these."""
+    """The last state as a function of y and of the learned coefficients, with y and these."""
     grid = TimeGrid.uniform(2, 0.2)
-    f = by_part(scheme.evaluations(grid), dict.fromkeys(scheme.parts, torch.tanh))
     y = torch.randn(1, 2, 3, 3, dtype=torch.float64, requires_grad=True)
     learned = {key: v.to(y).requires_grad_() for key, v in scheme.coefficients(grid, 2).items()}
 
     def flow(y, *values):
-        *_, carry = carries(scheme, grid, f, y, dict(zip(learned, values, strict=True)))
-        return scheme.state(carry)
+        coefficients = dict(zip(learned, values, strict=True))
+        return solve(scheme, grid, lambda t, y, part="f": torch.tanh(y), y, coefficients)[-1]
 
     return flow, y, tuple(learned.values())
 
 
 @pytest.mark.parametrize("name", FIXED)
 def test_the_gradient_of_a_solution_is_right(name):
-    """In y and in the learned numbers."""
-    flow, y, numbers = small_flow(integrators.of(name))
-    assert torch.autograd.gradcheck(flow, (y, *numbers))
+    """In y and in the learned coefficients."""
+    flow, y, learned = small_flow(integrators.of(name))
+    assert torch.autograd.gradcheck(flow, (y, *learned))
 
 
 @pytest.mark.parametrize("name", FIXED)
 def test_a_solution_is_one_graph(name):
     """`fullgraph=True` on a cheap backend, the values those of the plain form."""
-    flow, y, numbers = small_flow(integrators.of(name))
+    flow, y, learned = small_flow(integrators.of(name))
     torch._dynamo.reset()
     compiled = torch.compile(flow, backend="aot_eager", fullgraph=True)
-    torch.testing.assert_close(compiled(y, *numbers), flow(y, *numbers), rtol=0, atol=1e-14)
+    torch.testing.assert_close(compiled(y, *learned), flow(y, *learned), rtol=0, atol=1e-14)
 
 
 @pytest.mark.parametrize("name", with_defaults())
@@ -261,7 +266,7 @@ def test_the_two_step_midpoint_refuses_unequal_steps_with_the_mend():
     TwoStepMidpoint().check(TimeGrid.uniform(1000, 0.7, -3.0))
 
 
-def test_solve_takes_the_initial_learned_numbers_where_none_are_given():
+def test_solve_takes_the_initial_coefficients_by_default():
     y = torch.ones(1, 3, 4, 4)
     assert len(solve(IMEX(), TimeGrid.uniform(2), lambda t, y: y, y)) == 3
     assert len(solve(EULER, TimeGrid.uniform(2), lambda t, y: y, torch.tensor(1.0))) == 3

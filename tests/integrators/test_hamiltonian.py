@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from resode.grids import TimeGrid
-from resode.integrators import EULER, FixedStep, StormerVerlet, SymplecticEuler
-from resode.integrators.base import carries
+from resode.integrators import EULER, FixedStep, StormerVerlet, SymplecticEuler, solve
 
 END = 1000.0
 
@@ -13,15 +12,14 @@ END = 1000.0
 def energy_errors(scheme: FixedStep, h: float, end: float = END) -> torch.Tensor:
     """|H(Y, Z) - H_0| at all nodes of Y' = Z, Z' = -sin Y, H = Z^2/2 - cos Y, Y_0 = 1.2, Z_0 = 0.3."""
     grid = TimeGrid.uniform(round(end / h), end)
-    parts = [evaluation.part for evaluation in scheme.evaluations(grid)]
     y = torch.tensor([[1.2, 0.3]], dtype=torch.float64)
 
-    def f(number: int, y: torch.Tensor) -> torch.Tensor:
-        if parts[number] == "f":
+    def f(t: float, y: torch.Tensor, part: str = "f") -> torch.Tensor:
+        if part == "f":
             return torch.stack((y[:, 1], -torch.sin(y[:, 0])), 1)
-        return y if parts[number] == "F" else torch.sin(y)
+        return y if part == "F" else torch.sin(y)
 
-    states = torch.cat([scheme.state(carry) for carry in carries(scheme, grid, f, y, {})])
+    states = torch.cat(solve(scheme, grid, f, y))
     energy = states[:, 1] ** 2 / 2 - torch.cos(states[:, 0])
     return (energy - energy[0]).abs()
 

@@ -87,8 +87,8 @@ def test_the_learned_two_step_follows_its_roots(k):
     z, n = -0.4, 10
     r, s = roots(1 - k + z, -k)
     y = torch.ones(1, 1, 1, 1, dtype=torch.complex128)
-    numbers = {"k": torch.full((n,), k, dtype=torch.float64)}
-    states = solve(LearnedTwoStep(), TimeGrid.uniform(n), lambda t, y: z * y, y, numbers)
+    coefficients = {"k": torch.full((n,), k, dtype=torch.float64)}
+    states = solve(LearnedTwoStep(), TimeGrid.uniform(n), lambda t, y: z * y, y, coefficients)
     alpha = (complex(states[1]) - s) / (r - s)
     for j, state in enumerate(states):
         assert complex(state) == pytest.approx(alpha * r**j + (1 - alpha) * s**j, abs=1e-13)

@@ -24,8 +24,8 @@ def f(t, y):
 
 
 def learned(k: float, h: float) -> list[torch.Tensor]:
-    numbers = {"k": torch.full((STEPS,), k, dtype=torch.float64)}
-    return solve(LearnedTwoStep(), TimeGrid.uniform(STEPS, STEPS * h), f, Y, numbers)
+    coefficients = {"k": torch.full((STEPS,), k, dtype=torch.float64)}
+    return solve(LearnedTwoStep(), TimeGrid.uniform(STEPS, STEPS * h), f, Y, coefficients)
 
 
 @pytest.mark.parametrize("h", [0.125, 0.25])

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from resode.grids import TimeGrid
+from resode.grids import Step
 from resode.integrators import (
     EULER,
     IMEX,
@@ -19,7 +19,7 @@ from resode.integrators import (
     integrators,
     solve,
 )
-from resode.integrators.base import Carry, Evaluation, Numbers, RightHandSide
+from resode.integrators.base import Carry, Coefficients, Evaluation, RightHandSide
 from tests.integrators.problems import (
     END,
     fixed,
@@ -59,7 +59,7 @@ def test_momentum_is_of_order_1_with_an_error_that_its_lag_makes(g):
 
 @pytest.mark.parametrize("variant", ["damped", "field"])
 def test_imex_solves_its_own_equation_to_order_1(variant):
-    """Of one pixel L is the square of the sum of the kernel, l; damped: y' = -y^3 + sin 3t - l y."""
+    """For one pixel L is the squared sum l of the kernel; damped: y' = -y^3 + sin 3t - l y."""
     kernel = torch.full((1, 3, 3), 0.1, dtype=torch.float64)
     l = 0.9**2 if variant == "damped" else 0.0  # noqa: E741
     y = torch.ones(1, 1, 1, 1, dtype=torch.float64)
@@ -68,8 +68,8 @@ def test_imex_solves_its_own_equation_to_order_1(variant):
     exact = solve(rk4, uniform(1024), lambda t, y: f(t, y) - l * y, y)[-1]
     errors = []
     for n in (256, 512, 1024):
-        numbers = {"B": kernel.expand(n, 1, 3, 3)}
-        errors.append(float((solve(IMEX(variant), uniform(n), f, y, numbers)[-1] - exact).abs()))
+        coefficients = {"B": kernel.expand(n, 1, 3, 3)}
+        errors.append(float((solve(IMEX(variant), uniform(n), f, y, coefficients)[-1] - exact).abs()))
     assert orders(errors) == pytest.approx([1, 1], abs=0.05)
 
 
@@ -95,15 +95,14 @@ class Taylor(FixedStep):
     def order(self) -> int:
         return 2
 
-    def evaluations(self, grid: TimeGrid) -> tuple[Evaluation, ...]:
-        halves = zip(grid.nodes, grid.nodes[1:], strict=False)
-        return tuple(Evaluation(t) for a, b in halves for t in (a, (a + b) / 2))
+    def evaluations(self, s: Step) -> tuple[Evaluation, ...]:
+        return Evaluation(s.t), Evaluation((s.t + s.end) / 2)
 
-    def step(self, k: int, grid: TimeGrid, f: RightHandSide, carry: Carry, numbers: Numbers) -> Carry:
-        (y,), h = carry, grid.intervals[k]
-        slope = f(2 * k, y)
+    def step(self, s: Step, f: RightHandSide, carry: Carry, coefficients: Coefficients) -> Carry:
+        (y,), h = carry, s.h
+        slope = f(0, y)
         halfway = y + h / 2 * slope
-        finer = halfway + h / 2 * f(2 * k + 1, halfway)
+        finer = halfway + h / 2 * f(1, halfway)
         return (2 * finer - (y + h * slope),)
 
 
@@ -148,8 +147,8 @@ def test_the_error_against_the_matrix_exponential_falls_at_the_stated_order(name
 
     errors = []
     for n in (512, 1024) if name in FINER else (64, 128, 256):
-        numbers = {key: torch.zeros_like(v) for key, v in scheme.coefficients(uniform(n), width).items()}
-        end = solve(scheme, uniform(n), rhs, y.reshape(1, -1, 1, 1), numbers)[-1]
+        zero = {key: torch.zeros_like(v) for key, v in scheme.coefficients(uniform(n), width).items()}
+        end = solve(scheme, uniform(n), rhs, y.reshape(1, -1, 1, 1), zero)[-1]
         errors.append(float((end.flatten() - exact).norm()))
     for order in orders(errors):
         assert order == pytest.approx(scheme.order, abs=0.05)

@@ -6,13 +6,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from resode import memory
-from resode.blocks import DynamicBlock, Stage
+from resode.blocks import DynamicBlock
 from resode.errors import InputError
-from resode.gradients import Adjoint, Checkpointed, Reversible, Stored, checkpointed
-from resode.gradients.moments import Moments
+from resode.gradients import Adjoint, Checkpointed, Reversible, Stored
 from resode.integrators import Momentum
 from resode.models import create
 from resode.models.budget import Budget, differentiated, method_of, set_gradients
+from resode.stages import Stage
 
 NETWORKS = {
     "he_resnet32": {},
@@ -123,22 +123,3 @@ def test_a_network_without_parts_is_stored_or_nothing():
     assert budget.fit(1000) is None
     with pytest.raises(InputError, match="1 methods for a network of 0 parts"):
         set_gradients(network, ["stored"])
-
-
-@pytest.mark.parametrize("name", ["he_resnet20", "revnet38"])
-def test_what_a_checkpointed_pass_notes_is_counted(name, monkeypatch):
-    found = []
-
-    class Watched(Moments):
-        def __init__(self, modules):
-            super().__init__(modules)
-            found.append(self)
-
-    monkeypatch.setattr(checkpointed, "Moments", Watched)
-    network = create(name)
-    budget = Budget(network, SHAPE, BATCH)
-    set_gradients(network, [Checkpointed(every=1)] * len(differentiated(network)))
-    network(torch.randn(2, *SHAPE))
-    steps = [step for moments in found for step in moments._known.values()]
-    held = sum(t.nbytes for step in steps for _, *both in step for t in both)
-    assert 0 < held <= budget.noted <= 2 * held

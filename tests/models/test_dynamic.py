@@ -18,7 +18,7 @@ from torch import nn
 
 import resode
 from resode import cost, weights
-from resode.blocks import DynamicBlock, Stage
+from resode.blocks import DynamicBlock
 from resode.errors import InputError
 from resode.fields import Antisymmetric, Double, Hamiltonian, Parabolic
 from resode.gradients import Stored
@@ -28,6 +28,7 @@ from resode.models import create, created_as, models
 from resode.models.dynamic import DynamicNet, dynamic
 from resode.models.regridding import regrid
 from resode.models.transitions import Connector, Head, Identity, Stem, UnitConnector
+from resode.stages import Stage
 
 TINY = (4, 6, 8, 8)
 

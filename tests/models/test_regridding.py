@@ -5,7 +5,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from resode.blocks import Stage
 from resode.errors import InputError
 from resode.grids import TimeGrid
 from resode.integrators import integrators
@@ -13,6 +12,7 @@ from resode.models import create, created_as
 from resode.models.dynamic import DynamicNet
 from resode.models.regridding import regrid
 from resode.models.transitions import Connector
+from resode.stages import Stage
 from tests.integrators.problems import fixed, orders
 
 

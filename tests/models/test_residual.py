@@ -192,7 +192,7 @@ def test_the_method_is_an_option_of_every_classical_model():
     for name in NETWORKS:
         made = create(name, gradient={"name": "checkpointed", "every": 2})
         assert made.gradient == Checkpointed(every=2)
-    with pytest.raises(InputError, match="the plan is of 3 steps, here are 9"):
+    with pytest.raises(InputError, match="the plan is for 3 steps, here are 9"):
         create("he_resnet20", gradient={"name": "checkpointed", "plan": [2, 1]})
     with pytest.raises(InputError, match=r"unknown gradient 'chekpointed'.*checkpointed"):
         create("he_resnet20", gradient="chekpointed")

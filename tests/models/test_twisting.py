@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import nn
 
 import resode
-from resode.blocks import Stage
 from resode.errors import InputError
 from resode.fields import Field, Parabolic
 from resode.models import DynamicNet, created_as
@@ -17,6 +16,7 @@ from resode.models.transitions import Stem
 from resode.models.twisting import explain, stages_of, twist, twisted_convolutions
 from resode.operators.ties import TIES
 from resode.operators.twist import TwistConv2d
+from resode.stages import Stage
 
 NETWORKS = {
     "he_resnet20": (3, 16, 16),

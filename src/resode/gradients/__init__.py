@@ -1,8 +1,8 @@
 """Gradients: where the backward pass gets the states of a chain of steps from.
 
-    stored         every operation keeps what it needs: backpropagation, memory in proportion to the steps
-    checkpointed   some states are kept, the steps between are done again
-    reversible     only the last state is kept, each step is undone by the scheme's inverse
+    stored         every operation keeps what it needs: backpropagation, memory proportional to the steps
+    checkpointed   some states are kept, the steps between them are recomputed
+    reversible     only the last state is kept, the scheme's inverse recovers the others
     adjoint        optimise then discretise: a' = -(df/dy)^T a is solved backwards by the same scheme
 
 The first three give the same gradient (discretise then optimise), up to the rounding of a recovered state.

@@ -1,4 +1,4 @@
-"""Checkpointing: some carries are kept, the steps between them are done again in the backward pass."""
+"""Checkpointing: some carries are kept, the backward pass recomputes the steps between them."""
 
 import contextlib
 from collections.abc import Sequence
@@ -9,37 +9,35 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from resode.errors import InputError
-from resode.gradients import plans
-from resode.gradients.base import Gradient, gradients
+from resode.gradients import schedules
+from resode.gradients.base import Gradient, gradients, needs_backward
 from resode.gradients.chain import Chain
-from resode.gradients.moments import Moments
-from resode.gradients.plans import Plan
+from resode.gradients.schedules import Schedule
 from resode.grids import TimeGrid
 from resode.integrators.base import Carry, Integrator
-from resode.memory import Held, StepBytes
+from resode.memory import Footprint, StepBytes
 
 
-@gradients.register("checkpointed", summary="some states are kept, the steps between are done again")
+@gradients.register("checkpointed", summary="keeps some states, recomputes the steps between them")
 @dataclass(frozen=True)
 class Checkpointed(Gradient):
     """Recomputation (Griewank & Walther 2000; Chen et al. 2016, arXiv:1604.06174).
 
-    The gradient is that of `stored`, bit for bit on a CPU, at about one more forward pass a level, or less:
-    batch normalisations use the moments that they had (`resode.gradients.moments`). Random numbers are drawn
-    again as they were; running statistics are not touched again.
+    The gradient is that of `stored`, bit for bit on a CPU, for at most about one more forward pass per level.
+    Random numbers are drawn again as in the first pass; running statistics are updated once.
 
     Args:
-        every: of how many steps a segment is; left out, the root of the number of steps.
-        levels: 2 divides each segment again when it is done again.
-        plan: the segments themselves, in place of the two above (`resode.gradients.plans`).
+        every: segment length in steps (default: the root of the number of steps).
+        levels: with 2 levels each segment is divided again when it is recomputed.
+        plan: the recomputation schedule itself (`resode.gradients.schedules`), instead of the two above.
 
     Raises:
-        InputError: numbers that are not positive, both kinds at once, a plan that is none.
+        InputError: numbers that are not positive, a plan together with every or levels, a malformed plan.
     """
 
     every: int | None = None
     levels: int = 1
-    plan: Plan | None = None
+    plan: Schedule | None = None
 
     def __post_init__(self) -> None:
         for name, unit in (("every", "steps"), ("levels", "of recomputation")):
@@ -48,88 +46,85 @@ class Checkpointed(Gradient):
                 raise InputError(f"checkpointed: {name} {value!r} {unit}; a positive integer is needed")
         if self.plan is not None:
             if self.every is not None or self.levels != 1:
-                raise InputError("checkpointed: a plan says all; leave every and levels out")
-            object.__setattr__(self, "plan", plans.checked(self.plan))
+                raise InputError("checkpointed: a plan replaces every and levels; give one or the other")
+            object.__setattr__(self, "plan", schedules.parse(self.plan))
 
     def check(self, integrator: Integrator, grid: TimeGrid) -> None:
-        """Refuse an adaptive solver, and a plan of another number of steps."""
+        """Raise `InputError` for an adaptive solver, or a plan for another number of steps."""
         super().check(integrator, grid)
-        self.planned(grid.steps)
+        self.schedule(grid.steps)
 
-    def planned(self, steps: int) -> Plan:
-        """The plan of so many steps.
+    def schedule(self, steps: int) -> Schedule:
+        """The recomputation schedule for a number of steps.
 
         Raises:
-            InputError: the given plan is of another number of steps.
+            InputError: the given plan is for another number of steps.
         """
         if self.plan is None:
-            return plans.uniform(steps, self.every or plans.root(steps, self.levels), self.levels)
-        if plans.length(self.plan) != steps:
+            length = self.every or schedules.segment_length(steps, self.levels)
+            return schedules.uniform(steps, length, self.levels)
+        if schedules.length(self.plan) != steps:
             raise InputError(
-                f"checkpointed: the plan is of {plans.length(self.plan)} steps, here are {steps}; leave it "
-                "out, or give `every`"
+                f"checkpointed: the plan is for {schedules.length(self.plan)} steps, here are {steps}; "
+                "remove it, or give `every`"
             )
         return self.plan
 
-    def through(self, chain: Chain, y: Tensor) -> Tensor:
-        return chain.state(_run(chain, self.planned(chain.steps), 0, chain.start(y), None, record=True))
+    def integrate(self, chain: Chain, y: Tensor) -> Tensor:
+        if not needs_backward():
+            return super().integrate(chain, y)
+        return chain.state(_run(chain, self.schedule(chain.steps), 0, chain.start(y), record=True))
 
-    def held(self, steps: Sequence[StepBytes]) -> Held:
-        return plans.held(self.planned(len(steps)), steps)
+    def footprint(self, steps: Sequence[StepBytes]) -> Footprint:
+        return schedules.footprint(self.schedule(len(steps)), steps)
 
 
-def _run(
-    chain: Chain, plan: Plan, first: int, carry: Carry, moments: Moments | None, *, record: bool
-) -> Carry:
-    """The steps of a plan, from number `first` on."""
-    for part in plan[:-1]:
-        carry = _again(chain, part, first, carry, moments, record=record)
-        first += plans.length(part)
-    for k in range(first, first + plans.length(plan[-1])):
-        with contextlib.nullcontext() if moments is None else moments.step(k, noting=record):
-            carry = chain.step(k, carry, record)
+def _run(chain: Chain, schedule: Schedule, first: int, carry: Carry, *, record: bool) -> Carry:
+    """Run the steps of a schedule, starting at step `first`."""
+    *segments, kept = schedule
+    for segment in segments:
+        carry = _run_segment(chain, segment, first, carry, record=record)
+        first += schedules.length(segment)
+    for k in range(first, first + schedules.length(kept)):
+        carry = chain.step(k, carry, record)
     return carry
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]  # torch has no types
-def _again(
-    chain: Chain, part: "int | Plan", first: int, carry: Carry, moments: Moments | None, *, record: bool
-) -> Carry:
-    """Some steps that keep only the carry they begin with."""
-    segment = _Segment(chain, part if isinstance(part, tuple) else (part,), first, moments, record)
+def _run_segment(chain: Chain, segment: "int | Schedule", first: int, carry: Carry, *, record: bool) -> Carry:
+    """Run the steps of a segment, and keep the carry before it only."""
+    schedule = segment if isinstance(segment, tuple) else (segment,)
+    run = _Segment(chain, schedule, first, record)
     result: Carry = checkpoint(
-        segment, *carry, use_reentrant=False, context_fn=lambda: (contextlib.nullcontext(), segment)
+        run, *carry, use_reentrant=False, context_fn=lambda: (contextlib.nullcontext(), run)
     )
     return result
 
 
 class _Segment:
-    """Steps of a chain, and the context in which they are done again, once for each backward pass.
+    """Steps of a chain, and the context in which they are recomputed, once for each backward pass.
 
     Args:
         chain: the chain.
-        plan: of these steps.
-        first: the number of the first.
-        moments: those of a longer segment that has these steps; None where there is none.
-        record: whether running statistics take in the forward pass.
+        schedule: the schedule of these steps.
+        first: the number of the first step.
+        record: whether the forward pass updates running statistics.
     """
 
-    def __init__(self, chain: Chain, plan: Plan, first: int, moments: Moments | None, record: bool) -> None:
-        self.chain, self.plan, self.first, self.record = chain, plan, first, record
-        self.own = chain.part(range(first, first + plans.length(plan)))
-        self.moments = Moments(self.own.modules()) if moments is None else moments
-        self.present, self.again = self.own.present(), False
+    def __init__(self, chain: Chain, schedule: Schedule, first: int, record: bool) -> None:
+        self.chain, self.schedule, self.first, self.record = chain, schedule, first, record
+        self.own = chain.segment(range(first, first + schedules.length(schedule)))
+        self.snapshot, self.recomputing = self.own.snapshot(), False
 
     def __call__(self, *carry: Tensor) -> Carry:
-        record = self.record and not self.again
-        with self.moments.taken():
-            end = _run(self.chain, self.plan, self.first, carry, self.moments, record=record)
-        torch.clear_autocast_cache()  # which keeps the copies of parameters until autocast ends
+        record = self.record and not self.recomputing
+        end = _run(self.chain, self.schedule, self.first, carry, record=record)
+        torch.clear_autocast_cache()  # it would keep the casts of parameters until autocast ends
         return end
 
     def __enter__(self) -> None:
-        self.own.check_unchanged(self.present, twice=True)
-        self.again = True
+        self.own.check_unchanged(self.snapshot, second_derivative=True)
+        self.recomputing = True
 
     def __exit__(self, *_: object) -> None:
-        self.again = False
+        self.recomputing = False

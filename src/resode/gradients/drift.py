@@ -1,10 +1,10 @@
-"""Drift: how far the states that a reversible scheme recovers are from the first ones."""
+"""Drift: how far the states that a reversible scheme recovers are from the original ones."""
 
 import torch
 from torch import Tensor
 
 from resode.gradients.chain import Flow
-from resode.gradients.reversible import Randomness, Reversible
+from resode.gradients.reversible import RandomStates, Reversible
 
 
 @torch.no_grad()
@@ -12,22 +12,21 @@ def drift(method: Reversible, flow: Flow, y: Tensor) -> Tensor:
     """The largest relative error |c' - c| / |c| of a recovered carry c', at the start and at each anchor.
 
     Args:
-        method: says where anchors are.
-        flow: the equation, discretised; its running statistics are not touched.
-        y: the first state.
+        method: the method, with its anchors.
+        flow: the discretised equation; its running statistics are not updated.
+        y: the initial state.
     """
-    randomness = Randomness(y.device)
-    f = randomness.noted(flow.rhs(record=False))
-    carry = flow.start(method.prepared(y))
+    random = RandomStates(y.device)
+    recording, replaying = random.recording(flow), random.replaying(flow)
+    carry = flow.start(method.promoted(y))
     kept = {0: carry}
     for k in range(flow.steps):
         if method.anchored(k):
             kept[k] = carry
-        carry = flow.integrator.step(k, flow.grid, f, carry, flow.numbers)
-    f = randomness.repeated(flow.rhs(record=False))
+        carry = recording.step(k, carry, record=False)
     worst = y.new_zeros((), dtype=torch.float64)
     for k in reversed(range(flow.steps)):
-        carry = flow.integrator.inverse(k, flow.grid, f, carry, flow.numbers)
+        carry = replaying.inverse(k, carry)
         if k in kept:
             first = kept[k]
             errors = [(a - b).double().square().sum() for a, b in zip(carry, first, strict=True)]

@@ -1,8 +1,8 @@
-"""Reversible schemes: the states of the forward pass are recovered by the scheme's inverse."""
+"""Reversible schemes: the inverse of the scheme recovers the states of the forward pass."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -10,34 +10,37 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from resode import memory
+from resode.controls import Theta
 from resode.errors import InputError
-from resode.gradients.base import Gradient, gradients
+from resode.gradients.base import Gradient, gradients, needs_backward
 from resode.gradients.chain import Chain, Flow
 from resode.grids import TimeGrid
 from resode.integrators import integrators
-from resode.integrators.base import Carry, FixedStep, Integrator, RightHandSide
-from resode.memory import Held, StepBytes
+from resode.integrators.base import Carry, FixedStep, Integrator
+from resode.memory import Footprint, StepBytes
 
 
 @gradients.register(
-    "reversible", summary="the first and the last state are kept; the scheme's inverse gives the others"
+    "reversible", summary="keeps the first and the last state; the scheme's inverse gives the others"
 )
 @dataclass(frozen=True)
 class Reversible(Gradient):
-    """Memory of one step, whatever the depth (Gomez et al. 2017, arXiv:1707.04585; Chang et al. 2018).
+    """Memory of one step at any depth (Gomez et al. 2017, arXiv:1707.04585; Chang et al. 2018).
 
-    The first and the last carry are kept; the others are recovered by the scheme's inverse.
+    The first and the last carry are kept; the inverse of the scheme recovers the others.
 
-    A step is undone and differentiated with one evaluation of each of its right-hand sides: the inverse
-    needs them at the points where the step did. The states are kept in float32 at least; recovered ones
-    differ from the first by rounding, amplified by what the scheme states. Random numbers are drawn again as
-    they were. Parameters interpolated between control nodes are kept, one set a time.
+    A step is inverted and differentiated with one evaluation of each of its right-hand sides: the inverse
+    needs them at the points where the step did. States are kept in float32 or higher. Recovered states differ
+    from the original ones by rounding, amplified by the factor that the scheme states. Random numbers are
+    drawn again as in the forward pass. Parameters interpolated between control nodes are kept, one set for
+    each time.
 
     Args:
-        anchor: keep the carry before every `anchor`-th step too, which bounds how far rounding can grow.
+        anchor: also keep the carry before every `anchor`-th step, which bounds the growth of rounding
+            (default: None, no anchors).
 
     Raises:
-        InputError: an anchor distance that is not positive.
+        InputError: an anchor distance that is not a positive integer.
     """
 
     anchor: int | None = None
@@ -48,12 +51,11 @@ class Reversible(Gradient):
         m = self.anchor
         if m is not None and (not isinstance(m, int) or isinstance(m, bool) or m < 1):
             raise InputError(
-                f"reversible: an anchor every {m!r} steps; a positive integer is needed (left out, the last "
-                "state alone is kept)"
+                f"reversible: an anchor every {m!r} steps; a positive integer is needed (default: no anchors)"
             )
 
     def check(self, integrator: Integrator, grid: TimeGrid) -> None:
-        """Refuse a scheme that has no inverse, or whose inverse drowns in rounding."""
+        """Raise `InputError` for a scheme without an inverse, or one that amplifies rounding too much."""
         super().check(integrator, grid)
         if not integrator.reversible:
             able = [
@@ -66,7 +68,7 @@ class Reversible(Gradient):
         self.check_rounding(integrator, grid, torch.float64)
 
     def check_rounding(self, integrator: Integrator, grid: TimeGrid, dtype: torch.dtype) -> None:
-        """Refuse where amplified rounding exceeds 1e-10 in float64, 1e-3 in float32."""
+        """Raise `InputError` if amplified rounding exceeds 1e-10 in float64 or 1e-3 in float32."""
         assert isinstance(integrator, FixedStep)
         eps, limit = torch.finfo(dtype).eps, self.LIMITS[dtype]
         error = self._amplification(integrator, grid, self.anchor or grid.steps) * eps
@@ -76,29 +78,33 @@ class Reversible(Gradient):
         able = next(
             (m for m in range(steps - 1, 0, -1) if self._amplification(integrator, grid, m) * eps <= limit), 0
         )
-        mend = f"reversible with an anchor every {able} steps, " if able else ""
+        fix = f"reversible with an anchor every {able} steps, " if able else ""
         raise InputError(
             f"gradient reversible: on {steps} steps {integrator.name} amplifies the rounding of "
             f"{str(dtype).removeprefix('torch.')} to {error:.0e} (at most {limit:g}); take fewer steps, "
-            f"{mend}or gradient checkpointed"
+            f"{fix}or gradient checkpointed"
         )
 
     @staticmethod
     def _amplification(integrator: FixedStep, grid: TimeGrid, anchor: int) -> float:
-        """Of rounding, between two anchors."""
-        parts = (grid.nodes[first : first + anchor + 1] for first in range(0, grid.steps, anchor))
-        return max(integrator.amplification(TimeGrid(nodes)) for nodes in parts)
+        """The largest amplification of rounding between two anchors."""
+        spans = (grid.nodes[first : first + anchor + 1] for first in range(0, grid.steps, anchor))
+        return max(integrator.amplification(TimeGrid(nodes)) for nodes in spans)
 
     def anchored(self, k: int) -> bool:
-        """Whether the carry before step k is kept: the first always is, for it may lie on a kink.
+        """Whether the carry before step k is kept; the first always is, because it may lie on a kink.
 
-        Where a stem ends in a ReLU, half of the first state is zero, and of a field that begins with one
-        (and a norm without shift) the derivative there hangs on the sign of what is recovered.
+        Behind a stem that ends in a ReLU half of the first state is exactly zero. In a field that begins with
+        a ReLU (and a norm without shift) the derivative there depends on the sign of the recovered value.
         """
         return k == 0 or (self.anchor is not None and k % self.anchor == 0)
 
-    def prepared(self, y: Tensor) -> Tensor:
-        """In float32 at least."""
+    def promoted(self, y: Tensor) -> Tensor:
+        """The initial state in float32 or higher.
+
+        Raises:
+            InputError: a state of lower precision outside autocast.
+        """
         if y.dtype not in self.LIMITS:
             if not y.is_meta and not torch.is_autocast_enabled(y.device.type):
                 raise InputError(
@@ -108,161 +114,168 @@ class Reversible(Gradient):
             return y.float()
         return y
 
-    def through(self, chain: Chain, y: Tensor) -> Tensor:
+    def integrate(self, chain: Chain, y: Tensor) -> Tensor:
+        y = self.promoted(y)
+        if not needs_backward():
+            return super().integrate(chain, y)
         assert isinstance(chain, Flow)
         self.check_rounding(chain.integrator, chain.grid, y.dtype)
-        state: Tensor = _Reversed.apply(self, chain, y, *chain.tensors())  # type: ignore[no-untyped-call]  # torch
+        state: Tensor = _Reversible.apply(self, chain, y, *chain.tensors())  # type: ignore[no-untyped-call]  # torch
         return state
 
-    def held(self, steps: Sequence[StepBytes]) -> Held:
-        """First and last carry and anchors; then the carry behind a step, and all that undoing it takes."""
+    def footprint(self, steps: Sequence[StepBytes]) -> Footprint:
+        """First and last carry and anchors; then the carry after a step, and all that inverting it takes."""
         kept = steps[-1].state + sum(step.carry for k, step in enumerate(steps) if self.anchored(k))
-        undone = (step.state + step.saved - step.repeated + step.flowing for step in steps)
-        return Held(kept, kept + max(undone))
+        inverted = (step.state + step.saved - step.repeated + step.flowing for step in steps)
+        return Footprint(kept, kept + max(inverted))
 
     def differentiate(self, chain: Chain, k: int, before: Sequence[Tensor], after: Sequence[Tensor]) -> None:
         assert isinstance(chain, Flow)
-        undo = _Undo(chain, chain.rhs(record=False))
+        backward = _Backward(chain)
         with torch.enable_grad():
-            undo.step(k, tuple(t.detach() for t in after), tuple(map(torch.empty_like, after)), None)
+            backward.step(k, tuple(t.detach() for t in after), tuple(map(torch.empty_like, after)), None)
 
 
 @dataclass
-class Randomness:
-    """The states of the random generators before those evaluations that drew from them.
+class RandomStates:
+    """The states of the random generators before each evaluation that drew from them.
 
     Args:
-        device: of the states of the block.
-        known: by the number of the evaluation.
+        device: the device of the block's states.
+        states: the generator states (CPU, then the device's own), by the number of the evaluation.
     """
 
     device: torch.device
-    known: dict[int, tuple[Tensor, ...]] = field(default_factory=dict)
+    states: dict[int, tuple[Tensor, ...]] = field(default_factory=dict)
 
-    def noted(self, f: RightHandSide) -> RightHandSide:
-        """f, which notes where it draws random numbers."""
+    def recording(self, flow: Flow) -> Flow:
+        """The same flow; it stores the generator states before its field draws random numbers."""
 
-        def evaluated(number: int, y: Tensor) -> Tensor:
-            before = self._present()
-            value = f(number, y)
-            if not all(map(torch.equal, before, self._present())):
-                self.known[number] = before
+        def evaluate(e: int, theta: Theta | None, y: Tensor, record: bool) -> Tensor:
+            before = self._current()
+            value = flow.field(e, theta, y, record)
+            if not all(map(torch.equal, before, self._current())):
+                self.states[e] = before
             return value
 
-        return f if self.device.type == "meta" else evaluated
+        return replace(flow, field=evaluate)
 
-    def repeated(self, f: RightHandSide) -> RightHandSide:
-        """f, which draws the numbers that it drew when it was noted."""
+    def replaying(self, flow: Flow) -> Flow:
+        """The same flow; it draws the random numbers of the recorded pass."""
 
-        def evaluated(number: int, y: Tensor) -> Tensor:
-            if number not in self.known:
-                return f(number, y)
+        def evaluate(e: int, theta: Theta | None, y: Tensor, record: bool) -> Tensor:
+            if e not in self.states:
+                return flow.field(e, theta, y, record)
             with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
-                state, *of_device = self.known[number]
+                state, *of_device = self.states[e]
                 torch.set_rng_state(state)
                 for other in of_device:
                     torch.cuda.set_rng_state(other, self.device)
-                return f(number, y)
+                return flow.field(e, theta, y, record)
 
-        return evaluated
+        return replace(flow, field=evaluate)
 
-    def _present(self) -> tuple[Tensor, ...]:
+    def _current(self) -> tuple[Tensor, ...]:
         device = (torch.cuda.get_rng_state(self.device),) if self.device.type == "cuda" else ()
         return torch.get_rng_state(), *device
 
 
-class _Reversed(torch.autograd.Function):
-    """Forward without a graph; backward undoes each step, then differentiates it."""
+class _Reversible(torch.autograd.Function):
+    """Forward without a graph; backward inverts each step, then differentiates it."""
 
     @staticmethod
     def forward(ctx: Any, method: Reversible, flow: Flow, y: Tensor, *tensors: Tensor) -> Tensor:
-        randomness = Randomness(y.device)
-        f = flow.rhs() if isinstance(y, FakeTensor) else randomness.noted(flow.rhs())
+        random = RandomStates(y.device)
+        abstract = y.is_meta or isinstance(y, FakeTensor)  # nothing is drawn
+        recording = flow if abstract else random.recording(flow)
         carry, anchors = flow.start(y), {}
         for k in range(flow.steps):
             if method.anchored(k):
                 anchors[k] = carry
-            carry = flow.integrator.step(k, flow.grid, f, carry, flow.numbers)
-            torch.clear_autocast_cache()  # which keeps the copies of parameters until autocast ends
-        ctx.flow, ctx.randomness, ctx.anchors = flow, randomness, list(anchors)
-        ctx.autocast, ctx.present = present_autocast(y), flow.present()
+            carry = recording.step(k, carry)
+            torch.clear_autocast_cache()  # it would keep the casts of parameters until autocast ends
+        ctx.flow, ctx.random, ctx.anchors = flow, random, list(anchors)
+        ctx.autocast, ctx.snapshot = current_autocast(y), flow.snapshot()
         ctx.save_for_backward(*carry, *(t for anchor in anchors.values() for t in anchor))
         ctx.lengths = [len(carry), *map(len, anchors.values())]
         return flow.state(carry).clone()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
-        ctx.flow.check_unchanged(ctx.present)
-        flow, leaves = ctx.flow.detached()
+        ctx.flow.check_unchanged(ctx.snapshot)
+        flow, leaves = ctx.flow.on_leaves()
         carry, *kept = _split(ctx.saved_tensors, ctx.lengths)
         anchors = dict(zip(ctx.anchors, kept, strict=True))
-        undo = _Undo(flow, ctx.randomness.repeated(flow.rhs(record=False)))
+        backward = _Backward(ctx.random.replaying(flow))
         with torch.enable_grad():
             end = _leaves(carry)
             flowing = _pull((flow.state(end),), end, gradients)
             for k in reversed(range(flow.steps)):
-                with ctx.autocast():  # which keeps a copy of each parameter until it ends
-                    carry, flowing = undo.step(k, carry, flowing, anchors.get(k))
+                with ctx.autocast():  # entered for each step: it keeps a cast of each parameter until it ends
+                    carry, flowing = backward.step(k, carry, flowing, anchors.get(k))
             start = flow.state(carry).detach().requires_grad_()
             to_start = _pull(flow.start(start), (start,), flowing)[0]
-        by_leaf = {key: undo.sums.get(id(leaf)) for key, leaf in leaves.items()}
+        by_leaf = {key: backward.sums.get(id(leaf)) for key, leaf in leaves.items()}
         return None, None, to_start, *(by_leaf[id(t)] for t in ctx.flow.tensors())
 
 
 @dataclass
-class _Undo:
+class _Backward:
     """The backward pass of a flow, a step at a time.
 
     Args:
-        flow: with parameters that are leaves.
-        f: its right-hand side.
+        flow: the flow, on leaves.
         sums: the gradients of the leaves, by id.
-        done: evaluations by number, of which the derivative is not taken yet.
+        pending: evaluations that are made but not yet differentiated, by number: (leaf, value).
     """
 
     flow: Flow
-    f: RightHandSide
     sums: dict[int, Tensor] = field(default_factory=dict)
-    done: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    pending: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def step(self, k: int, after: Carry, flowing: Carry, before: Carry | None) -> tuple[Carry, Carry]:
-        """The carry before step k and its gradient, from those after it.
+        """The carry before step k and its gradient, from the carry after it and its gradient.
 
         The inverse evaluates f with a graph, and the step takes these values instead of its own.
+
+        Args:
+            k: the number of the step.
+            after: the carry after the step.
+            flowing: the gradient of `after`.
+            before: the carry before the step if it was kept.
         """
-        scheme, grid, numbers = self.flow.integrator, self.flow.grid, self.flow.numbers
-
-        def evaluate(number: int, y: Tensor) -> Tensor:
-            leaf = y.detach().requires_grad_()
-            with torch.enable_grad():
-                value = self.f(number, leaf)
-            self.done[number] = leaf, value
-            return value.detach()
-
-        def recall(number: int, y: Tensor) -> Tensor:
-            if number not in self.done:
-                evaluate(number, y)
-            leaf, value = self.done.pop(number)
-            result: Tensor = _Recalled.apply(y, leaf, value, self._parameters(number), self.sums)  # type: ignore[no-untyped-call]  # torch
-            return result
-
         if before is None:
             with torch.no_grad():
-                before = scheme.inverse(k, grid, evaluate, after, numbers)
+                before = replace(self.flow, field=self._evaluate).inverse(k, after)
         leaves = _leaves(before)
-        outputs = scheme.step(k, grid, recall, leaves, numbers)
-        learned = tuple(t for t in numbers.values() if t.requires_grad)
+        outputs = replace(self.flow, field=self._replay).step(k, leaves, record=False)
+        learned = tuple(t for t in self.flow.coefficients.values() if t.requires_grad)
         found = _gradients(outputs, (*leaves, *learned), flowing)
-        for number, g in zip(learned, found[len(leaves) :], strict=True):
+        for coefficient, g in zip(learned, found[len(leaves) :], strict=True):
             if g is not None:
-                _add(self.sums, number, g)
+                _add(self.sums, coefficient, g)
         return before, _filled(leaves, found)
 
-    def _parameters(self, number: int) -> tuple[Tensor, ...]:
-        return tuple(t for t in self.flow.thetas[number].values() if t.requires_grad)
+    def _evaluate(self, e: int, theta: Theta | None, y: Tensor, record: bool) -> Tensor:
+        """f(y), kept with its graph for `_replay`."""
+        leaf = y.detach().requires_grad_()
+        with torch.enable_grad():
+            value = self.flow.field(e, theta, leaf, record)
+        self.pending[e] = leaf, value
+        return value.detach()
+
+    def _replay(self, e: int, theta: Theta | None, y: Tensor, record: bool) -> Tensor:
+        """f(y) from the kept evaluation."""
+        assert theta is not None  # the flow is on leaves
+        if e not in self.pending:
+            self._evaluate(e, theta, y, record)
+        leaf, value = self.pending.pop(e)
+        parameters = tuple(t for t in theta.values() if t.requires_grad)
+        result: Tensor = _Replayed.apply(y, leaf, value, parameters, self.sums)  # type: ignore[no-untyped-call]  # torch
+        return result
 
 
-class _Recalled(torch.autograd.Function):
+class _Replayed(torch.autograd.Function):
     """f(y), known already with its graph from a leaf; the gradients of its parameters are added to `sums`."""
 
     @staticmethod
@@ -303,7 +316,7 @@ def _split(tensors: Sequence[Tensor], lengths: Sequence[int]) -> Iterator[Carry]
 
 
 def _pull(output: Carry, inputs: Carry, flowing: Carry) -> Carry:
-    """The gradients of `inputs`, from those of `output`."""
+    """The gradients of `inputs`, from the gradients `flowing` of `output`."""
     return _filled(inputs, _gradients(output, inputs, flowing))
 
 
@@ -313,15 +326,15 @@ def _gradients(outputs: Carry, inputs: Sequence[Tensor], flowing: Carry) -> tupl
 
 
 def _filled(inputs: Carry, gradients: Sequence[Tensor | None]) -> Carry:
-    """Zeros for what has no gradient."""
+    """The gradients, with zeros for missing ones."""
     pairs = zip(inputs, gradients, strict=False)
     return tuple(torch.zeros_like(t) if g is None else g for t, g in pairs)
 
 
-def present_autocast(y: Tensor) -> Callable[[], contextlib.AbstractContextManager[Any]]:
-    """What restores the present autocast state in a backward pass."""
+def current_autocast(y: Tensor) -> Callable[[], contextlib.AbstractContextManager[Any]]:
+    """A function that returns a context with the autocast state of now, for a backward pass."""
     kind = y.device.type
-    if kind == "meta":  # where costs are counted there is none
+    if kind == "meta":  # costs are counted without autocast
         return contextlib.nullcontext
     enabled, dtype = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
     return lambda: torch.autocast(kind, dtype=dtype, enabled=enabled)

@@ -1,4 +1,4 @@
-"""Integrators by name; a user's own enter by `@integrators.register("name", summary="...")`."""
+"""Integrators and their registry; `@integrators.register("name", summary="...")` adds one of your own."""
 
 from collections.abc import Callable
 
@@ -42,15 +42,15 @@ __all__ = [
     "solve",
 ]
 
-SHIPPED: tuple[tuple[str, Callable[..., Integrator], str], ...] = (
+BUILT_IN: tuple[tuple[str, Callable[..., Integrator], str], ...] = (
     ("euler", lambda: EULER, "forward Euler, order 1: a ResNet where h = 1"),
     ("midpoint", lambda: MIDPOINT, "explicit midpoint, order 2"),
     ("heun", lambda: HEUN, "Heun's method, order 2"),
     ("ssprk3", lambda: SSPRK3, "strong-stability-preserving Runge-Kutta, order 3"),
     ("rk4", lambda: RK4, "the classical Runge-Kutta method, order 4"),
-    ("runge_kutta", ExplicitRungeKutta, "an explicit Runge-Kutta method of your own tableau"),
+    ("runge_kutta", ExplicitRungeKutta, "an explicit Runge-Kutta method from your own tableau"),
     ("adams_bashforth2", AdamsBashforth2, "Adams-Bashforth with variable steps, order 2"),
-    ("learned_two_step", LearnedTwoStep, "LM-ResNet: two steps joined by a learned number"),
+    ("learned_two_step", LearnedTwoStep, "LM-ResNet: two steps with a learned weight"),
     ("two_step_midpoint", TwoStepMidpoint, "two-step midpoint, order 2, reversible, equal steps"),
     ("leapfrog", Leapfrog, "leapfrog for y'' = f, order 2, reversible"),
     ("momentum", Momentum, "momentum ResNet, order 1, reversible"),
@@ -58,9 +58,9 @@ SHIPPED: tuple[tuple[str, Callable[..., Integrator], str], ...] = (
     ("stormer_verlet", StormerVerlet, "Hamiltonian on two halves, order 2, reversible"),
     ("coupling", Coupling, "RevNet on two halves, reversible"),
     ("imex", IMEX, "semi-implicit: a learned smoothing solved exactly by FFT, order 1"),
-    ("adaptive", Adaptive, "dopri5 and others of torchdiffeq, steps as the tolerances let them"),
+    ("adaptive", Adaptive, "dopri5 and others from torchdiffeq, steps chosen by the tolerances"),
 )
 
 integrators: Registry[Integrator] = Registry("integrator", "integrators")
-for _name, _factory, _summary in SHIPPED:
+for _name, _factory, _summary in BUILT_IN:
     integrators.register(_name, summary=_summary)(_factory)

@@ -1,8 +1,8 @@
-"""Adaptive solvers of torchdiffeq (Chen et al. 2018, arXiv:1806.07366): the tolerances choose the steps.
+"""Adaptive solvers from torchdiffeq (Chen et al. 2018, arXiv:1806.07366): the tolerances choose the steps.
 
-A step whose estimated error exceeds atol + rtol |y| is made again with a shorter h. How often f is evaluated
-depends on the data, so the times are not known beforehand. Steps end at the nodes of the grid, where states
-come out, and f is never evaluated beyond the last. The gradient takes the lengths of the steps as given.
+A step whose estimated error exceeds atol + rtol |y| is repeated with a shorter h. The number of evaluations
+depends on the data, so the times are not known in advance. Steps end at the nodes of the grid, where states
+are returned, and f is never evaluated beyond the last node. Gradients treat the step lengths as constants.
 """
 
 import importlib
@@ -23,17 +23,17 @@ METHODS = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
 
 @dataclass(frozen=True)
 class Adaptive(Integrator):
-    """A black-box adaptive solver; tolerances and a bound on the steps are always set.
+    """An adaptive solver with tolerances and a limit on the number of steps.
 
     Args:
         method: dopri5, dopri8, bosh3, fehlberg2 or adaptive_heun.
         rtol: the relative tolerance of a step.
         atol: the absolute tolerance of a step.
-        max_steps: how many steps, rejected ones included, one solution may take.
+        max_steps: the largest number of steps of one solution, rejected steps included.
 
     Raises:
-        InputError: another method (a fixed one is an integrator of its own), tolerances or a bound that
-            cannot be.
+        InputError: another method (fixed-step methods are integrators of their own), or a tolerance or limit
+            that is not positive.
     """
 
     method: str = "dopri5"
@@ -56,7 +56,7 @@ class Adaptive(Integrator):
 
     @property
     def order(self) -> None:
-        """None: the error follows the tolerances."""
+        """None: the tolerances determine the error."""
         return
 
     @property
@@ -71,28 +71,29 @@ class Adaptive(Integrator):
         *,
         adjoint_parameters: tuple[Tensor, ...] | None = None,
     ) -> Tensor:
-        """The states at the nodes of the grid, solved in float32 at least, in the dtype of y.
+        """Solve for the states at the nodes of the grid, in float32 or higher.
 
         Args:
-            f: `f(t, y)`, of the shape of y; it receives the dtype of y.
+            f: `f(t, y)`, with the shape of y; its input has the dtype of y.
             y: the initial state.
-            grid: where states come out and steps end; between two nodes there are as many as it takes.
-            adjoint_parameters: what f depends on besides y; given, the gradient is that of the continuous
-                adjoint, solved backwards by the same method and bounds; left out, backpropagation through
-                the steps that were accepted.
+            grid: the nodes at which states are returned; the solver takes as many steps between two nodes as
+                it needs.
+            adjoint_parameters: the tensors that f depends on besides y. With them the gradient is the
+                continuous adjoint, solved backwards by the same method and limits (default: None,
+                backpropagation through the accepted steps).
 
         Returns:
-            A tensor (n + 1, *y.shape), the first of them y.
+            A tensor (n + 1, *y.shape) in the dtype of y, whose first row is y.
 
         Raises:
             InputError: torchdiffeq is not installed.
             DivergenceError: more than `max_steps` steps, a step too short to change t, or a state that is not
-                finite, forwards or (continuous adjoint) backwards.
+                finite, in the forward pass or in the continuous adjoint.
         """
         self.check(grid)
         library = _torchdiffeq()
         times = torch.tensor(grid.nodes, dtype=torch.float64, device=y.device)
-        watched = _Watched(f, self, grid.start, y.dtype)
+        guarded = _Guarded(f, self, grid.start, y.dtype)
         start = y.to(torch.promote_types(y.dtype, torch.float32))
         chosen: dict[str, Any] = {
             "rtol": self.rtol,
@@ -101,34 +102,34 @@ class Adaptive(Integrator):
             "options": {
                 "max_num_steps": min(self.max_steps + 1, 2**31 - 1),
                 "step_t": times,
-                "first_step": self._first_step(watched, start, grid),
+                "first_step": self._first_step(guarded, start, grid),
             },
         }
         if adjoint_parameters is None:
-            states: Tensor = library.odeint(watched, start, times, **chosen)
+            states: Tensor = library.odeint(guarded, start, times, **chosen)
         else:
             states = library.odeint_adjoint(
-                watched, start, times, **chosen, adjoint_params=adjoint_parameters
+                guarded, start, times, **chosen, adjoint_params=adjoint_parameters
             )
         return states.to(y.dtype)
 
     @torch.no_grad()
-    def _first_step(self, watched: "_Watched", y: Tensor, grid: TimeGrid) -> float:
-        """A step that changes y by a hundredth of itself (Hairer, Norsett & Wanner 1993, II.4).
+    def _first_step(self, guarded: "_Guarded", y: Tensor, grid: TimeGrid) -> float:
+        """The length of a step that changes y by one percent (Hairer, Norsett & Wanner 1993, II.4).
 
-        The library's own first step depends on f differentiably, but times are floats here: half of that
-        derivative would be missing, and the gradient wrong.
+        torchdiffeq's own first step is a differentiable function of f. Times are floats here, so half of that
+        derivative would be missing and the gradient wrong.
         """
-        slope, scale = watched.at(grid.start, y), self.atol + self.rtol * y.abs()
+        slope, scale = guarded.at(grid.start, y), self.atol + self.rtol * y.abs()
         size, speed = (float((x / scale).square().mean().sqrt()) for x in (y, slope))
         longest = grid.intervals[0]
         return min(0.01 * size / speed, longest) if min(size, speed) > 1e-5 else 0.01 * longest
 
 
-class _Watched:
-    """f as torchdiffeq calls it, and the bounds, told of each step before it is made.
+class _Guarded:
+    """f in the form that torchdiffeq calls, with callbacks that check the limits before each step.
 
-    The library's own bounds are assertions, which leave no type to catch and vanish under `python -O`.
+    torchdiffeq's own limits are assertions: they have no exception type and vanish under `python -O`.
     """
 
     def __init__(
@@ -157,16 +158,16 @@ class _Watched:
 
     def _check(self, made: int, t: Tensor, h: Tensor, *states: Tensor) -> None:
         solver = self.solver
-        mend = "weaken the field (weight decay, a shorter time) or raise rtol and atol"
+        fix = "weaken the field (weight decay, a shorter time) or raise rtol and atol"
         if made >= solver.max_steps:
             raise DivergenceError(
                 f"{solver.name}: stopped at t = {float(t):g} after max_steps = {solver.max_steps} steps; "
-                f"{mend}, or max_steps"
+                f"{fix}, or max_steps"
             )
         if not all(bool(state.isfinite().all()) for state in states):
-            raise DivergenceError(f"{solver.name}: the state at t = {float(t):g} is not finite; {mend}")
+            raise DivergenceError(f"{solver.name}: the state at t = {float(t):g} is not finite; {fix}")
         if not bool(t + h > t):
-            raise DivergenceError(f"{solver.name}: no step at t = {float(t):g} is short enough; {mend}")
+            raise DivergenceError(f"{solver.name}: no step at t = {float(t):g} is short enough; {fix}")
 
 
 def _torchdiffeq() -> Any:

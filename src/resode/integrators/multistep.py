@@ -1,4 +1,4 @@
-"""Multistep schemes: a step that remembers the one before.
+"""Multistep schemes: a step also uses the step before.
 
     Adams-Bashforth 2    y_{n+1} = y_n + h_n [(1 + w/2) f_n - (w/2) f_{n-1}],    w = h_n / h_{n-1}
 
@@ -6,14 +6,14 @@ and the two-step family, in the difference d_n = y_n - y_{n-1}, with d_0 = 0:
 
     d_{n+1} = a_n d_n + c_n f(t_n, y_n),    y_{n+1} = y_n + d_{n+1}
 
-that is y_{n+1} = (1 - k) y_n + k y_{n-1} + c f with k = -a. The members differ in a and c only:
+that is y_{n+1} = (1 - k) y_n + k y_{n-1} + c f with k = -a. The schemes differ in a and c only:
 
     learned two-step     a = -k_n, learned     c = h                    solves (1 + k) y' = f
     two-step midpoint    a = -1                c = 2 h                  y' = f
     leapfrog             a = w                 c = h_n (h_{n-1} + h_n) / 2    y'' = f
     momentum             a = g w               c = (1 - g) h            y' = v, v <- g v + (1 - g) f
 
-Wherever a is known and not zero a step is undone by y_n = y_{n+1} - d_{n+1}, d_n = (d_{n+1} - c f(y_n)) / a.
+If a is known and not zero, a step is inverted by y_n = y_{n+1} - d_{n+1}, d_n = (d_{n+1} - c f(y_n)) / a.
 """
 
 import cmath
@@ -26,8 +26,8 @@ import torch
 from torch import Tensor
 
 from resode.errors import InputError, nearest
-from resode.grids import TimeGrid
-from resode.integrators.base import Carry, Evaluation, FixedStep, Numbers, RightHandSide
+from resode.grids import Step, TimeGrid
+from resode.integrators.base import Carry, Coefficients, Evaluation, FixedStep, RightHandSide
 
 
 @dataclass(frozen=True)
@@ -42,19 +42,19 @@ class AdamsBashforth2(FixedStep):
 
     @property
     def order(self) -> int:
-        """2: the Euler start is wrong by h^2 once."""
+        """2: the Euler start adds an error of h^2 once."""
         return 2
 
-    def evaluations(self, grid: TimeGrid) -> tuple[Evaluation, ...]:
-        """At t_k."""
-        return tuple(map(Evaluation, grid.nodes[:-1]))
+    def evaluations(self, s: Step) -> tuple[Evaluation, ...]:
+        """One, at t."""
+        return (Evaluation(s.t),)
 
-    def step(self, k: int, grid: TimeGrid, f: RightHandSide, carry: Carry, numbers: Numbers) -> Carry:
-        y, h = carry[0], _interval(grid, k)
-        slope = f(k, y)
-        if k == 0:
+    def step(self, s: Step, f: RightHandSide, carry: Carry, coefficients: Coefficients) -> Carry:
+        y, h = carry[0], s.h
+        slope = f(0, y)
+        if s.before is None:
             return torch.add(y, slope, alpha=h), slope
-        w = h / _interval(grid, k - 1)
+        w = h / s.before
         y = torch.add(y, slope, alpha=h * (1 + w / 2))
         return torch.add(y, carry[1], alpha=-h * w / 2), slope
 
@@ -64,39 +64,39 @@ class AdamsBashforth2(FixedStep):
 
 
 class TwoStep(FixedStep):
-    """The two-step family: d <- a d + c f(t, y), y <- y + d; a member says a and c.
+    """The two-step family: d <- a d + c f(t, y), y <- y + d; a subclass gives a and c.
 
     The carry is (y, d), and (y,) before the first step, where d = 0.
     """
 
     @abstractmethod
-    def weights(self, k: int, grid: TimeGrid, numbers: Numbers) -> tuple[float | Tensor, float]:
-        """(a, c) of step k; a of step 0 multiplies d_0 = 0 and is not used."""
+    def weights(self, s: Step, coefficients: Coefficients) -> tuple[float | Tensor, float]:
+        """(a, c) of a step; a of the first step multiplies d_0 = 0 and is not used."""
 
-    def evaluations(self, grid: TimeGrid) -> tuple[Evaluation, ...]:
-        """At t_k."""
-        return tuple(map(Evaluation, grid.nodes[:-1]))
+    def evaluations(self, s: Step) -> tuple[Evaluation, ...]:
+        """One, at t."""
+        return (Evaluation(s.t),)
 
-    def step(self, k: int, grid: TimeGrid, f: RightHandSide, carry: Carry, numbers: Numbers) -> Carry:
+    def step(self, s: Step, f: RightHandSide, carry: Carry, coefficients: Coefficients) -> Carry:
         y = carry[0]
-        a, c = self.weights(k, grid, numbers)
-        slope = f(k, y)
-        d = slope * c if k == 0 else torch.add(_scaled(carry[1], a), slope, alpha=c)
+        a, c = self.weights(s, coefficients)
+        slope = f(0, y)
+        d = slope * c if s.before is None else torch.add(_scaled(carry[1], a), slope, alpha=c)
         return y + d, d
 
-    def inverse(self, k: int, grid: TimeGrid, f: RightHandSide, carry: Carry, numbers: Numbers) -> Carry:
+    def inverse(self, s: Step, f: RightHandSide, carry: Carry, coefficients: Coefficients) -> Carry:
         if not self.reversible:
-            return super().inverse(k, grid, f, carry, numbers)
+            return super().inverse(s, f, carry, coefficients)
         y = carry[0] - carry[1]
-        if k == 0:
+        if s.before is None:
             return (y,)
-        a, c = self.weights(k, grid, numbers)
-        d = torch.sub(carry[1], f(k, y), alpha=c)
+        a, c = self.weights(s, coefficients)
+        d = torch.sub(carry[1], f(0, y), alpha=c)
         return y, d if isinstance(a, float) and a == 1 else d / a
 
     def growth(self, z: complex) -> float:
         """The larger root of r^2 - (1 + a + c z) r + a, equal steps of length 1."""
-        a, c = self.weights(1, TimeGrid.uniform(2), {})
+        a, c = self.weights(Step(1.0, 2.0, before=1.0), {})
         return _larger_root(1 + float(a) + c * z, float(a))
 
 
@@ -104,9 +104,9 @@ class TwoStep(FixedStep):
 class LearnedTwoStep(TwoStep):
     """The LM-ResNet step, y_{n+1} = (1 - k) y_n + k y_{n-1} + h f(t_n, y_n) (Lu 2018, arXiv:1710.10121).
 
-    k is a learned number for each step, at first uniform in [-0.1, 0]; y_{-1} = y_0, so that k of step 0
-    changes nothing and gets no gradient. It solves (1 + k) y' = f, another equation for every k, so that it
-    has no order; only |k| = 1 could be undone, so that it counts as irreversible.
+    k is learned for each step, initially uniform in [-0.1, 0]. As y_{-1} = y_0, k of the first step changes
+    nothing and gets no gradient. The scheme solves (1 + k) y' = f, another equation for every k: it has no
+    order. It counts as irreversible: unless |k| = 1, an inverse would amplify rounding in every step.
     """
 
     equation = "(1 - k) y + k y_before + h f(t, y), k learned"
@@ -120,11 +120,11 @@ class LearnedTwoStep(TwoStep):
         """`k`, of shape (steps,)."""
         return {"k": torch.rand(grid.steps) * -0.1}
 
-    def weights(self, k: int, grid: TimeGrid, numbers: Numbers) -> tuple[Tensor, float]:
-        return -numbers["k"][k], _interval(grid, k)
+    def weights(self, s: Step, coefficients: Coefficients) -> tuple[Tensor, float]:
+        return -coefficients["k"], s.h
 
     def growth(self, z: complex) -> float:
-        """As it begins: the larger root, for k = 0 and k = -0.1."""
+        """The larger root for the initial k, from 0 to -0.1."""
         return max(_larger_root(1 + a + z, a) for a in (0.0, 0.1))
 
 
@@ -132,15 +132,15 @@ class LearnedTwoStep(TwoStep):
 class TwoStepMidpoint(TwoStep):
     """The two-step midpoint rule, y_{n+1} = y_{n-1} + 2 h f(t_n, y_n) (Chang 2018, arXiv:1709.03698).
 
-    Stable for eigenvalues on the imaginary axis alone, h |lambda| < 1, in both directions of time: made for
-    antisymmetric fields. With a dissipative one a parasitic solution grows, and with it rounding.
+    Stable only for eigenvalues on the imaginary axis with h |lambda| < 1, in both directions of time: made
+    for antisymmetric fields. With a dissipative field a parasitic solution grows, and rounding with it.
 
     Args:
         first: the first step; "euler": y_1 = y_0 + h f, order 2; "published": y_{-1} = y_0 and so
             y_1 = y_0 + 2 h f, order 1.
 
     Raises:
-        InputError: another first step; a grid of unequal steps.
+        InputError: another first step, or (in `check`) a grid of unequal steps.
     """
 
     first: str = "euler"
@@ -153,7 +153,7 @@ class TwoStepMidpoint(TwoStep):
 
     @property
     def order(self) -> int:
-        """2, as published 1."""
+        """2; 1 with the published first step."""
         return 2 if self.first == "euler" else 1
 
     def check(self, grid: TimeGrid) -> None:
@@ -164,9 +164,8 @@ class TwoStepMidpoint(TwoStep):
                 f"{max(grid.intervals):g}; take TimeGrid.uniform, or adams_bashforth2"
             )
 
-    def weights(self, k: int, grid: TimeGrid, numbers: Numbers) -> tuple[float, float]:
-        h = _interval(grid, k)
-        return -1.0, h if k == 0 and self.first == "euler" else 2 * h
+    def weights(self, s: Step, coefficients: Coefficients) -> tuple[float, float]:
+        return -1.0, s.h if s.before is None and self.first == "euler" else 2 * s.h
 
 
 @dataclass(frozen=True)
@@ -194,24 +193,23 @@ class Leapfrog(TwoStep):
 
     @property
     def order(self) -> int:
-        """2, as published 1."""
+        """2; 1 with the published first step."""
         return 2 if self.first == "half" else 1
 
-    def weights(self, k: int, grid: TimeGrid, numbers: Numbers) -> tuple[float, float]:
-        h = _interval(grid, k)
-        if k == 0:
+    def weights(self, s: Step, coefficients: Coefficients) -> tuple[float, float]:
+        h = s.h
+        if s.before is None:
             return 1.0, h * h / 2 if self.first == "half" else h * h
-        before = _interval(grid, k - 1)
-        return h / before, h * (before + h) / 2
+        return h / s.before, h * (s.before + h) / 2
 
 
 @dataclass(frozen=True)
 class Momentum(TwoStep):
     """The momentum ResNet, v <- g v + (1 - g) f(t, y), y <- y + h v, v_0 = 0 (Sander 2021, arXiv:2102.07870).
 
-    d = h v, so that a = g w and c = (1 - g) h. For fixed g it is of order 1 (y + h g/(1-g) v makes Euler
-    steps), with an error that grows as g/(1 - g): the velocity lags that many steps behind f. Running
-    backwards multiplies a rounding error by 1/g a step.
+    d = h v, so that a = g w and c = (1 - g) h. For fixed g it has order 1 (y + h g/(1-g) v makes Euler
+    steps), with an error proportional to g/(1 - g): the velocity lags that many steps behind f. Running
+    backwards multiplies a rounding error by 1/g in each step.
 
     Args:
         g: the momentum, 0 < g < 1.
@@ -231,22 +229,17 @@ class Momentum(TwoStep):
 
     @property
     def order(self) -> int:
-        """1, reached where the steps are much smaller than (1 - g) times the scale of the solution."""
+        """1, observed once the steps are much smaller than (1 - g) times the time scale of the solution."""
         return 1
 
-    def weights(self, k: int, grid: TimeGrid, numbers: Numbers) -> tuple[float, float]:
-        h = _interval(grid, k)
-        w = h / _interval(grid, k - 1) if k else 1.0
-        return self.g * w, (1 - self.g) * h
+    def weights(self, s: Step, coefficients: Coefficients) -> tuple[float, float]:
+        w = 1.0 if s.before is None else s.h / s.before
+        return self.g * w, (1 - self.g) * s.h
 
     def amplification(self, grid: TimeGrid) -> float:
         """g^-n."""
         exponent = -grid.steps * math.log(self.g)
         return math.exp(exponent) if exponent < 700 else math.inf
-
-
-def _interval(grid: TimeGrid, k: int) -> float:
-    return grid.nodes[k + 1] - grid.nodes[k]
 
 
 def _scaled(d: Tensor, a: float | Tensor) -> Tensor:

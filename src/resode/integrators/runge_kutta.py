@@ -2,8 +2,8 @@
 
     k_i = f(t + c_i h, y + h sum_{j<i} a_ij k_j),    y(t + h) ~ y + h sum_i b_i k_i
 
-A tableau is consistent where sum_i b_i = 1 and c_i = sum_j a_ij. Its order is p where the conditions of all
-rooted trees with at most p nodes hold: one of order 1, one of 2, two of 3, four of 4. On y' = lambda y a step
+A tableau is consistent if sum_i b_i = 1 and c_i = sum_j a_ij. It has order p if the conditions of all rooted
+trees with at most p nodes hold: one of order 1, one of 2, two of 3, four of 4. On y' = lambda y a step
 multiplies by the polynomial R(z) = 1 + z b^T (I - z A)^{-1} 1, z = h lambda.
 """
 
@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from resode.errors import InputError
-from resode.grids import TimeGrid
-from resode.integrators.base import Carry, Evaluation, FixedStep, Numbers, RightHandSide
+from resode.grids import Step
+from resode.integrators.base import Carry, Coefficients, Evaluation, FixedStep, RightHandSide
 
 TOLERANCE = 1e-11  # of a condition; coefficients are rounded to float64
 
@@ -31,12 +31,12 @@ class ExplicitRungeKutta(FixedStep):
         a: s rows of s coefficients each, strictly lower triangular; numbers, or fractions such as "1/3".
         b: the s weights of the slopes.
         c: the s nodes within a step.
-        order: the order of convergence; left out, the highest that its conditions reach, at most 4.
-        label: how a block calls the scheme.
+        order: the order of convergence (default: the highest one whose conditions hold, at most 4).
+        label: the name of the scheme in messages.
 
     Raises:
-        InputError: a tableau that is not consistent, not explicit, or not of the stated order. Conditions are
-            known up to order 4; of a higher one those, and the number of stages, are checked.
+        InputError: a tableau that is not consistent, not explicit, or not of the stated order. The conditions
+            are checked up to order 4; for a higher order also the number of stages.
     """
 
     a: tuple[tuple[float, ...], ...]
@@ -98,7 +98,7 @@ class ExplicitRungeKutta(FixedStep):
 
     @property
     def equation(self) -> str:
-        """Weights and nodes of the slopes k_i = f(t + c_i h, y + h sum_j a_ij k_j)."""
+        """One step, with the weights and nodes of its slopes k_i = f(t + c_i h, y + h sum_j a_ij k_j)."""
         if len(self.b) == 1:
             return "y + h f(t, y)"
         b, c = (", ".join(str(Fraction(x).limit_denominator(99)) for x in row) for row in (self.b, self.c))
@@ -106,21 +106,19 @@ class ExplicitRungeKutta(FixedStep):
 
     @property
     def name(self) -> str:
-        """Its label, or what it is."""
+        """The label, or "Runge-Kutta"."""
         return self.label or "Runge-Kutta"
 
-    def evaluations(self, grid: TimeGrid) -> tuple[Evaluation, ...]:
-        """At t_k + c_i h_k; c = 0 and c = 1 are the nodes, bit for bit."""
-        steps = zip(grid.nodes, grid.nodes[1:], strict=False)
-        return tuple(Evaluation((1 - c) * start + c * end) for start, end in steps for c in self.c)
+    def evaluations(self, s: Step) -> tuple[Evaluation, ...]:
+        """At t + c_i h; c = 0 and c = 1 give the nodes bit for bit."""
+        return tuple(Evaluation((1 - c) * s.t + c * s.end) for c in self.c)
 
-    def step(self, k: int, grid: TimeGrid, f: RightHandSide, carry: Carry, numbers: Numbers) -> Carry:
+    def step(self, s: Step, f: RightHandSide, carry: Carry, coefficients: Coefficients) -> Carry:
         (y,) = carry
-        h, first = grid.nodes[k + 1] - grid.nodes[k], k * len(self.b)
         slopes: list[Tensor] = []
         for i, row in enumerate(self.a):
-            slopes.append(f(first + i, _advance(y, h, row, slopes)))
-        return (_advance(y, h, self.b, slopes),)
+            slopes.append(f(i, _advance(y, s.h, row, slopes)))
+        return (_advance(y, s.h, self.b, slopes),)
 
     def growth(self, z: complex) -> float:
         """|R(z)|."""
@@ -136,7 +134,7 @@ class ExplicitRungeKutta(FixedStep):
 
 
 def _advance(y: Tensor, h: float, weights: Sequence[float], slopes: Sequence[Tensor]) -> Tensor:
-    """The state y + h sum_i weights_i slopes_i: a new tensor, then sums in its place."""
+    """The state y + h sum_i weights_i slopes_i: the first term makes a new tensor, others add in place."""
     total = y
     for weight, slope in zip(weights, slopes, strict=False):
         if weight:
@@ -145,11 +143,11 @@ def _advance(y: Tensor, h: float, weights: Sequence[float], slopes: Sequence[Ten
     return total
 
 
-Condition = tuple[int, str, float, float]  # of which order, the sum, what it is, what it has to be
+Condition = tuple[int, str, float, float]  # order, name of the sum, its value, the required value
 
 
 def _conditions(a: Sequence[Sequence[float]], b: Sequence[float], c: Sequence[float]) -> Iterator[Condition]:
-    """The order conditions up to order 4, one for each rooted tree."""
+    """Order conditions up to order 4, one for each rooted tree."""
     square, cube = [x**2 for x in c], [x**3 for x in c]
     ac, ac2 = [_dot(row, c) for row in a], [_dot(row, square) for row in a]
     yield 1, "sum b_i", math.fsum(b), 1

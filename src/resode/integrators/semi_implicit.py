@@ -3,9 +3,9 @@
     damped   (I + h L) y_{n+1} = y_n + h f(t_n, y_n)              solves y' = f - L y
     field    (I + h L) y_{n+1} = y_n + h L y_n + h f(t_n, y_n)    solves y' = f
 
-B is a periodic 3x3 convolution of each channel by itself, so the Fourier transform diagonalises L: at
-frequency (p, q) it is |b(p, q)|^2 >= 0, b being the transform of the kernel, and the system is solved exactly
-by one transform there and one back. So one step spreads information over the whole image.
+B is a periodic depthwise 3x3 convolution, so the Fourier transform diagonalises L: its eigenvalue at
+frequency (p, q) is |b(p, q)|^2 >= 0 with the transform b of the kernel. One transform and its inverse solve
+the system exactly, and one step spreads information over the whole image.
 """
 
 from dataclasses import dataclass
@@ -15,20 +15,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from resode.errors import InputError, nearest
-from resode.grids import TimeGrid
-from resode.integrators.base import Carry, Evaluation, FixedStep, Numbers, RightHandSide
+from resode.grids import Step, TimeGrid
+from resode.integrators.base import Carry, Coefficients, Evaluation, FixedStep, RightHandSide
 
 
 @dataclass(frozen=True)
 class IMEX(FixedStep):
-    """The semi-implicit step of IMEXnet (Haber 2019, arXiv:1903.02639), B learned, one for each step.
+    """The semi-implicit step of IMEXnet (Haber 2019, arXiv:1903.02639), with a learned B for each step.
 
-    The learned number `B` of shape (steps, C, 3, 3) begins uniform in [-1/3, 1/3], as torch begins a
-    depthwise 3x3 convolution, so that L is of norm about 1. Images of any size; a kernel wider than the image
-    wraps around it. The solve is in float32 at least, its result in the dtype of y.
+    The learned coefficient `B` of shape (steps, C, 3, 3) is initially uniform in [-1/3, 1/3], as in PyTorch's
+    depthwise 3x3 convolution, so that L has norm about 1. Images have any size; a kernel wider than the image
+    wraps around it. The system is solved in float32 or higher; the result has the dtype of y.
 
     Args:
-        variant: "damped" solves y' = f - L y, "field" solves y' = f and takes L for damping the step alone.
+        variant: "damped" solves y' = f - L y; "field" solves y' = f and uses L only to damp the step.
 
     Raises:
         InputError: another variant.
@@ -48,39 +48,39 @@ class IMEX(FixedStep):
         """1."""
         return 1
 
-    def evaluations(self, grid: TimeGrid) -> tuple[Evaluation, ...]:
-        """At t_k."""
-        return tuple(map(Evaluation, grid.nodes[:-1]))
+    def evaluations(self, s: Step) -> tuple[Evaluation, ...]:
+        """One, at t."""
+        return (Evaluation(s.t),)
 
     def coefficients(self, grid: TimeGrid, width: int) -> dict[str, Tensor]:
         """`B`, of shape (steps, width, 3, 3)."""
         return {"B": (2 * torch.rand(grid.steps, width, 3, 3) - 1) / 3}
 
-    def step(self, k: int, grid: TimeGrid, f: RightHandSide, carry: Carry, numbers: Numbers) -> Carry:
+    def step(self, s: Step, f: RightHandSide, carry: Carry, coefficients: Coefficients) -> Carry:
         (y,) = carry
-        h, kernel = grid.nodes[k + 1] - grid.nodes[k], numbers["B"][k]
-        slope = f(k, y)
+        h, kernel = s.h, coefficients["B"]
+        slope = f(0, y)
         if self.variant == "damped":
             return (implicit(torch.add(y, slope, alpha=h), kernel, h).to(y.dtype),)
         return (torch.add(y, implicit(slope, kernel, h).to(y.dtype), alpha=h),)
 
     def factor(self, z: complex, stiffness: float = 0.0) -> complex:
-        """By what a step multiplies where f = lambda y and L = l: z = h lambda, stiffness = h l."""
+        """The factor of a step for f = lambda y and L = l, with z = h lambda and stiffness = h l."""
         if self.variant == "damped":
             return (1 + z) / (1 + stiffness)
         return 1 + z / (1 + stiffness)
 
     def growth(self, z: complex) -> float:
-        """The largest |factor| over all L >= 0: that of L = 0, or of L without bound."""
+        """The largest |factor| over all L >= 0, reached at L = 0 or as L grows without bound."""
         return abs(1 + z) if self.variant == "damped" else max(1.0, abs(1 + z))
 
 
 def implicit(y: Tensor, kernel: Tensor, h: float) -> Tensor:
-    """(I + h B^T B)^{-1} y, in float32 at least.
+    """(I + h B^T B)^{-1} y, in float32 or higher.
 
     Args:
         y: (N, C, H, W).
-        kernel: of B, (C, 3, 3), one for each channel, periodic.
+        kernel: the periodic kernel of B for each channel, (C, 3, 3).
         h: the step, not negative.
     """
     dtype = torch.promote_types(y.dtype, torch.float32)
@@ -93,7 +93,7 @@ def implicit(y: Tensor, kernel: Tensor, h: float) -> Tensor:
 def symbol(kernel: Tensor, size: tuple[int, int]) -> Tensor:
     """The eigenvalues |b|^2 of B^T B at the frequencies of `rfft2`, (C, H, W // 2 + 1).
 
-    A kernel that is wider than the image is wrapped around it.
+    A kernel wider than the image wraps around it.
     """
     (height, width), channels = size, kernel.shape[0]
     rows, columns = -(-3 // height), -(-3 // width)  # 1 from 3 pixels on

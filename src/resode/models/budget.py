@@ -13,10 +13,10 @@ from torch import nn
 from resode import memory
 from resode.blocks import DynamicBlock
 from resode.errors import InputError
-from resode.gradients import Adjoint, Checkpointed, Gradient, Reversible, Stored, plans
-from resode.gradients.plans import Item
+from resode.gradients import Adjoint, Checkpointed, Gradient, Reversible, Stored, schedules
+from resode.gradients.schedules import Item
 from resode.integrators import FixedStep
-from resode.memory import Part, Profile, Shape, StepBytes
+from resode.memory import Profile, Section, Shape, StepBytes
 from resode.models.residual import ResidualNetwork
 
 Differentiated = ResidualNetwork | DynamicBlock
@@ -96,9 +96,8 @@ class Budget:
         owners = [id(getattr(part.chain, "owner", None)) for part in self.stored.chains]
         if owners != list(map(id, self.parts)):  # a block that is used twice, or out of order: left as it is
             self.stored, self.reversible = profiled(self.own), None
-            self.parts, self.noted = (), 0
+            self.parts = ()
             return
-        self.noted = sum(_moments(part) for part in self.parts)
         undone = [self._undone(part, method) for part, method in zip(self.parts, free, strict=True)]
         self.reversible = profiled(undone) if undone != free else None
 
@@ -126,9 +125,9 @@ class Budget:
             undo: whether reversible schemes may be undone.
         """
         for name, profile, levels in self._kinds(undo):
-            items = list(_items(profile.parts))
-            for bytes_ in (room - self.noted if levels else room, plans.smallest(items, levels)):
-                found = plans.fitted(items, bytes_, levels)
+            items = list(_items(profile.sections))
+            for bytes_ in (room, schedules.minimum_bytes(items, levels)):
+                found = schedules.fit(items, bytes_, levels)
                 choice = None if found is None else self._choice(name, profile, found)
                 if choice is not None and choice.activation_bytes <= room:
                     return choice
@@ -138,8 +137,8 @@ class Budget:
         """The choice of the fewest bytes of each kind."""
         choices = []
         for name, profile, levels in self._kinds(undo):
-            items = list(_items(profile.parts))
-            found = plans.fitted(items, plans.smallest(items, levels), levels)
+            items = list(_items(profile.sections))
+            found = schedules.fit(items, schedules.minimum_bytes(items, levels), levels)
             assert found is not None
             choices.append(self._choice(name, profile, found))
         return choices
@@ -157,7 +156,7 @@ class Budget:
         if reversible is not None and any(isinstance(p.method, Stored) for p in reversible.chains):
             yield "reversible, two levels", reversible, 2
 
-    def _choice(self, name: str, profile: Profile, found: Sequence[plans.Plan]) -> Choice:
+    def _choice(self, name: str, profile: Profile, found: Sequence[schedules.Schedule]) -> Choice:
         if not self.parts:
             return Choice(name, self.own, profile.peak(), 0.0)
         planned, again, steps = iter(found), 0, 0
@@ -170,23 +169,16 @@ class Budget:
                 methods.append(part.method)
                 continue
             plan = next(planned)
-            again += plans.done_again(plan)
+            again += schedules.recomputed_steps(plan)
             methods.append(Checkpointed(plan=plan) if len(plan) > 1 else Stored())
-        noted = self.noted if any(isinstance(method, Checkpointed) for method in methods) else 0
-        return Choice(name, tuple(methods), profile.peak(methods) + noted, again / max(steps, 1))
+        return Choice(name, tuple(methods), profile.peak(methods), again / max(steps, 1))
 
 
-def _moments(part: nn.Module) -> int:
-    """Bytes of what `resode.gradients.moments` notes at most: as many as running statistics have."""
-    kept = part.state_dict().items()
-    return sum(t.nbytes for name, t in kept if name.endswith(("running_mean", "running_var")))
-
-
-def _items(parts: Sequence[Part]) -> Iterator[Item]:
-    """The steps that can be done again, and what cannot."""
-    for number, part in enumerate(parts):
-        if isinstance(part.method, Stored):
-            yield from (Item(step, number) for step in part.steps)
+def _items(sections: Sequence[Section]) -> Iterator[Item]:
+    """The steps that can be recomputed, and what cannot."""
+    for number, section in enumerate(sections):
+        if isinstance(section.method, Stored):
+            yield from (Item(step, number) for step in section.steps)
         else:
-            held = part.held()
-            yield Item(StepBytes(0, held.kept, flowing=max(0, held.peak - held.kept)), None)
+            own = section.footprint()
+            yield Item(StepBytes(0, own.kept, flowing=max(0, own.peak - own.kept)), None)

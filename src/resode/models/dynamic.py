@@ -12,11 +12,12 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from resode import cost
-from resode.blocks import DynamicBlock, Stage
+from resode.blocks import DynamicBlock
 from resode.errors import InputError
 from resode.models.plans import refuse_sizes
 from resode.models.transitions import Connector, Head, Identity, Stem, UnitConnector, connectors, to_data
 from resode.registry import Entry
+from resode.stages import Stage
 
 AnyConnector = Connector | UnitConnector | Identity
 T = TypeVar("T")

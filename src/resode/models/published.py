@@ -7,7 +7,6 @@ Each is a few lines over `DynamicNet`: a field, an integrator, grids. A network 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from resode.blocks import Stage
 from resode.errors import InputError, nearest
 from resode.fields import Preactivation, TvNorm, Twist
 from resode.grids import TimeGrid
@@ -16,6 +15,7 @@ from resode.models.dynamic import DynamicNet
 from resode.models.he import units_per_stage
 from resode.models.plans import refuse_sizes
 from resode.models.transitions import Connector, Head, Identity, Stem, UnitConnector
+from resode.stages import Stage
 
 BN_1E4 = {"name": "batch", "eps": 1e-4}
 

@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from resode.blocks import DynamicBlock, Stage
+from resode.blocks import DynamicBlock
 from resode.controls import interpolation_weights
 from resode.errors import InputError
 from resode.gradients import Checkpointed, Gradient
 from resode.grids import TimeGrid
 from resode.integrators.base import Evaluation
 from resode.models.dynamic import DynamicNet
+from resode.stages import Stage
 
 Tensors = Mapping[str, Tensor]
 

@@ -37,7 +37,7 @@ class ResidualNetwork(nn.Module):
                 "take stored or checkpointed"
             )
         if isinstance(method, Checkpointed):
-            method.planned(len(self.units()))
+            method.schedule(len(self.units()))
         self.gradient = method
 
     def _stages(self) -> tuple[nn.Module, ...]:
@@ -51,7 +51,9 @@ class ResidualNetwork(nn.Module):
 
     def through_units(self, y: Tensor) -> Tensor:
         """The state after the last unit, from that before the first."""
-        if isinstance(self.gradient, Stored) and (torch.compiler.is_compiling() or memory.watch() is None):
+        if isinstance(self.gradient, Stored) and (
+            torch.compiler.is_compiling() or memory.active_profiler() is None
+        ):
             for stage in self._stages():
                 y = stage(y)
             return y
@@ -111,15 +113,12 @@ class UnitChain(Chain):
         constants = (module for module in self._modules if not has_running_statistics(module))
         return tuple(buffer for module in constants for buffer in module.buffers(recurse=False))
 
-    def alike(self, k: int) -> Any:
+    def cost_key(self, k: int) -> Any:
         unit = self.units[k]
         return str(unit), *((p.shape, p.requires_grad) for p in unit.parameters())
 
-    def part(self, steps: range) -> Chain:
+    def segment(self, steps: range) -> Chain:
         return UnitChain(self.units[steps.start : steps.stop])
-
-    def modules(self) -> tuple[nn.Module, ...]:
-        return self._modules
 
     def modes(self) -> tuple[bool, ...]:
         return tuple(module.training for module in self._modules)

@@ -20,12 +20,13 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from resode import cost
-from resode.blocks import DynamicBlock, Stage, dynamic_blocks
+from resode.blocks import DynamicBlock, dynamic_blocks
 from resode.errors import InputError, nearest
 from resode.fields import ConvolutionalField, Twist
 from resode.models.dynamic import DynamicNet
 from resode.models.transitions import Identity
 from resode.operators.twist import TwistConv2d, check_twist
+from resode.stages import Stage
 
 Predicate = Callable[[str, nn.Conv2d], bool]
 Where = Predicate | str | int | Sequence[str | int] | None

@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from resode.blocks import DynamicBlock, Stage
+from resode.blocks import DynamicBlock
 from resode.errors import DivergenceError, InputError, Stopped
 from resode.gradients import Checkpointed, Reversible, Stored
 from resode.integrators import Momentum
 from resode.models import create
 from resode.models.budget import differentiated, method_of
+from resode.stages import Stage
 from resode.training import Experiment, Observer, train
 from resode.training.setup.memory import budget, compiled, fitted, fixed_bytes, reconstruction_error
 

@@ -1,4 +1,4 @@
-"""Plans of recomputation: against a machine that runs them, and against all plans of a short chain."""
+"""Recomputation schedules, against a machine that runs them and against all schedules of a short chain."""
 
 import random
 from itertools import accumulate, combinations, pairwise
@@ -7,8 +7,8 @@ import pytest
 
 from resode import memory
 from resode.errors import InputError
-from resode.gradients import Checkpointed, plans
-from resode.gradients.plans import Item
+from resode.gradients import Checkpointed, schedules
+from resode.gradients.schedules import Item
 from resode.memory import StepBytes
 
 
@@ -24,7 +24,7 @@ def chain(steps, seed=0, carry=None):
 
 
 class Machine:
-    """Runs a plan and notes what is alive: carries and the operations of steps, by name."""
+    """Runs a schedule and records what is alive: carries and the operations of steps, by name."""
 
     def __init__(self, steps):
         self.steps, self.alive, self.peak, self.evaluations = steps, {}, 0, 0
@@ -35,13 +35,13 @@ class Machine:
         return self.peak
 
     def forward(self, plan, first):
-        """Keep what the plan keeps; what the backward pass has to do, in order."""
+        """Keep what the schedule keeps; returns what the backward pass has to do, in order."""
         todo = []
         for part in plan[:-1]:
             self.alive["carry", first] = self.steps[first].carry
             todo.append((first, part))
-            first += plans.length(part)
-            self.evaluations += plans.length(part)
+            first += schedules.length(part)
+            self.evaluations += schedules.length(part)
         for k in range(first, first + plan[-1]):
             held = ("carry", k) in self.alive
             self.alive["saved", k] = self.steps[k].saved - (self.steps[k].repeated if held else 0)
@@ -62,7 +62,7 @@ class Machine:
 
 
 def drawn(steps, levels, draw):
-    """A plan of so many steps."""
+    """A random schedule of so many steps."""
     kept = draw.randint(0, steps)
     parts, left = [], steps - kept
     while left:
@@ -73,25 +73,25 @@ def drawn(steps, levels, draw):
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_the_bytes_of_a_plan_are_those_of_a_machine_that_runs_it(seed):
+def test_the_bytes_of_a_schedule_are_those_of_a_machine_that_runs_it(seed):
     draw = random.Random(seed)
     steps = chain(draw.randint(1, 14), seed)
     plan = drawn(len(steps), draw.randint(1, 3), draw)
     machine = Machine(steps)
-    # A plan inside of a plan begins with a carry that is kept already, which `held` does not count twice.
+    # An inner schedule begins with a carry that is kept already; `footprint` does not count it twice.
     peak = machine.run(plan)
-    counted = plans.held(plan, steps).peak
-    assert peak <= counted <= peak + plans_within(plan) * max(step.carry for step in steps)
-    assert machine.evaluations == len(steps) + plans.done_again(plan)
+    counted = schedules.footprint(plan, steps).peak
+    assert peak <= counted <= peak + levels_within(plan) * max(step.carry for step in steps)
+    assert machine.evaluations == len(steps) + schedules.recomputed_steps(plan)
 
 
-def plans_within(plan):
-    """How many levels of plans stand inside of a plan."""
-    return max((1 + plans_within(part) for part in plan if isinstance(part, tuple)), default=0)
+def levels_within(plan):
+    """The number of levels within a schedule."""
+    return max((1 + levels_within(part) for part in plan if isinstance(part, tuple)), default=0)
 
 
-def every_plan(steps):
-    """All plans of one level."""
+def every_schedule(steps):
+    """All schedules of one level."""
     for kept in range(steps + 1):
         inner = range(1, steps - kept)
         for count in range(len(inner) + 1):
@@ -105,36 +105,36 @@ def items(steps):
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_the_smallest_plan_is_the_smallest_of_all(seed):
+def test_the_smallest_schedule_is_the_smallest_of_all(seed):
     """Where steps are of one kind, as in networks; elsewhere it is near."""
     steps = chain(9, seed, carry=10)
-    best = min(plans.held(plan, steps).peak for plan in every_plan(9))
-    assert plans.smallest(items(steps), 1) == pytest.approx(best, abs=1 + best / 200)
-    assert plans.fitted(items(steps), best - 2 - best // 100, 1) is None
+    best = min(schedules.footprint(plan, steps).peak for plan in every_schedule(9))
+    assert schedules.minimum_bytes(items(steps), 1) == pytest.approx(best, abs=1 + best / 200)
+    assert schedules.fit(items(steps), best - 2 - best // 100, 1) is None
     generic = chain(9, seed)
-    best = min(plans.held(plan, generic).peak for plan in every_plan(9))
-    assert best <= plans.smallest(items(generic), 1) <= 1.15 * best
+    best = min(schedules.footprint(plan, generic).peak for plan in every_schedule(9))
+    assert best <= schedules.minimum_bytes(items(generic), 1) <= 1.15 * best
 
 
 @pytest.mark.parametrize("levels", [0, 1, 2, 3])
 @pytest.mark.parametrize("seed", range(6))
-def test_a_fitted_plan_fits_and_does_less_again_where_there_is_more_room(seed, levels):
+def test_a_fitted_schedule_fits_and_recomputes_less_with_more_room(seed, levels):
     steps = chain(40, seed)
-    least, all_ = plans.smallest(items(steps), levels), memory.span(steps)
+    least, all_ = schedules.minimum_bytes(items(steps), levels), memory.span(steps)
     again = []
     for share in (0, 0.05, 0.2, 0.5, 1):
         room = int(least + share * (all_ - least))
-        (plan,) = plans.fitted(items(steps), room, levels)
-        assert plans.length(plan) == 40
-        assert plans.held(plan, steps).peak <= room
-        again.append(plans.done_again(plan))
+        (plan,) = schedules.fit(items(steps), room, levels)
+        assert schedules.length(plan) == 40
+        assert schedules.footprint(plan, steps).peak <= room
+        again.append(schedules.recomputed_steps(plan))
     assert again[-1] == 0
     assert again == sorted(again, reverse=True)
 
 
 def test_more_levels_need_less_room():
     steps = [StepBytes(10, 40, 10, 10, 10)] * 1000
-    sizes = [plans.smallest(items(steps), levels) for levels in (0, 1, 2)]
+    sizes = [schedules.minimum_bytes(items(steps), levels) for levels in (0, 1, 2)]
     assert sizes[0] > 40_000
     assert sizes[1] < 3 * (40 * 10 * 1000) ** (1 / 2)
     assert sizes[2] < 4 * (40 * 10 * 10 * 1000) ** (1 / 3)
@@ -149,48 +149,48 @@ def test_chains_with_something_between_are_fitted_together():
         Item(between, None),
         *(Item(s, 1) for s in second),
     ]
-    room = plans.smallest(row, 1)
-    found = plans.fitted(row, room, 1)
-    assert [plans.length(plan) for plan in found] == [6, 8]
-    held = [plans.held(found[0], first), plans.held(found[1], second)]
+    room = schedules.minimum_bytes(row, 1)
+    found = schedules.fit(row, room, 1)
+    assert [schedules.length(plan) for plan in found] == [6, 8]
+    held = [schedules.footprint(found[0], first), schedules.footprint(found[1], second)]
     assert max(100 + held[0].peak, 200 + held[0].kept + held[1].peak) <= room
-    assert plans.fitted(row, 199, 2) is None
+    assert schedules.fit(row, 199, 2) is None
 
 
 @pytest.mark.parametrize("levels", [1, 2, 3])
 @pytest.mark.parametrize("steps", [1, 2, 5, 16, 27, 100])
-def test_uniform_plans(steps, levels):
-    every = plans.root(steps, levels)
-    plan = plans.uniform(steps, every, levels)
-    assert plans.length(plan) == steps
+def test_uniform_schedules(steps, levels):
+    every = schedules.segment_length(steps, levels)
+    plan = schedules.uniform(steps, every, levels)
+    assert schedules.length(plan) == steps
     assert plan[-1] == 0
-    assert steps <= plans.done_again(plan) <= levels * steps
-    sizes = [plans.length(part) for part in plan[:-1]]
+    assert steps <= schedules.recomputed_steps(plan) <= levels * steps
+    sizes = [schedules.length(part) for part in plan[:-1]]
     assert all(size <= every**levels for size in sizes)
     assert list(accumulate(sizes))[-1] == steps
 
 
 def test_the_root_rule():
-    assert plans.uniform(10, 3) == (3, 3, 3, 1, 0)
-    assert plans.uniform(10, 2, 2) == ((2, 2), (2, 2), 2, 0)
-    assert plans.root(100) == 10
-    assert plans.root(27, 2) == 3
+    assert schedules.uniform(10, 3) == (3, 3, 3, 1, 0)
+    assert schedules.uniform(10, 2, 2) == ((2, 2), (2, 2), 2, 0)
+    assert schedules.segment_length(100) == 10
+    assert schedules.segment_length(27, 2) == 3
 
 
 WRONG = [(), [], "3", 3, [4, 4, True], [0, 2], [-1, 3], [4, [2, 2]], [4.0, 2], {"every": 2}]
 
 
 @pytest.mark.parametrize("plan", WRONG, ids=str)
-def test_what_is_no_plan_is_refused_with_an_example(plan):
+def test_a_malformed_plan_is_refused_with_an_example(plan):
     with pytest.raises(InputError, match=r"\[4, 4, 2\]"):
         Checkpointed(plan=plan)
 
 
-def test_a_plan_is_of_one_number_of_steps_and_stands_alone():
-    assert Checkpointed(plan=[[2, 1], 3, 2]).planned(8) == ((2, 1), 3, 2)
-    with pytest.raises(InputError, match="the plan is of 8 steps, here are 9"):
-        Checkpointed(plan=[[2, 1], 3, 2]).planned(9)
-    with pytest.raises(InputError, match="leave every and levels out"):
+def test_a_plan_is_for_one_number_of_steps_and_stands_alone():
+    assert Checkpointed(plan=[[2, 1], 3, 2]).schedule(8) == ((2, 1), 3, 2)
+    with pytest.raises(InputError, match="the plan is for 8 steps, here are 9"):
+        Checkpointed(plan=[[2, 1], 3, 2]).schedule(9)
+    with pytest.raises(InputError, match="a plan replaces every and levels"):
         Checkpointed(every=3, plan=[3, 3])
     for wrong in (0, -1, 1.5, "2", True):
         with pytest.raises(InputError, match="a positive integer is needed"):
