@@ -1,4 +1,4 @@
-"""Several processes train one network: parts of batches, statistics over all, and real runs by torchrun."""
+"""Several processes train one network: shares of batches, synchronised statistics, runs under torchrun."""
 
 import csv
 import os
@@ -19,7 +19,11 @@ from resode.errors import InputError
 from resode.models import create
 from resode.training import evaluate
 from resode.training.process import distributed
-from resode.training.process.distributed import SynchronisedBatchNorm2d, synchronise
+from resode.training.process.sync_batchnorm import (
+    SyncBatchNorm2d,
+    convert_sync_batchnorm,
+    revert_sync_batchnorm,
+)
 from tests import ranks
 
 WITHOUT_STATISTICS = {
@@ -92,8 +96,8 @@ def test_synchronised_statistics_of_one_process_are_those_of_batchnorm(group, mo
     torch.manual_seed(0)
     plain = nn.BatchNorm2d(3, momentum=momentum).double()
     nn.init.normal_(plain.weight)
-    own = synchronise(nn.Sequential(nn.BatchNorm2d(3, momentum=momentum))).double()
-    assert isinstance(own[0], SynchronisedBatchNorm2d)
+    own = convert_sync_batchnorm(nn.Sequential(nn.BatchNorm2d(3, momentum=momentum))).double()
+    assert isinstance(own[0], SyncBatchNorm2d)
     own[0].load_state_dict(plain.state_dict())
     for _ in range(2):
         x = (5 + torch.randn(4, 3, 5, 6, dtype=torch.float64)).requires_grad_()
@@ -110,21 +114,21 @@ def test_synchronised_statistics_of_one_process_are_those_of_batchnorm(group, mo
 def test_synchronising_keeps_the_very_tensors():
     network = create("he_resnet20", widths=(4, 4, 8))
     before = dict(network.state_dict(keep_vars=True))
-    assert synchronise(network) is network
+    assert convert_sync_batchnorm(network) is network
     after = network.state_dict(keep_vars=True)
     assert list(before) == list(after)
     assert all(after[name] is tensor for name, tensor in before.items())
     assert not any(type(m) is nn.BatchNorm2d for m in network.modules())
-    back = distributed.desynchronise(network).state_dict(keep_vars=True)
+    back = revert_sync_batchnorm(network).state_dict(keep_vars=True)
     assert all(back[name] is tensor for name, tensor in before.items())
-    assert not any(isinstance(m, SynchronisedBatchNorm2d) for m in network.modules())
+    assert not any(isinstance(m, SyncBatchNorm2d) for m in network.modules())
 
 
 def test_a_layer_that_stands_twice_is_synchronised_twice():
     norm = nn.BatchNorm2d(3)
-    network = synchronise(nn.ModuleDict({"a": norm, "b": nn.Sequential(norm), "c": norm}))
+    network = convert_sync_batchnorm(nn.ModuleDict({"a": norm, "b": nn.Sequential(norm), "c": norm}))
     assert network["a"] is network["c"] is network["b"][0]
-    assert type(network["a"]) is SynchronisedBatchNorm2d
+    assert type(network["a"]) is SyncBatchNorm2d
 
 
 @pytest.mark.slow
@@ -152,7 +156,7 @@ def test_two_ranks_with_synchronised_statistics_give_the_gradient_of_one_process
     network = create(**model).double()
     x = torch.randn(6, 3, 8, 8, dtype=torch.float64)
     alone = ranks.gradients(network, x)
-    together = ranks.gradients(synchronise(network), x, ranks=2)
+    together = ranks.gradients(convert_sync_batchnorm(network), x, ranks=2)
     for key, gradient in alone.items():
         torch.testing.assert_close(together[key], gradient, rtol=1e-8, atol=1e-10)
 
@@ -270,18 +274,18 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path):
 def test_one_process_is_a_world_of_its_own(monkeypatch):
     for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         monkeypatch.delenv(key, raising=False)
-    with distributed.together() as world:
+    with distributed.process_group() as world:
         assert world == distributed.SINGLE
         assert world.first
         assert world.broadcast(3) == 3
         assert world.all_gather("a") == ["a"]
         assert world.all_reduce_max([1, 2.5]) == [1, 2.5]
         network = nn.Linear(2, 2)
-        assert world.data_parallel(network, network) is network
+        assert world.data_parallel(network) is network
 
 
 def test_every_process_has_a_gpu_of_its_own(monkeypatch):
-    world = distributed.World(rank=3, size=4, local=1)
+    world = distributed.World(rank=3, size=4, local_rank=1)
     assert world.device("cuda:0") == world.device("cuda") == "cuda:1"
     assert world.device("cpu") == "cpu"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -289,7 +293,7 @@ def test_every_process_has_a_gpu_of_its_own(monkeypatch):
     assert distributed.SINGLE.device("auto") == "auto"
 
 
-def test_a_world_that_is_no_number_is_told(monkeypatch):
+def test_a_rank_that_is_no_integer_is_refused(monkeypatch):
     monkeypatch.setenv("RANK", "first")
     with pytest.raises(InputError, match="start by torchrun"):
-        distributed.present()
+        distributed.World.from_environment()
