@@ -28,7 +28,7 @@ from resode import cost, memory
 from resode.operators.twist import FORMS
 from resode.training.process.allocator import keep_freed_memory
 from resode.training.process.device import place
-from resode.training.records.run import environment
+from resode.training.records.environment import environment
 from resode.training.setup.memory import compiled
 
 ARMS = ("plain", *(form for form in FORMS if form != "auto"))

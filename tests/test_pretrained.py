@@ -10,7 +10,7 @@ import resode
 from resode import pretrained, weights
 from resode.cli import app
 from resode.errors import InputError
-from resode.training.records.run import weights_file
+from resode.training.records.locations import weights_file
 
 NAMES = pretrained.names()
 

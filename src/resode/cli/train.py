@@ -94,7 +94,7 @@ def train(
             raise InputError(f"{out}: holds no run to resume; name a recipe to start one")
         recipe = str(out)
     from resode.training import Experiment
-    from resode.training.records.run import weights_file
+    from resode.training.records.locations import weights_file
 
     choice("--compile", compile_, ("auto", "on", "off"))
     choice("--track", track, ("tensorboard",))

@@ -22,7 +22,8 @@ from resode.training.process.signals import StopRequest, listening
 from resode.training.process.sync_batchnorm import revert_sync_batchnorm
 from resode.training.recipe.experiment import Experiment
 from resode.training.records import checkpoints
-from resode.training.records.run import Run, environment
+from resode.training.records.environment import environment
+from resode.training.records.run import Run
 from resode.training.setup.changes import changed
 from resode.training.setup.preparation import Setup, model_of, prepare
 
@@ -94,7 +95,7 @@ def _train(
     with contextlib.ExitStack() as held:
         if world.first:
             fresh = not run.path.exists()
-            held.enter_context(contextlib.closing(run.lock()))
+            held.enter_context(run.lock())
             held.enter_context(_leaving_nothing(run, fresh))
             _refuse_unfit(run, resume)
         resumed, finished = world.broadcast((run.exists, run.finished))
