@@ -34,7 +34,7 @@ from resode.training.process.allocator import keep_freed_memory
 from resode.training.process.device import place
 from resode.training.process.signals import StopRequest
 from resode.training.process.sync_batchnorm import convert_sync_batchnorm
-from resode.training.recipe.experiment import Refinement, Twisting
+from resode.training.recipe.network import Refinement, Twisting
 from resode.training.records import checkpoints
 from resode.training.records.run import Run, format_row
 from resode.training.setup.changes import Carry, changed

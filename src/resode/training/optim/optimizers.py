@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from resode import atomic, weights
 from resode.errors import InputError, IntegrityError
 from resode.training.optim import muon
-from resode.training.recipe.experiment import SGD, AdamW, Muon, Optimizer
+from resode.training.recipe.optimizer import SGD, AdamW, Muon, Optimizer
 
 
 def build(module: nn.Module, section: Optimizer) -> torch.optim.Optimizer:

@@ -8,14 +8,7 @@ import bisect
 import math
 from typing import assert_never
 
-from resode.training.recipe.experiment import (
-    Constant,
-    Cosine,
-    LinearExponential,
-    MultiStep,
-    OneCycle,
-    Schedule,
-)
+from resode.training.recipe.schedule import Constant, Cosine, LinearExponential, MultiStep, OneCycle, Schedule
 
 
 def factor(schedule: Schedule, progress: float) -> float:
