@@ -423,7 +423,7 @@ def test_a_state_that_does_not_fit_is_refused(carried, tmp_path):
     with pytest.raises(IntegrityError, match="no whole safetensors file"):
         prepare(dynamic(init=init))
     optimizers.state_file(carried).unlink()
-    with pytest.raises(InputError, match=r"no such file .*leave init.optimizer out"):
+    with pytest.raises(InputError, match=r"no such file .*set init.optimizer=false"):
         prepare(dynamic(init=init))
 
 
