@@ -142,13 +142,13 @@ def imports() -> list[str]:
 
 
 def trained() -> list[str]:
-    """The weights that are shipped."""
+    """The pretrained networks of the package."""
     rows = [
         "| name | test error | data | network | epochs, seed | size |",
         "|---|---|---|---|---|---|",
     ]
     for name in pretrained.names():
-        file = HERE.parent / "src" / "resode" / "shipped" / f"{name}.safetensors"
+        file = pretrained.FOLDER / f"{name}.safetensors"
         card = weights.read_card(file)
         told, model = card.training, card.specification
         error = f"{told['test_error']:.2f} % of {told['test_samples']:,}"

@@ -170,7 +170,7 @@ class Registry(Generic[T]):
             if entry.factory is type(value):
                 return {"name": name, **_chosen(value)}
         raise InputError(
-            f"the {self.kind} {type(value).__name__} is not registered; register it, so that a file can name it"
+            f"the {self.kind} {type(value).__name__} is not registered; register it to name it in files"
         )
 
 

@@ -85,7 +85,7 @@ def test_parts_are_evaluated_to_the_scores_of_the_whole(digits):
 
 @pytest.fixture
 def group(tmp_path):
-    """A world of one process that does exchange."""
+    """A process group of one process."""
     dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
     yield
     dist.destroy_process_group()
@@ -124,7 +124,7 @@ def test_synchronising_keeps_the_very_tensors():
     assert not any(isinstance(m, SyncBatchNorm2d) for m in network.modules())
 
 
-def test_a_layer_that_stands_twice_is_synchronised_twice():
+def test_a_layer_that_is_used_twice_stays_one_layer():
     norm = nn.BatchNorm2d(3)
     network = convert_sync_batchnorm(nn.ModuleDict({"a": norm, "b": nn.Sequential(norm), "c": norm}))
     assert network["a"] is network["c"] is network["b"][0]
@@ -173,12 +173,12 @@ def torchrun(out, *arguments, processes=2, restarts=0, epochs=2):
 
 
 def run(*arguments, **options):
-    """What it says."""
-    done = subprocess.run(
+    """Run it; returns what it logs."""
+    finished = subprocess.run(
         torchrun(*arguments, **options), env=environment(), capture_output=True, text=True, timeout=300
     )
-    assert done.returncode == 0, done.stderr
-    return done.stderr
+    assert finished.returncode == 0, finished.stderr
+    return finished.stderr
 
 
 def environment():
@@ -197,14 +197,14 @@ def workers(starter):
 
 
 def interrupted(out, number, **options):
-    """A run whose second rank gets a signal after two epochs; what torchrun ends with."""
+    """A run whose second rank gets a signal after two epochs: exit code and log of torchrun."""
     starter = subprocess.Popen(torchrun(out, **options), env=environment(), stderr=subprocess.PIPE, text=True)
     while not ((out / "metrics.csv").is_file() and len(rows(out)) >= 2):
         assert starter.poll() is None, starter.stderr.read()
         time.sleep(0.02)
     os.kill(workers(starter)[1], number)
-    _, told = starter.communicate(timeout=300)
-    return starter.returncode, told
+    _, log = starter.communicate(timeout=300)
+    return starter.returncode, log
 
 
 @pytest.mark.slow
@@ -238,19 +238,19 @@ def test_what_happens_to_one_process_happens_to_all(tmp_path):
     run(tmp_path / "whole", **options)
     expected = load_file(tmp_path / "whole" / "model.safetensors")
 
-    code, told = interrupted(tmp_path / "stopped", signal.SIGTERM, restarts=1, **options)
+    code, log = interrupted(tmp_path / "stopped", signal.SIGTERM, restarts=1, **options)
     assert code != 0
-    assert "and saved; go on with: resode train --resume" in told
-    assert "ended on purpose" in told  # and is not started again
-    assert 'Traceback (most recent call last):\n  File "' + str(tmp_path) not in told
+    assert "and saved; go on with: resode train --resume" in log
+    assert "ended on purpose" in log  # and is not started again
+    assert 'Traceback (most recent call last):\n  File "' + str(tmp_path) not in log
     assert not (tmp_path / "stopped" / "summary.json").exists()
-    said = run(tmp_path / "stopped", "--resume", **options)
-    assert "resuming at iteration" in said
+    log = run(tmp_path / "stopped", "--resume", **options)
+    assert "resuming at iteration" in log
     assert_same(load_file(tmp_path / "stopped" / "model.safetensors"), expected)
 
-    code, told = interrupted(tmp_path / "killed", signal.SIGKILL, restarts=1, **options)
-    assert code == 0, told
-    assert "resuming at iteration" in told
+    code, log = interrupted(tmp_path / "killed", signal.SIGKILL, restarts=1, **options)
+    assert code == 0, log
+    assert "resuming at iteration" in log
     assert_same(load_file(tmp_path / "killed" / "model.safetensors"), expected)
 
 
@@ -263,8 +263,8 @@ def assert_same(found, expected):
 def test_a_run_goes_on_with_another_number_of_processes(tmp_path):
     code, _ = interrupted(tmp_path, signal.SIGTERM, epochs=6)
     assert code != 0
-    said = run(tmp_path, "--resume", processes=1, epochs=6)
-    assert "1 processes instead of 2: order and augmentation of the images stay the same" in said
+    log = run(tmp_path, "--resume", processes=1, epochs=6)
+    assert "1 processes instead of 2: order and augmentation of the images stay the same" in log
     assert len(rows(tmp_path)) == 6
 
 
