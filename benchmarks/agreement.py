@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from resode.training.records.run import environment
+from resode.training.records.environment import environment
 
 
 def bench(recipe: str, options: argparse.Namespace) -> float:

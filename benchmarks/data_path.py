@@ -16,7 +16,7 @@ import torch
 
 from resode.training import Experiment, Observer, Run
 from resode.training.loop.trainer import Trainer
-from resode.training.records.run import environment
+from resode.training.records.environment import environment
 from resode.training.setup.preparation import prepare
 
 

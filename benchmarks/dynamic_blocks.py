@@ -23,7 +23,7 @@ from torch import Tensor, nn
 import resode
 from resode.interop import from_dynamicblocks
 from resode.training.process.device import place
-from resode.training.records.run import environment
+from resode.training.records.environment import environment
 
 WIDTHS, NODES = (16, 32, 64, 64), (0.0, 1.0, 2.0, 3.0, 4.0)
 

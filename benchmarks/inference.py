@@ -35,7 +35,7 @@ from torch import Tensor, nn
 
 import resode
 from resode.inference import Frozen
-from resode.training.records.run import environment
+from resode.training.records.environment import environment
 
 LAST = torch.channels_last
 MODELS = "he_resnet20,he_resnet56,he_resnet110,cifar_resnet18"

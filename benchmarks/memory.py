@@ -34,7 +34,7 @@ from resode import cost, memory
 from resode.models.budget import Budget, set_gradients
 from resode.training.process.allocator import keep_freed_memory
 from resode.training.process.device import place
-from resode.training.records.run import environment
+from resode.training.records.environment import environment
 
 IMAGE = (3, 32, 32)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

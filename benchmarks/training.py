@@ -47,7 +47,8 @@ from resode.training import Experiment
 from resode.training.loop.progress import Observer, Position
 from resode.training.loop.trainer import Trainer
 from resode.training.process.device import choose_device
-from resode.training.records.run import Run, environment
+from resode.training.records.environment import environment
+from resode.training.records.run import Run
 from resode.training.setup.memory import compiled
 from resode.training.setup.preparation import prepare
 

@@ -32,7 +32,7 @@ from resode.operators import generated
 from resode.operators.twist import FORMS
 from resode.training.process.allocator import keep_freed_memory
 from resode.training.process.device import place
-from resode.training.records.run import environment
+from resode.training.records.environment import environment
 from resode.training.setup.memory import compiled
 
 PLAIN_GENERATORS = "plain generators"

@@ -17,8 +17,8 @@ from rich.console import Console
 from resode import cost, create, pretrained, quantities, report, weights
 from resode.report.statistics import mean_of
 from resode.training import Experiment
-from resode.training.recipe.experiment import OneCycle
-from resode.training.recipe.reading import shipped as shipped_recipes
+from resode.training.recipe.reading import recipes
+from resode.training.recipe.schedule import OneCycle
 from resode.training.setup.image_sizes import parts
 
 HERE = Path(__file__).parent
@@ -96,7 +96,7 @@ def published() -> list[str]:
             key = summary["name"], summary["epochs"], summary["data"]["train"], cpu
             recorded.setdefault(key, []).append(file.parent)
     begun = unfinished()
-    for name in shipped_recipes():
+    for name in recipes():
         recipe = Experiment.from_recipe(name)
         if recipe.about.published is None:
             continue
@@ -142,13 +142,13 @@ def imports() -> list[str]:
 
 
 def trained() -> list[str]:
-    """The weights that are shipped."""
+    """The pretrained networks of the package."""
     rows = [
         "| name | test error | data | network | epochs, seed | size |",
         "|---|---|---|---|---|---|",
     ]
     for name in pretrained.names():
-        file = HERE.parent / "src" / "resode" / "shipped" / f"{name}.safetensors"
+        file = pretrained.FOLDER / f"{name}.safetensors"
         card = weights.read_card(file)
         told, model = card.training, card.specification
         error = f"{told['test_error']:.2f} % of {told['test_samples']:,}"

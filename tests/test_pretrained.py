@@ -1,4 +1,4 @@
-"""Shipped weights: each loads by its name alone, and evaluates to the error that its card states."""
+"""Pretrained networks load by their names, and evaluate to the errors that their model cards state."""
 
 import json
 
@@ -10,7 +10,7 @@ import resode
 from resode import pretrained, weights
 from resode.cli import app
 from resode.errors import InputError
-from resode.training.records.run import weights_file
+from resode.training.records.locations import weights_file
 
 NAMES = pretrained.names()
 
@@ -19,7 +19,7 @@ def card_of(name):
     return weights.read_card(pretrained.file(name))
 
 
-def test_some_are_shipped_and_all_are_small():
+def test_there_are_some_and_all_are_small():
     files = [pretrained.file(name) for name in NAMES]
     assert "short/resnet20" in NAMES
     assert all(file.stat().st_size < 4_000_000 for file in files)
@@ -29,10 +29,10 @@ def test_some_are_shipped_and_all_are_small():
 @pytest.mark.parametrize("name", NAMES)
 def test_the_model_card_states_what_the_file_holds(name):
     text = pretrained.file(name).with_suffix(".md").read_text()
-    told = card_of(name).training
-    assert told["licence"] == "MIT"
-    assert f"{told['test_error']:.2f} % of {told['test_samples']:,} images of {told['data']}" in text
-    assert f"recipe `{told['recipe']}`, seed {told['seed']}, {told['epochs']} epochs" in text
+    trained = card_of(name).training
+    assert trained["licence"] == "MIT"
+    assert f"{trained['test_error']:.2f} % of {trained['test_samples']:,} images of {trained['data']}" in text
+    assert f"recipe `{trained['recipe']}`, seed {trained['seed']}, {trained['epochs']} epochs" in text
     assert f'resode.load("{name}")' in text
     assert "Licence" in text
 
@@ -49,45 +49,45 @@ def test_it_loads_by_its_name(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_it_evaluates_to_the_stated_error(name, request):
-    told, model = card_of(name).training, resode.load(name)
-    if told["data"] != "digits":
+    trained, model = card_of(name).training, resode.load(name)
+    if trained["data"] != "digits":
         request.getfixturevalue("real_data")
-    data = resode.load_data(told["data"]).test
+    data = resode.load_data(trained["data"]).test
     wrong = 0
     with torch.inference_mode():
         for start in range(0, len(data), 500):
             images = torch.tensor(data.pixels[start : start + 500]).permute(0, 3, 1, 2)
             guesses = model(model.preprocessing(images)).argmax(1)
             wrong += int((guesses != torch.tensor(data.labels[start : start + 500])).sum())
-    assert len(data) == told["test_samples"]
+    assert len(data) == trained["test_samples"]
     assert 100 * wrong / len(data) == pytest.approx(
-        told["test_error"], abs=0.02
+        trained["test_error"], abs=0.02
     )  # rounding of other machines
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # of torch's compiler, where it is asked
+@pytest.mark.filterwarnings("ignore")  # from torch's compiler
 def test_half_precision_keeps_the_error_to_a_tenth_of_a_point(real_data):
-    """What is evaluated in bf16, frozen, beside fp32, on all test images."""
+    """bf16, frozen and compiled, beside fp32, on all test images."""
     wrong = []
     for words in ([], ["--precision", "bf16", "--compile", "on"]):
-        done = CliRunner().invoke(
+        result = CliRunner().invoke(
             app, ["evaluate", "fast/resnet20-cpu", "--data", "cifar10", "--json", *words]
         )
-        assert done.exit_code == 0, done.output
-        record = json.loads(done.stdout)
+        assert result.exit_code == 0, result.output
+        record = json.loads(result.stdout)
         assert record["samples"] == 10_000
         wrong.append(record["top1_error"])
     assert wrong[1] == pytest.approx(wrong[0], abs=0.1)
 
 
 def test_commands_take_a_name():
-    said = CliRunner().invoke(app, ["list", "models", "short/"]).stdout
-    assert "short/resnet20 " in said
-    assert "12.91 %" in said
+    output = CliRunner().invoke(app, ["list", "models", "short/"]).stdout
+    assert "short/resnet20 " in output
+    assert "12.91 %" in output
 
 
-def test_what_lies_there_comes_first(tmp_path, monkeypatch):
+def test_a_file_comes_before_a_pretrained_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert weights_file("short/resnet20") == pretrained.file("short/resnet20")
     (tmp_path / "short").mkdir()
@@ -95,6 +95,6 @@ def test_what_lies_there_comes_first(tmp_path, monkeypatch):
     assert weights_file("short/resnet20").read_bytes() == b"mine"
 
 
-def test_a_name_that_is_near_is_told():
+def test_the_nearest_name_is_suggested():
     with pytest.raises(InputError, match="no such run, checkpoint or file; did you mean 'short/resnet20'"):
         resode.load("short/resnet21")

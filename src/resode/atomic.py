@@ -1,7 +1,7 @@
-"""Durable files: what is written is either there whole or not at all.
+"""Atomic writes of files, SHA-256 digests, and the cache folder.
 
-A file is written to a sibling temporary, fsynced, and renamed over its name; then the folder is fsynced. An
-interrupted or failed write leaves what was there before.
+A file is written to a temporary sibling, fsynced, and renamed over its target; then the folder is fsynced. An
+interrupted or failed write leaves the previous file untouched.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from resode.errors import ResourceError
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn a failure of the file system into one line that names the place and the reason."""
+    """Context manager: turns an `OSError` into a `ResourceError` that names `path` and the reason."""
     try:
         yield
     except OSError as error:
@@ -26,7 +26,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def sync(path: Path) -> None:
-    """Flush a file or a folder to the disk."""
+    """Flush a file or a folder to disk (fsync)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -35,10 +35,14 @@ def sync(path: Path) -> None:
 
 
 def write(path: Path, fill: Callable[[Path], None]) -> None:
-    """Let `fill` write a sibling temporary file, then put it in the place of `path`.
+    """Write a file atomically.
+
+    Args:
+        path: the file; its folder is created if needed.
+        fill: writes the content to the temporary path that it is given.
 
     Raises:
-        ResourceError: the folder is read-only, the disk full; `path` is as it was.
+        ResourceError: the folder is read-only or the disk is full; `path` is unchanged.
     """
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -56,7 +60,7 @@ def write(path: Path, fill: Callable[[Path], None]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write text durably."""
+    """Write text atomically, as UTF-8."""
 
     def fill(temporary: Path) -> None:
         temporary.write_text(text, encoding="utf-8")
@@ -65,12 +69,14 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON durably."""
+    """Write JSON atomically."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def cache_folder(name: str) -> Path:
-    """Where something that can be made again is kept: below $RESODE_CACHE or ~/.cache/resode.
+    """The folder `name` for files that can be recomputed or downloaded again.
+
+    It lies in $RESODE_CACHE, or in `resode` below $XDG_CACHE_HOME or ~/.cache.
 
     Raises:
         RuntimeError: there is no home directory.

@@ -1,6 +1,6 @@
-"""What can go wrong, by exit code: the command line prints one line a message, never a traceback.
+"""Errors by exit code; the command line prints each message as one line, without a traceback.
 
-0 done; 2 usage or input; 3 integrity or security; 4 diverged; 5 resources; 128 + n stopped by signal n.
+0 success; 2 usage or input; 3 integrity or security; 4 divergence; 5 resources; 128 + n stopped by signal n.
 """
 
 import difflib
@@ -9,7 +9,11 @@ from itertools import takewhile
 
 
 class ResodeError(Exception):
-    """A mistake with a known cause; each message is one line that names the thing and the mend."""
+    """Base class of errors with a known cause.
+
+    Args:
+        messages: one line each, which names the thing and the fix.
+    """
 
     exit_code = 1
 
@@ -19,31 +23,31 @@ class ResodeError(Exception):
 
 
 class InputError(ResodeError, ValueError):
-    """Usage or input: misspelt names, missing files, wrong shapes (exit 2)."""
+    """Wrong usage or input: misspelt names, missing files, wrong shapes (exit code 2)."""
 
     exit_code = 2
 
 
 class IntegrityError(ResodeError):
-    """A hash mismatch, a corrupt or a hostile file (exit 3)."""
+    """A hash mismatch, or a corrupt or hostile file (exit code 3)."""
 
     exit_code = 3
 
 
 class DivergenceError(ResodeError):
-    """Training met NaN or infinity (exit 4)."""
+    """NaN or infinity in training (exit code 4)."""
 
     exit_code = 4
 
 
 class ResourceError(ResodeError):
-    """Disk, memory or device: what is there does not suffice (exit 5)."""
+    """Disk, memory or device do not suffice (exit code 5)."""
 
     exit_code = 5
 
 
 class Stopped(ResodeError):
-    """A signal stopped the run after everything was saved (exit 128 + its number)."""
+    """A signal stopped the run, after everything was saved (exit code 128 + its number)."""
 
     def __init__(self, signal: int, *messages: str) -> None:
         super().__init__(*messages)
@@ -51,9 +55,9 @@ class Stopped(ResodeError):
 
 
 def nearest(word: str, words: Iterable[str]) -> str:
-    """`"; did you mean 'x'?"` for the nearest of `words`, or an empty string where none is near.
+    """The hint `"; did you mean 'x'?"` for the nearest of `words`; an empty string if none is near.
 
-    Of equally near ones it is the one with the longest beginning in common.
+    Ties go to the word that shares the longest beginning.
     """
     known = list(words)
     near = difflib.get_close_matches(word, known, n=len(known) or 1, cutoff=0.5)

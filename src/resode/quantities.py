@@ -1,4 +1,4 @@
-"""Quantities: how numbers are written on a page, in a table and in a message, each with its unit."""
+"""Quantities: numbers formatted for pages, tables and messages, each with its unit."""
 
 import math
 
@@ -6,17 +6,17 @@ MISSING = "–"
 
 
 def percent(value: float | None, digits: int = 2) -> str:
-    """`8.27 %`."""
+    """Format a percentage: `8.27 %`."""
     return MISSING if value is None else f"{value:.{digits}f} %"
 
 
 def count(value: int | None) -> str:
-    """`269,722`."""
+    """Format an integer: `269,722`."""
     return MISSING if value is None else f"{value:,}"
 
 
 def number(value: float | None, digits: int = 4) -> str:
-    """`digits` significant ones, without needless zeros or a long exponent: `0.3121`, `1e-5`, `12,340`."""
+    """Format a number with `digits` significant digits: `0.3121`, `1e-5`, `12,340`."""
     if value is None:
         return MISSING
     if not math.isfinite(value) or value == 0:
@@ -30,7 +30,7 @@ def number(value: float | None, digits: int = 4) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """`8.3 s`, `17 min 36 s`, `5 h 07 min`, `2 d 03 h`."""
+    """Format a duration: `8.3 s`, `17 min 36 s`, `5 h 07 min`, `2 d 03 h`."""
     if seconds is None or not math.isfinite(seconds):
         return MISSING
     if seconds < 59.95:
@@ -45,14 +45,14 @@ def duration(seconds: float | None) -> str:
 
 
 def roughly(seconds: float) -> str:
-    """A duration to come, no finer than it can be known: `50 s`, `38 min`, `5 h 07 min`."""
+    """Format an estimated duration, coarsely: `50 s`, `38 min`, `5 h 07 min`."""
     if seconds < 90:
         return f"{max(10, round(seconds, -1)):.0f} s"
     return f"{round(seconds / 60)} min" if seconds < 5400 else duration(seconds)
 
 
 def size(value: int | None) -> str:
-    """`12.3 MB`, `611 MB`, `1.24 GB`: decimal, as a memory budget is given."""
+    """Format bytes in decimal units, like a memory budget: `12.3 MB`, `611 MB`, `1.24 GB`."""
     if value is None:
         return MISSING
     if value < 999.5e6:
@@ -61,7 +61,7 @@ def size(value: int | None) -> str:
 
 
 def shortened(text: str, letters: int) -> str:
-    """A text of so many letters: of a longer one the beginning and, twice as much, the end."""
+    """Shorten a text to `letters` characters: a third from its beginning, two thirds from its end."""
     if len(text) <= letters:
         return text
     begin = (letters - 1) // 3

@@ -1,8 +1,8 @@
 """Randomness as a function of (seed, purpose, epoch, sample index), not a global stream.
 
-A counter-based generator: each draw is splitmix64 (Steele, Lea, Flood 2014, doi:10.1145/2660193.2660195)
-chained over the words of its key, in 64-bit integer arithmetic that wraps. The same key gives the same
-draw on every device, for any batch split, worker count and resume point.
+A counter-based generator: a draw is splitmix64 (Steele, Lea, Flood 2014, doi:10.1145/2660193.2660195) chained
+over the words of its key, in wrapping 64-bit integer arithmetic. The same key gives the same draw on every
+device, for any batch split, number of workers and resume point.
 """
 
 import torch
@@ -33,7 +33,17 @@ def _splitmix64(x: Tensor) -> Tensor:
 
 
 def bits(seed: int, purpose: str, epoch: int, index: Tensor) -> Tensor:
-    """64 random bits for each sample of `index` (int64, any shape), as int64 of the same shape."""
+    """64 random bits for each sample.
+
+    Args:
+        seed: of the run.
+        purpose: a name in `PURPOSES`.
+        epoch: number of the epoch.
+        index: sample numbers, int64, any shape.
+
+    Returns:
+        int64, same shape as `index`.
+    """
     key = torch.zeros((), dtype=torch.int64, device=index.device)
     for word in (seed, PURPOSES[purpose], epoch):
         key = _splitmix64(key ^ word)
@@ -41,15 +51,15 @@ def bits(seed: int, purpose: str, epoch: int, index: Tensor) -> Tensor:
 
 
 def integers(seed: int, purpose: str, epoch: int, index: Tensor, below: int) -> Tensor:
-    """Integers in 0 ... below - 1 for each sample, int64 (from 31 bits: exact to below / 2^31)."""
+    """Uniform integers in 0 ... below - 1, int64 (probabilities are exact to 2^-31)."""
     return (_logical_shift(bits(seed, purpose, epoch, index), 33) * below) >> 31
 
 
 def uniform(seed: int, purpose: str, epoch: int, index: Tensor) -> Tensor:
-    """Uniform numbers in [0, 1) for each sample, float64 (53 bits)."""
+    """Uniform numbers in [0, 1), float64 with 53 random bits."""
     return _logical_shift(bits(seed, purpose, epoch, index), 11).to(torch.float64) * 2.0**-53
 
 
 def order(seed: int, epoch: int, index: Tensor, purpose: str = "order") -> Tensor:
-    """`index` in the random order of this epoch: sorted by each sample's own random bits."""
+    """Shuffle `index` for this epoch: sort it by the random bits of each sample."""
     return index[torch.argsort(bits(seed, purpose, epoch, index), stable=True)]

@@ -1,7 +1,8 @@
-"""Registry: name -> factory. What resode ships and what a `--plugin` brings enter by the same door.
+"""Registry: name -> factory, for everything that is named in recipes: models, fields, integrators, ...
 
-A registry holds single names (`cifar_resnet18`) and families (`he_resnet{depth}` for any depth 6n + 2);
-a name given twice raises, an unknown one names the nearest known one.
+A registry holds single names (`cifar_resnet18`) and families (`he_resnet{depth}` for any depth 6n + 2). A
+`--plugin` registers its own in the same way. A duplicate name is an error; the error for an unknown name
+suggests the nearest known one.
 """
 
 import inspect
@@ -18,7 +19,14 @@ Factory = Callable[..., T]
 
 @dataclass(frozen=True)
 class Entry(Generic[T]):
-    """One registered name: its factory, a line about it, and the shape (C, H, W) of its usual input."""
+    """One registered name.
+
+    Args:
+        name: as recipes give it.
+        factory: makes the thing from keyword options.
+        summary: one line about it.
+        shape: (C, H, W) of its usual input.
+    """
 
     name: str
     factory: Factory[T]
@@ -26,16 +34,16 @@ class Entry(Generic[T]):
     shape: tuple[int, int, int] | None = None
 
     def options(self) -> dict[str, inspect.Parameter]:
-        """The keyword options that the factory takes."""
+        """The keyword options of the factory."""
         return dict(inspect.signature(self.factory).parameters)
 
     @property
     def required(self) -> tuple[str, ...]:
-        """The options without which nothing can be built."""
+        """The options that have no default."""
         return tuple(name for name, option in self.options().items() if _required(option))
 
     def check(self, options: Mapping[str, Any]) -> None:
-        """Refuse options that the factory does not take (`InputError`, the nearest names beside them)."""
+        """Raise `InputError` for options that the factory does not have, with the nearest names."""
         known = self.options()
         if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values()):
             return
@@ -49,7 +57,11 @@ class Entry(Generic[T]):
             raise InputError(*unknown)
 
     def build(self, **options: Any) -> T:
-        """Call the factory with checked options."""
+        """Call the factory.
+
+        Raises:
+            InputError: an unknown or a missing option.
+        """
         self.check(options)
         missing = [name for name in self.required if name not in options]
         if missing:
@@ -59,7 +71,12 @@ class Entry(Generic[T]):
 
 @dataclass
 class Registry(Generic[T]):
-    """The names of one kind of thing; errors call it `kind`, `resode list` calls it `listing`, if at all."""
+    """All names of one kind of thing.
+
+    Args:
+        kind: what error messages call it, such as `model`.
+        listing: what `resode list` calls it, such as `models`; empty if it is not listed.
+    """
 
     kind: str
     listing: str
@@ -69,9 +86,13 @@ class Registry(Generic[T]):
     def register(
         self, name: str, *, summary: str = "", shape: tuple[int, int, int] | None = None
     ) -> Callable[[Factory[T]], Factory[T]]:
-        """Decorator: enter a factory under `name`."""
+        """Decorator: register a factory under `name`.
 
-        def enter(factory: Factory[T]) -> Factory[T]:
+        Raises:
+            InputError: the name is registered already, or the class has abstract methods.
+        """
+
+        def add(factory: Factory[T]) -> Factory[T]:
             if name in self._entries:
                 raise InputError(f"{self.kind} '{name}' is registered already; choose another name")
             if inspect.isabstract(factory):
@@ -80,18 +101,22 @@ class Registry(Generic[T]):
             self._entries[name] = Entry(name, factory, summary, shape)
             return factory
 
-        return enter
+        return add
 
     def register_family(self, pattern: str, entry: Callable[[str], Entry[T]]) -> None:
-        """Enter every name that matches `pattern` whole; `entry(name)` makes its entry or refuses it."""
+        """Register every name that `pattern` matches in full; `entry(name)` makes its entry or raises."""
         self._families.append((re.compile(pattern), entry))
 
     def names(self) -> tuple[str, ...]:
-        """The single names, in the order of registration (families are open-ended and not listed)."""
+        """The single names, in order of registration, without families."""
         return tuple(self._entries)
 
     def entry(self, name: str) -> Entry[T]:
-        """The entry of `name`; `InputError` with the nearest known name where there is none."""
+        """The entry of `name`.
+
+        Raises:
+            InputError: the name is unknown; with the nearest known one.
+        """
         if name in self._entries:
             return self._entries[name]
         for pattern, make in self._families:
@@ -100,20 +125,20 @@ class Registry(Generic[T]):
         raise InputError(f"unknown {self.kind} '{name}'{nearest(name, self._entries)} ({self._known()})")
 
     def _known(self) -> str:
-        """Where to find the names."""
+        """A hint where known names are found."""
         if self.listing:
             return f"`resode list {self.listing}`; one of your own is registered by --plugin FILE"
         return ", ".join(self.names())
 
     def build(self, name: str, **options: Any) -> T:
-        """Build what `name` stands for."""
+        """Build the thing of that name."""
         return self.entry(name).build(**options)
 
     def of(self, value: Any) -> T:
-        """What plain data stands for: a name, or `{"name": ..., option: ...}`; anything else as it is.
+        """Build from plain data: a name, or `{"name": ..., option: ...}`; other values are returned as given.
 
         Raises:
-            InputError: an unknown name or option, or an impossible value.
+            InputError: an unknown name or option, or an invalid value.
         """
         if isinstance(value, str):
             return self.build(value)
@@ -123,12 +148,15 @@ class Registry(Generic[T]):
             if not isinstance(name, str):
                 raise InputError(f"a {self.kind} needs a name ({self._known()}), given: {value}")
             entry = self.entry(name)
-            entry.check(options)  # before a key that is no string could reach a call
+            entry.check(options)  # first: a key may not be a string
             return entry.build(**options)
         return value  # type: ignore[no-any-return]
 
     def describe(self, value: Any) -> str | dict[str, Any]:
-        """Plain data from which `of` makes the same value, a frozen dataclass that is registered.
+        """Plain data from which `of` builds an equal value.
+
+        Args:
+            value: an instance of a registered frozen dataclass.
 
         Raises:
             InputError: its class is not registered.
@@ -141,7 +169,9 @@ class Registry(Generic[T]):
         for name, entry in self._entries.items():
             if entry.factory is type(value):
                 return {"name": name, **_chosen(value)}
-        raise InputError(f"the {self.kind} {type(value).__name__} is not registered, so no file can name it")
+        raise InputError(
+            f"the {self.kind} {type(value).__name__} is not registered; register it to name it in files"
+        )
 
 
 def _required(option: inspect.Parameter) -> bool:
@@ -149,7 +179,7 @@ def _required(option: inspect.Parameter) -> bool:
 
 
 def _chosen(value: Any) -> dict[str, Any]:
-    """The fields of a dataclass that differ from their defaults, as plain data."""
+    """Fields of a dataclass that differ from their defaults, as plain data."""
     chosen = {}
     for item in fields(value):
         content = getattr(value, item.name)

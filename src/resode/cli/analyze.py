@@ -95,7 +95,7 @@ class Subject:
 
 def _subject(path: str, out: Path | None) -> Subject:
     from resode import weights
-    from resode.training.records.run import weights_file
+    from resode.training.records.locations import weights_file
 
     if names_a_model(path):
         return _new(path, out)

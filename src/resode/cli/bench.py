@@ -60,7 +60,7 @@ def bench(
     from resode.cli.console import note
     from resode.training import Experiment
     from resode.training.recipe.reading import parse_overrides
-    from resode.training.records.run import environment
+    from resode.training.records.environment import environment
     from resode.training.setup.preparation import prepare
 
     choice("--compile", compile_, ("auto", "on", "off"))

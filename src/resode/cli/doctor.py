@@ -41,7 +41,7 @@ def _hardware() -> Iterator[tuple[str, str]]:
     from resode.models import create
     from resode.quantities import size
     from resode.training.process.device import choose_device, place
-    from resode.training.records.run import environment
+    from resode.training.records.environment import environment
     from resode.training.setup.form import choose
 
     device = choose_device("auto")

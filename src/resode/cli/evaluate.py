@@ -80,7 +80,7 @@ def evaluate(
     from resode.cli.console import note, say
     from resode.inference import Frozen
     from resode.training.process.device import choose_device, place
-    from resode.training.records.run import weights_file
+    from resode.training.records.locations import weights_file
 
     file = weights_file(path)
     card = weights.read_card(file)

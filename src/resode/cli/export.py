@@ -63,7 +63,7 @@ def export(
     from resode.interop import export as exported_to
     from resode.interop.exporting import format_of
     from resode.training.optim import optimizers
-    from resode.training.records.run import weights_file
+    from resode.training.records.locations import weights_file
 
     format_ = format_of(out, format_)
     if format_ == "safetensors":

@@ -136,10 +136,10 @@ def _shipped(pattern: str | None) -> list[tuple[str, ...]]:
 
 def _recipes(pattern: str | None) -> list[tuple[str, ...]]:
     from resode.training import Experiment
-    from resode.training.recipe.reading import shipped
+    from resode.training.recipe.reading import recipes
 
     rows: list[tuple[str, ...]] = []
-    for name in shipped():
+    for name in recipes():
         if _matches(name, pattern):
             experiment = Experiment.from_recipe(name)
             published = experiment.about.published

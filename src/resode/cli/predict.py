@@ -58,7 +58,7 @@ def predict(
     choice("--precision", precision, ("fp32", "bf16"))
     from resode import weights
     from resode.training.process.device import choose_device
-    from resode.training.records.run import weights_file
+    from resode.training.records.locations import weights_file
 
     files, missing = _files(images)
     module = weights.load(weights_file(path))

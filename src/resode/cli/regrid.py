@@ -10,7 +10,7 @@ from resode.errors import InputError, nearest
 
 if TYPE_CHECKING:
     from resode.models import DynamicNet, Regridding
-    from resode.training.records.run import Source
+    from resode.training.records.locations import Location
     from resode.weights import Card, Loaded
 
 WORDS = {"--states": ("double", "halve", "keep"), "--controls": ("double", "halve", "keep", "states")}
@@ -66,9 +66,9 @@ def regrid(
     from resode.models import DynamicNet
     from resode.models import regrid as regridded
     from resode.training.optim import optimizers
-    from resode.training.records.run import source_of
+    from resode.training.records.locations import locate
 
-    source = source_of(path)
+    source = locate(path)
     old = weights.load(source.weights)
     if not isinstance(old, DynamicNet):
         raise InputError(
@@ -130,7 +130,7 @@ def _name(card: "Card") -> str:
 
 
 def _estimate_statistics(
-    regridding: "Regridding", old: "Loaded", source: "Source", data: str | None, device: str | None
+    regridding: "Regridding", old: "Loaded", source: "Location", data: str | None, device: str | None
 ) -> str:
     """Estimate the statistics on training images, where there are any; says what was done."""
     from resode.cli.evaluate import image_size
@@ -158,7 +158,7 @@ def _estimate_statistics(
 
 
 def _card(
-    old: "Card", module: "DynamicNet", path: str, source: "Source", states: str, controls: str
+    old: "Card", module: "DynamicNet", path: str, source: "Location", states: str, controls: str
 ) -> "Card":
     """The old card with the new network."""
     from resode import atomic

@@ -73,7 +73,7 @@ def _weights_file(name: str) -> Path | None:
     path = Path(name)
     if path.suffix == ".safetensors" and not path.is_dir():
         return path
-    return None if path.exists() or name in reading.shipped() else pretrained.file(name)
+    return None if path.exists() or name in reading.recipes() else pretrained.file(name)
 
 
 def _weights(file: Path) -> list[tuple[str, str]]:

@@ -94,7 +94,7 @@ def train(
             raise InputError(f"{out}: holds no run to resume; name a recipe to start one")
         recipe = str(out)
     from resode.training import Experiment
-    from resode.training.records.run import weights_file
+    from resode.training.records.locations import weights_file
 
     choice("--compile", compile_, ("auto", "on", "off"))
     choice("--track", track, ("tensorboard",))
@@ -130,7 +130,7 @@ def _train(experiment: "Experiment", out: Path | None, resume: bool, track: str 
     from resode.cli.console import Narrator, note
     from resode.cli.console import out as stdout
     from resode.training.loop.progress import Observers
-    from resode.training.process import distributed
+    from resode.training.process.distributed import World
     from resode.training.tracking import TensorBoard
 
     observers: list[Narrator | TensorBoard] = [Narrator()]
@@ -141,7 +141,7 @@ def _train(experiment: "Experiment", out: Path | None, resume: bool, track: str 
     finally:
         for each in observers:
             each.close()
-    if not distributed.present().first:
+    if not World.from_environment().first:
         return
     page = report.write(result.run.path)
     stdout.print(report.table(result.run.path))

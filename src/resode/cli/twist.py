@@ -99,7 +99,7 @@ def _read(path: str, out: Path) -> "tuple[nn.Module, Card, dict[str, Tensor]]":
     """The network, its card, and the state of its optimizer where there is one."""
     from resode import weights
     from resode.models import created_as
-    from resode.training.records.run import source_of
+    from resode.training.records.locations import locate
 
     if names_a_model(path):
         module, (channels, height, width) = new_model(path)
@@ -110,7 +110,7 @@ def _read(path: str, out: Path) -> "tuple[nn.Module, Card, dict[str, Tensor]]":
         made = created_as(module)
         assert made is not None
         return module, weights.Card(weights.Specification(*made), preprocessing, {"new": True}), {}
-    source = source_of(path)
+    source = locate(path)
     if out.exists() and Path(path).exists() and out.samefile(source.weights):
         raise InputError(f"--out {out}: is the file that is read; choose another name")
     loaded = weights.load(source.weights)

@@ -107,7 +107,7 @@ def execute(
 @contextlib.contextmanager
 def claimed(jobs: Sequence[Job], out: Path, plan: Study | None = None) -> Iterator[None]:
     """Hold the folder of a study, whose results are of these very settings, within the block."""
-    with contextlib.closing(Run(out).lock()):
+    with Run(out).lock():
         _check_finished(jobs, out)
         arms = {str(job.folder): job.arm for job in jobs}
         atomic.write_json(out / ARMS, arms)  # by which `resode compare` knows them

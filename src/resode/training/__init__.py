@@ -5,7 +5,8 @@ from resode.training.launch import Result, default_directory, train
 from resode.training.loop.evaluation import Scores, evaluate
 from resode.training.loop.progress import Observer
 from resode.training.recipe.experiment import Experiment
-from resode.training.records.run import Run, load
+from resode.training.records.locations import load
+from resode.training.records.run import Run
 
 __all__ = [
     "Estimate",

@@ -17,11 +17,13 @@ from resode.errors import InputError, ResodeError, ResourceError
 from resode.training.loop import divergence
 from resode.training.loop.progress import Observer
 from resode.training.loop.trainer import Trainer
-from resode.training.process.distributed import World, desynchronise, restarted, together
+from resode.training.process.distributed import World, process_group, restarted_by_torchrun
 from resode.training.process.signals import StopRequest, listening
+from resode.training.process.sync_batchnorm import revert_sync_batchnorm
 from resode.training.recipe.experiment import Experiment
 from resode.training.records import checkpoints
-from resode.training.records.run import Run, environment
+from resode.training.records.environment import environment
+from resode.training.records.run import Run
 from resode.training.setup.changes import changed
 from resode.training.setup.preparation import Setup, model_of, prepare
 
@@ -69,10 +71,10 @@ def train(
         Stopped: a signal came; all is saved.
         ResourceError: disk or device do not suffice; the last checkpoint is whole.
     """
-    with together(experiment.device) as world:
+    with process_group(experiment.device) as world:
         run = Run(Path(out) if out is not None else default_directory(experiment))
         told = observer if observer is not None and world.first else Observer()
-        if any(world.all_gather(restarted())):
+        if any(world.all_gather(restarted_by_torchrun())):
             _refuse_what_ended(run, world)
             resume = True
         with _marked(run, world):
@@ -93,7 +95,7 @@ def _train(
     with contextlib.ExitStack() as held:
         if world.first:
             fresh = not run.path.exists()
-            held.enter_context(contextlib.closing(run.lock()))
+            held.enter_context(run.lock())
             held.enter_context(_leaving_nothing(run, fresh))
             _refuse_unfit(run, resume)
         resumed, finished = world.broadcast((run.exists, run.finished))
@@ -327,7 +329,7 @@ def _finish(trainer: Trainer, stop: StopRequest) -> Result:
         atomic.write(run.model, lambda path: setup.save_weights(module, path, results))
         run.write_summary(summary)
         trainer.observer.finished(summary)
-    desynchronise(trainer.module)
+    revert_sync_batchnorm(trainer.module)
     if module is not trainer.module:
         trainer.module.load_state_dict(module.state_dict())
     return Result(trainer.module.eval(), run, summary)

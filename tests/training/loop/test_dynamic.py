@@ -21,7 +21,7 @@ from resode.training.loop.trainer import Trainer
 from resode.training.optim import optimizers
 from resode.training.optim.averaging import RECALIBRATION, estimate_statistics
 from resode.training.records import checkpoints
-from resode.training.records.run import weights_file
+from resode.training.records.locations import weights_file
 from resode.training.setup.preparation import prepare
 from tests.training.loop.test_trainer import Listener, StopAt, assert_same, metrics
 
@@ -364,7 +364,7 @@ def test_a_field_that_no_file_can_name_trains_and_refines(tmp_path):
 def carried(tmp_path):
     """A run, and its network on doubled grids with the optimizer's state beside it."""
     trained = train(None, dynamic(epochs=1), out=tmp_path / "run")
-    source = training.records.run.source_of(trained.run.path)
+    source = training.records.locations.locate(trained.run.path)
     regridding = regrid(training.load(trained.run.path), states="double", controls="double")
     file = tmp_path / "fine.safetensors"
     made = weights.Specification("dynamic", regridding.module.options())
@@ -423,7 +423,7 @@ def test_a_state_that_does_not_fit_is_refused(carried, tmp_path):
     with pytest.raises(IntegrityError, match="no whole safetensors file"):
         prepare(dynamic(init=init))
     optimizers.state_file(carried).unlink()
-    with pytest.raises(InputError, match=r"no such file .*leave init.optimizer out"):
+    with pytest.raises(InputError, match=r"no such file .*set init.optimizer=false"):
         prepare(dynamic(init=init))
 
 

@@ -20,7 +20,7 @@ from resode.errors import DivergenceError, InputError, IntegrityError, ResourceE
 from resode.training import Experiment, Observer, Run
 from resode.training.launch import train
 from resode.training.records import checkpoints
-from resode.training.records.run import environment
+from resode.training.records.environment import environment
 from resode.training.setup import form, memory
 from resode.training.setup.preparation import prepare
 from tests.conftest import DIGITS_IN_A_FLASH
@@ -372,7 +372,7 @@ class TestDirectory:
     def test_a_full_disk_is_found_before_the_first_step(self, tiny, tmp_path, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
-            with pytest.raises(ResourceError, match="are needed for checkpoints"):
+            with pytest.raises(ResourceError, match="checkpoints need"):
                 train(None, tiny, out=tmp_path / "run")
         train(None, tiny, out=tmp_path / "run")  # once there is room the same command works
 

@@ -4,7 +4,7 @@ from torch import nn
 
 from resode.training.optim import muon, optimizers
 from resode.training.optim.averaging import ParameterAverage, estimate_statistics
-from resode.training.recipe.experiment import SGD, AdamW, Muon
+from resode.training.recipe.optimizer import SGD, AdamW, Muon
 
 
 def small() -> nn.Module:

@@ -3,7 +3,7 @@ import math
 import pytest
 
 from resode.training.optim.schedules import factor, learning_rate
-from resode.training.recipe.experiment import Constant, Cosine, LinearExponential, MultiStep, OneCycle, Warmup
+from resode.training.recipe.schedule import Constant, Cosine, LinearExponential, MultiStep, OneCycle, Warmup
 
 
 def test_multistep_is_the_papers_schedule():

@@ -1,4 +1,4 @@
-"""Several processes train one network: parts of batches, statistics over all, and real runs by torchrun."""
+"""Several processes train one network: shares of batches, synchronised statistics, runs under torchrun."""
 
 import csv
 import os
@@ -19,7 +19,11 @@ from resode.errors import InputError
 from resode.models import create
 from resode.training import evaluate
 from resode.training.process import distributed
-from resode.training.process.distributed import SynchronisedBatchNorm2d, synchronise
+from resode.training.process.sync_batchnorm import (
+    SyncBatchNorm2d,
+    convert_sync_batchnorm,
+    revert_sync_batchnorm,
+)
 from tests import ranks
 
 WITHOUT_STATISTICS = {
@@ -81,7 +85,7 @@ def test_parts_are_evaluated_to_the_scores_of_the_whole(digits):
 
 @pytest.fixture
 def group(tmp_path):
-    """A world of one process that does exchange."""
+    """A process group of one process."""
     dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
     yield
     dist.destroy_process_group()
@@ -92,8 +96,8 @@ def test_synchronised_statistics_of_one_process_are_those_of_batchnorm(group, mo
     torch.manual_seed(0)
     plain = nn.BatchNorm2d(3, momentum=momentum).double()
     nn.init.normal_(plain.weight)
-    own = synchronise(nn.Sequential(nn.BatchNorm2d(3, momentum=momentum))).double()
-    assert isinstance(own[0], SynchronisedBatchNorm2d)
+    own = convert_sync_batchnorm(nn.Sequential(nn.BatchNorm2d(3, momentum=momentum))).double()
+    assert isinstance(own[0], SyncBatchNorm2d)
     own[0].load_state_dict(plain.state_dict())
     for _ in range(2):
         x = (5 + torch.randn(4, 3, 5, 6, dtype=torch.float64)).requires_grad_()
@@ -110,21 +114,21 @@ def test_synchronised_statistics_of_one_process_are_those_of_batchnorm(group, mo
 def test_synchronising_keeps_the_very_tensors():
     network = create("he_resnet20", widths=(4, 4, 8))
     before = dict(network.state_dict(keep_vars=True))
-    assert synchronise(network) is network
+    assert convert_sync_batchnorm(network) is network
     after = network.state_dict(keep_vars=True)
     assert list(before) == list(after)
     assert all(after[name] is tensor for name, tensor in before.items())
     assert not any(type(m) is nn.BatchNorm2d for m in network.modules())
-    back = distributed.desynchronise(network).state_dict(keep_vars=True)
+    back = revert_sync_batchnorm(network).state_dict(keep_vars=True)
     assert all(back[name] is tensor for name, tensor in before.items())
-    assert not any(isinstance(m, SynchronisedBatchNorm2d) for m in network.modules())
+    assert not any(isinstance(m, SyncBatchNorm2d) for m in network.modules())
 
 
-def test_a_layer_that_stands_twice_is_synchronised_twice():
+def test_a_layer_that_is_used_twice_stays_one_layer():
     norm = nn.BatchNorm2d(3)
-    network = synchronise(nn.ModuleDict({"a": norm, "b": nn.Sequential(norm), "c": norm}))
+    network = convert_sync_batchnorm(nn.ModuleDict({"a": norm, "b": nn.Sequential(norm), "c": norm}))
     assert network["a"] is network["c"] is network["b"][0]
-    assert type(network["a"]) is SynchronisedBatchNorm2d
+    assert type(network["a"]) is SyncBatchNorm2d
 
 
 @pytest.mark.slow
@@ -152,7 +156,7 @@ def test_two_ranks_with_synchronised_statistics_give_the_gradient_of_one_process
     network = create(**model).double()
     x = torch.randn(6, 3, 8, 8, dtype=torch.float64)
     alone = ranks.gradients(network, x)
-    together = ranks.gradients(synchronise(network), x, ranks=2)
+    together = ranks.gradients(convert_sync_batchnorm(network), x, ranks=2)
     for key, gradient in alone.items():
         torch.testing.assert_close(together[key], gradient, rtol=1e-8, atol=1e-10)
 
@@ -169,12 +173,12 @@ def torchrun(out, *arguments, processes=2, restarts=0, epochs=2):
 
 
 def run(*arguments, **options):
-    """What it says."""
-    done = subprocess.run(
+    """Run it; returns what it logs."""
+    finished = subprocess.run(
         torchrun(*arguments, **options), env=environment(), capture_output=True, text=True, timeout=300
     )
-    assert done.returncode == 0, done.stderr
-    return done.stderr
+    assert finished.returncode == 0, finished.stderr
+    return finished.stderr
 
 
 def environment():
@@ -193,14 +197,14 @@ def workers(starter):
 
 
 def interrupted(out, number, **options):
-    """A run whose second rank gets a signal after two epochs; what torchrun ends with."""
+    """A run whose second rank gets a signal after two epochs: exit code and log of torchrun."""
     starter = subprocess.Popen(torchrun(out, **options), env=environment(), stderr=subprocess.PIPE, text=True)
     while not ((out / "metrics.csv").is_file() and len(rows(out)) >= 2):
         assert starter.poll() is None, starter.stderr.read()
         time.sleep(0.02)
     os.kill(workers(starter)[1], number)
-    _, told = starter.communicate(timeout=300)
-    return starter.returncode, told
+    _, log = starter.communicate(timeout=300)
+    return starter.returncode, log
 
 
 @pytest.mark.slow
@@ -234,19 +238,19 @@ def test_what_happens_to_one_process_happens_to_all(tmp_path):
     run(tmp_path / "whole", **options)
     expected = load_file(tmp_path / "whole" / "model.safetensors")
 
-    code, told = interrupted(tmp_path / "stopped", signal.SIGTERM, restarts=1, **options)
+    code, log = interrupted(tmp_path / "stopped", signal.SIGTERM, restarts=1, **options)
     assert code != 0
-    assert "and saved; go on with: resode train --resume" in told
-    assert "ended on purpose" in told  # and is not started again
-    assert 'Traceback (most recent call last):\n  File "' + str(tmp_path) not in told
+    assert "and saved; go on with: resode train --resume" in log
+    assert "ended on purpose" in log  # and is not started again
+    assert 'Traceback (most recent call last):\n  File "' + str(tmp_path) not in log
     assert not (tmp_path / "stopped" / "summary.json").exists()
-    said = run(tmp_path / "stopped", "--resume", **options)
-    assert "resuming at iteration" in said
+    log = run(tmp_path / "stopped", "--resume", **options)
+    assert "resuming at iteration" in log
     assert_same(load_file(tmp_path / "stopped" / "model.safetensors"), expected)
 
-    code, told = interrupted(tmp_path / "killed", signal.SIGKILL, restarts=1, **options)
-    assert code == 0, told
-    assert "resuming at iteration" in told
+    code, log = interrupted(tmp_path / "killed", signal.SIGKILL, restarts=1, **options)
+    assert code == 0, log
+    assert "resuming at iteration" in log
     assert_same(load_file(tmp_path / "killed" / "model.safetensors"), expected)
 
 
@@ -259,8 +263,8 @@ def assert_same(found, expected):
 def test_a_run_goes_on_with_another_number_of_processes(tmp_path):
     code, _ = interrupted(tmp_path, signal.SIGTERM, epochs=6)
     assert code != 0
-    said = run(tmp_path, "--resume", processes=1, epochs=6)
-    assert "1 processes instead of 2: order and augmentation of the images stay the same" in said
+    log = run(tmp_path, "--resume", processes=1, epochs=6)
+    assert "1 processes instead of 2: order and augmentation of the images stay the same" in log
     assert len(rows(tmp_path)) == 6
 
 
@@ -270,18 +274,18 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path):
 def test_one_process_is_a_world_of_its_own(monkeypatch):
     for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         monkeypatch.delenv(key, raising=False)
-    with distributed.together() as world:
+    with distributed.process_group() as world:
         assert world == distributed.SINGLE
         assert world.first
         assert world.broadcast(3) == 3
         assert world.all_gather("a") == ["a"]
         assert world.all_reduce_max([1, 2.5]) == [1, 2.5]
         network = nn.Linear(2, 2)
-        assert world.data_parallel(network, network) is network
+        assert world.data_parallel(network) is network
 
 
 def test_every_process_has_a_gpu_of_its_own(monkeypatch):
-    world = distributed.World(rank=3, size=4, local=1)
+    world = distributed.World(rank=3, size=4, local_rank=1)
     assert world.device("cuda:0") == world.device("cuda") == "cuda:1"
     assert world.device("cpu") == "cpu"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -289,7 +293,7 @@ def test_every_process_has_a_gpu_of_its_own(monkeypatch):
     assert distributed.SINGLE.device("auto") == "auto"
 
 
-def test_a_world_that_is_no_number_is_told(monkeypatch):
+def test_a_rank_that_is_no_integer_is_refused(monkeypatch):
     monkeypatch.setenv("RANK", "first")
     with pytest.raises(InputError, match="start by torchrun"):
-        distributed.present()
+        distributed.World.from_environment()

@@ -1,15 +1,20 @@
 """Configuration is data; every mistake is reported at once with the nearest valid name."""
 
+import re
+import typing
+
 import pytest
 
 from resode.errors import InputError
 from resode.training import Experiment
-from resode.training.recipe.experiment import AdamW, MultiStep
-from resode.training.recipe.reading import shipped
+from resode.training.recipe.optimizer import AdamW
+from resode.training.recipe.reading import recipes
+from resode.training.recipe.schedule import MultiStep
+from resode.training.recipe.section import Section
 
 
-@pytest.mark.parametrize("name", list(shipped()))
-def test_every_shipped_recipe_is_valid_and_says_what_it_is(name):
+@pytest.mark.parametrize("name", list(recipes()))
+def test_every_recipe_is_valid_and_describes_itself(name):
     experiment = Experiment.from_recipe(name)
     assert experiment.name == name
     about = experiment.about
@@ -95,6 +100,31 @@ def test_a_mistake_is_named(setting, message):
     assert message in "\n".join(error.value.messages)
 
 
+def test_an_older_spelling_is_refused_in_one_line_that_names_the_key():
+    with pytest.raises(InputError) as error:
+        Experiment.from_recipe("quickstart", {"init.path": "net.safetensors", "init.optimiser": True})
+    (line,) = error.value.messages
+    assert "unknown key 'init.optimiser'; did you mean 'optimizer'?" in line
+
+
+def sections(annotation):
+    """The sections that a type admits, and all within them."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        yield annotation
+        for field in annotation.model_fields.values():
+            yield from sections(field.annotation)
+    for argument in typing.get_args(annotation):
+        yield from sections(argument)
+
+
+def test_every_key_is_described_by_one_sentence():
+    for section in {Experiment, *sections(Experiment)}:
+        assert section.__doc__
+        for key, field in section.model_fields.items():
+            assert field.description, f"{section.__name__}.{key}"
+            assert re.fullmatch(r"[^\n]+\.", field.description), field.description
+
+
 @pytest.mark.parametrize("setting", ["data.source=cifar100", "model.shortcut=B"])
 def test_a_published_figure_is_not_shown_beside_another_task(setting):
     assert Experiment.from_recipe("he2016/resnet20", ["epochs=3"]).about.published is not None
@@ -120,7 +150,7 @@ def test_a_base_recipe_lies_underneath(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("epochs: 3\nepochs: 4", "the key 'epochs' stands twice"),
+        ("epochs: 3\nepochs: 4", "the key 'epochs' is given twice"),
         ("- 1", "a recipe is a mapping"),
         ("a: [", "line 1 is not valid YAML"),
         ("base: mine.yaml", "back to itself"),

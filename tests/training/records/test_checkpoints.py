@@ -1,4 +1,4 @@
-"""A checkpoint is whole or not there; a reader takes the newest whole one."""
+"""Checkpoints are written atomically; a reader takes the newest intact one."""
 
 import pytest
 import torch
@@ -39,7 +39,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(tmp_path, name, harm):
 
 def test_if_all_are_damaged_that_is_an_integrity_error(tmp_path):
     (put(tmp_path, 1) / "state.json").write_text("{}")
-    with pytest.raises(IntegrityError, match="no whole checkpoint is left"):
+    with pytest.raises(IntegrityError, match="all checkpoints are damaged"):
         checkpoints.newest(tmp_path)
 
 

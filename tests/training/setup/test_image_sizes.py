@@ -7,7 +7,7 @@ from resode.errors import InputError, Stopped
 from resode.training import Experiment
 from resode.training.estimate import estimate
 from resode.training.launch import train
-from resode.training.recipe.experiment import Sizing
+from resode.training.recipe.data import Sizing
 from resode.training.setup.image_sizes import parts, resized, size_at
 from tests.training.loop.test_dynamic import trainer_of
 from tests.training.loop.test_trainer import StopAt, assert_same

@@ -32,9 +32,9 @@ from resode.training.optim.averaging import RECALIBRATION, ParameterAverage, est
 from resode.training.optim.schedules import learning_rate
 from resode.training.process.allocator import keep_freed_memory
 from resode.training.process.device import place
-from resode.training.process.distributed import synchronise
 from resode.training.process.signals import StopRequest
-from resode.training.recipe.experiment import Refinement, Twisting
+from resode.training.process.sync_batchnorm import convert_sync_batchnorm
+from resode.training.recipe.network import Refinement, Twisting
 from resode.training.records import checkpoints
 from resode.training.records.run import Run, format_row
 from resode.training.setup.changes import Carry, changed
@@ -72,7 +72,7 @@ class Trainer:
         experiment, module = setup.experiment, setup.module
         self.setup = setup
         if experiment.sync_batchnorm and self.world.size > 1:
-            synchronise(module)
+            convert_sync_batchnorm(module)
         self.module = module if module.training else module.train()  # parts that are frozen stay so
         self.optimizer = optimizers.build(module, experiment.optimizer)
         self.adopt_methods()
@@ -84,7 +84,7 @@ class Trainer:
         if self.position.fallen_back:
             fall_back(experiment, self.module, image_shape(self.setup.dataset))
         forward = compiled(self.module) if experiment.compile else self.module
-        self.forward: Callable[[Tensor], Tensor] = self.world.data_parallel(forward, self.module)
+        self.forward: Callable[[Tensor], Tensor] = self._data_parallel(forward)
         records = recorder(
             self.module, device, experiment.cuda_graph,
             processes=self.world.size, sparing=experiment.memory_budget is not None,
@@ -93,6 +93,11 @@ class Trainer:
         if records is not None:
             optimizers.keep_learning_rates(self.optimizer, device)
             self.captured = Captured(records, self.observer.message)
+
+    def _data_parallel(self, forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        # A dynamic block may leave a control without a gradient.
+        varying = bool(dynamic_blocks(self.module))
+        return self.world.data_parallel(forward, find_unused_parameters=varying)
 
     def start_from(self, optimizer_state: Mapping[str, Tensor]) -> None:
         """Begin with this state of the optimizer."""
@@ -441,7 +446,7 @@ class Trainer:
         self.restore(checkpoint)
         while self.position.iteration <= min(iteration, self.iterations - 1):
             self.change_where_due()
-            self.forward, self.captured = self.world.data_parallel(self.module, self.module), None
+            self.forward, self.captured = self._data_parallel(self.module), None
             before = Position(**vars(self.position))
             with divergence.watching(self.module) as finding, torch.compiler.set_stance("force_eager"):
                 self.step()

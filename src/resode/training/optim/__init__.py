@@ -1,1 +1,1 @@
-"""Optimizers, schedules and averages of parameters."""
+"""Optimizers, learning-rate schedules, and the moving average of the parameters."""

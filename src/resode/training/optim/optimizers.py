@@ -1,7 +1,7 @@
-"""Optimizers: SGD, AdamW and Muon over the parameters of a module, in groups of one weight decay.
+"""Optimizers: SGD, AdamW and Muon over the parameters of a module, and their state.
 
-Their state travels by parameter name (`momentum_buffer/layer1.0.conv1.weight`), never by position. Beside a
-weights file `net.safetensors` it lies in `net.optimizer.safetensors`, which says whose it is by a hash.
+State is stored by parameter name (`momentum_buffer/layer1.0.conv1.weight`), not by position. The state that
+belongs to a weights file `net.safetensors` is `net.optimizer.safetensors`, which holds the weights' SHA-256.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from resode import atomic, weights
 from resode.errors import InputError, IntegrityError
 from resode.training.optim import muon
-from resode.training.recipe.experiment import SGD, AdamW, Muon, Optimizer
+from resode.training.recipe.optimizer import SGD, AdamW, Muon, Optimizer
 
 
 def build(module: nn.Module, section: Optimizer) -> torch.optim.Optimizer:
-    """The optimizer of `section` over the trainable parameters of `module`.
+    """Build the optimizer of `section` over the trainable parameters of `module`.
 
-    With `decay_norms: false`, vectors and scalars (norm scales, biases) are not decayed.
+    With `decay_norms: false`, vectors and scalars (biases, scales of normalisations) have no weight decay.
     """
     trainable = [p for p in module.parameters() if p.requires_grad]
     if isinstance(section, Muon):
@@ -37,7 +37,7 @@ def build(module: nn.Module, section: Optimizer) -> torch.optim.Optimizer:
         optimizer = torch.optim.SGD(
             groups, lr=section.lr, momentum=section.momentum, nesterov=section.nesterov, fused=True
         )
-        if section.momentum:  # v = 0 from the start: a parameter may get its first gradient later than others
+        if section.momentum:  # v = 0 now: a parameter may get its first gradient later than others
             for parameter in trainable:
                 optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         return optimizer
@@ -45,7 +45,7 @@ def build(module: nn.Module, section: Optimizer) -> torch.optim.Optimizer:
 
 
 def _muon(trainable: list[nn.Parameter], section: Muon) -> muon.Muon:
-    """Muon for kernels, which have three dimensions or more; SGD for the others, at a rate in proportion."""
+    """Muon for parameters of three or more dimensions (kernels), SGD for the others, rates in proportion."""
     groups = [
         {
             "params": [p for p in trainable if (p.ndim > 2) is kernels],
@@ -58,7 +58,7 @@ def _muon(trainable: list[nn.Parameter], section: Muon) -> muon.Muon:
 
 
 def moments(section: Optimizer) -> tuple[str, ...]:
-    """What an optimizer keeps of the size of a parameter, by name."""
+    """Names of the state tensors that an optimizer keeps for each parameter, of the parameter's size."""
     match section:
         case SGD(momentum=0.0):
             return ()
@@ -69,7 +69,7 @@ def moments(section: Optimizer) -> tuple[str, ...]:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Set the learning rate of every group; a group may have its own in proportion (`scale`)."""
+    """Set the learning rate of every group to `lr`, times the group's `scale` if it has one."""
     for group in optimizer.param_groups:
         own = lr * group.get("scale", 1.0)
         if isinstance(group["lr"], Tensor):
@@ -79,16 +79,16 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 def keep_learning_rates(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
-    """Keep the learning rate of every group on the device, so that a step that is recorded reads it there."""
+    """Move the learning rate of every group to the device, from where a CUDA graph of the step reads it."""
     for group in optimizer.param_groups:
         group["lr"] = torch.as_tensor(group["lr"], dtype=torch.float32, device=device)
         if "capturable" in group:
             group["capturable"] = True
-    optimizer._warned_capturable_if_run_uncaptured = True  # the first steps are, as is right
+    optimizer._warned_capturable_if_run_uncaptured = True  # the first steps run uncaptured
 
 
 def state_tensors(optimizer: torch.optim.Optimizer, module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """The optimizer's state as `<state>/<parameter>` -> tensor."""
+    """Iterate over the optimizer's state as (`<state>/<parameter>`, tensor)."""
     for name, parameter in module.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
             if value is not None:
@@ -98,12 +98,12 @@ def state_tensors(optimizer: torch.optim.Optimizer, module: nn.Module) -> Iterat
 def load_state_tensors(
     optimizer: torch.optim.Optimizer, module: nn.Module, tensors: Mapping[str, Tensor]
 ) -> None:
-    """Restore what `state_tensors` gave, each tensor into the memory format of its own parameter."""
+    """Restore the state that `state_tensors` gave, in the memory format of each parameter."""
     parameters = dict(module.named_parameters())
     for path, value in tensors.items():
         key, _, name = path.partition("/")
         parameter = parameters[name]
-        if key == "step":  # a count, where the fused optimizer expects it
+        if key == "step":  # a count, on the device where the fused optimizer expects it
             optimizer.state[parameter][key] = value.to(parameter.device)
         else:
             optimizer.state[parameter][key] = torch.empty_like(parameter).copy_(value)
@@ -112,11 +112,11 @@ def load_state_tensors(
 def carry_state(
     old: Mapping[str, Tensor], carry: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
 ) -> dict[str, Tensor]:
-    """The state of an optimizer (`<state>/<parameter>` -> tensor) for a network on other time grids.
+    """Carry an optimizer's state over to a changed network (regridded, twisted).
 
     Args:
-        old: as `state_tensors` gave it.
-        carry: tensors by old parameter names to tensors by new ones.
+        old: `<state>/<parameter>` -> tensor, as `state_tensors` gives it.
+        carry: maps tensors by the old network's parameter names to tensors by the new one's.
     """
     by_key: dict[str, dict[str, Tensor]] = {}
     for path, tensor in old.items():
@@ -125,16 +125,16 @@ def carry_state(
     return {f"{key}/{name}": t for key, group in by_key.items() for name, t in carry(group).items()}
 
 
-# ---------------------------------------------------------------- beside a weights file
+# ---------------------------------------------------------------- the file beside a weights file
 
 
 def state_file(path: Path) -> Path:
-    """Where the state of an optimizer lies that belongs to a weights file."""
+    """The path of the optimizer's state that belongs to a weights file."""
     return path.with_suffix(".optimizer.safetensors")
 
 
 def write_state(path: Path, tensors: Mapping[str, Tensor]) -> Path:
-    """Write a state beside the weights file that it belongs to; returns where."""
+    """Write the optimizer's state that belongs to a weights file; returns its path."""
     data = to_bytes(
         {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()},
         metadata={_WEIGHTS: atomic.sha256(path)},
@@ -148,26 +148,31 @@ def write_state(path: Path, tensors: Mapping[str, Tensor]) -> Path:
 
 
 def read_state(path: Path, module: nn.Module, section: Optimizer) -> dict[str, Tensor]:
-    """The state that lies beside a weights file, for the optimizer of `section` over `module`.
+    """Read the optimizer's state that belongs to a weights file.
+
+    Args:
+        path: the weights file.
+        module: the network that holds the weights.
+        section: the optimizer that takes the state.
 
     Raises:
-        InputError: there is none, it belongs to other weights, or does not fit optimizer or network.
+        InputError: there is no state, or it does not fit the weights, the optimizer or the network.
         IntegrityError: the file is corrupt.
     """
     file = state_file(path)
     if not file.is_file():
         raise InputError(
             f"{file}: no such file (`resode regrid` writes it for a run with checkpoints); "
-            "leave init.optimizer out to start without momentum"
+            "set init.optimizer=false to start without momentum"
         )
     try:
         with safe_open(file, framework="pt") as opened:
             owner = (opened.metadata() or {}).get(_WEIGHTS)
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     except SafetensorError as error:
-        raise IntegrityError(f"{file}: is no whole safetensors file ({error})") from None
+        raise IntegrityError(f"{file}: is not a valid safetensors file ({error})") from None
     if owner != atomic.sha256(path):
-        raise InputError(f"{file}: is not the state of {path}, but of other weights; make both anew")
+        raise InputError(f"{file}: belongs to other weights than {path}; write both again with one command")
     _refuse_misfit(file, tensors, module, section)
     return tensors
 
@@ -184,7 +189,7 @@ def _refuse_misfit(file: Path, tensors: Mapping[str, Tensor], module: nn.Module,
         wanted = ", ".join(kept) or "no state"
         raise InputError(
             f"{file}: holds {', '.join(found)}, but {section.name} keeps {wanted}: "
-            "train with the optimizer of the run it comes from, or leave init.optimizer out"
+            "train with the optimizer of the run it comes from, or set init.optimizer=false"
         )
     trainable = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     own = {

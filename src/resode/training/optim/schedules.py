@@ -1,25 +1,19 @@
-"""Schedules: the learning rate as a function of training progress x in [0, 1).
+"""Schedules: the learning rate as a function of the fraction x of the training that is done.
 
-lr_k = lr * factor(k / n) for iteration k of n; every schedule is a closed form, so that a resumed run needs
-no state and a schedule can be plotted before it is run.
+    lr_k = lr factor(k / n)    at iteration k = 0 ... n - 1
+
+Every schedule is a closed form: a resumed run needs no state, and a schedule can be plotted before it is run.
 """
 
 import bisect
 import math
 from typing import assert_never
 
-from resode.training.recipe.experiment import (
-    Constant,
-    Cosine,
-    LinearExponential,
-    MultiStep,
-    OneCycle,
-    Schedule,
-)
+from resode.training.recipe.schedule import Constant, Cosine, LinearExponential, MultiStep, OneCycle, Schedule
 
 
 def factor(schedule: Schedule, progress: float) -> float:
-    """The learning rate at `progress` in [0, 1), relative to the peak, warm-up left aside."""
+    """The learning rate at x = `progress` in [0, 1], relative to lr, without warm-up."""
     x = progress
     match schedule:
         case Constant():
@@ -39,14 +33,14 @@ def factor(schedule: Schedule, progress: float) -> float:
 
 
 def learning_rate(schedule: Schedule, lr: float, iteration: int, iterations: int, steps: int) -> float:
-    """The learning rate of one iteration.
+    """The learning rate of one iteration, with warm-up.
 
     Args:
-        schedule: the section of the experiment.
-        lr: the peak learning rate.
+        schedule: the schedule's settings.
+        lr: the learning rate at its peak.
         iteration: 0 ... iterations - 1.
         iterations: iterations of the whole training.
-        steps: iterations of one epoch (the unit of a warm-up).
+        steps: iterations of one epoch, the unit of a warm-up.
     """
     value = lr * factor(schedule, iteration / iterations)
     if schedule.warmup is not None and iteration < schedule.warmup.epochs * steps:

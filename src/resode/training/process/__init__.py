@@ -1,1 +1,1 @@
-"""The process that trains: its device, ranks, signals and allocator."""
+"""The training process: device, ranks, signals, memory allocator."""

@@ -1,18 +1,21 @@
-"""How this process gets its memory."""
+"""The memory allocator of the process."""
 
 import ctypes
 import functools
 import sys
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt(3)
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # parameter numbers of mallopt(3)
 
 
 @functools.cache
 def keep_freed_memory() -> bool:
-    """Let the process keep what it frees, up to 2 GiB, in place of giving it back; whether it now does.
+    """Make glibc keep freed memory, up to 2 GiB, instead of returning it to the system.
 
-    A training step frees all its activations; glibc gives them back, and the next step pays for every page of
-    them anew (on a virtual machine a tenth of a step). It concerns the whole process, and glibc alone.
+    A training step frees all its activations. If glibc returns the pages, the next step faults each of them
+    in again: on a virtual machine a tenth of a step. The setting holds for the whole process.
+
+    Returns:
+        Whether it was set: False on systems without glibc's `mallopt`.
     """
     if not sys.platform.startswith("linux"):
         return False

@@ -1,4 +1,4 @@
-"""Where a network computes: its device, and how it lies in memory there."""
+"""The device that a network computes on, and its memory format there."""
 
 from typing import Literal, TypeVar
 
@@ -12,11 +12,13 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto`: the GPU where there is one, else the CPU.
+    """The torch device of a name; `auto` is the GPU if there is one, else the CPU.
+
+    Also turns TF32 off, so that fp32 has the same meaning on every device.
 
     Raises:
-        InputError: no such device name.
-        ResourceError: a GPU is asked for and none is there.
+        InputError: the name is not that of a CPU or a CUDA device.
+        ResourceError: this machine has no such GPU.
     """
     forbid_tf32()
     if name == "auto":
@@ -29,16 +31,16 @@ def choose_device(name: str) -> torch.device:
         raise InputError(f"device '{name}' is not supported (auto, cpu, cuda, cuda:1, ...)")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         count = torch.cuda.device_count()
-        raise ResourceError(f"device '{name}': {count} CUDA devices are here; try --device cpu")
+        raise ResourceError(f"device '{name}': this machine has {count} CUDA devices; try --device cpu")
     return device
 
 
 def forbid_tf32() -> None:
-    """Make fp32 mean fp32: by default a GPU's convolutions round their inputs to 10 bits of mantissa."""
+    """Turn TF32 off: by default a GPU's fp32 convolutions round their inputs to 10 bits of mantissa."""
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def place(module: M, device: torch.device) -> M:
-    """Put a module on the device, its convolution weights channels-last."""
+    """Move a module to the device, with its convolution weights in channels-last memory format."""
     return module.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]

@@ -1,6 +1,7 @@
-"""Signals: Ctrl-C and SIGTERM ask a run to stop after the step in hand; a later one stops it at once.
+"""Signals: Ctrl-C or SIGTERM asks a run to stop after the current step; a second one stops it at once.
 
-Within a second they are one request: torchrun and clusters pass on what has reached every process already.
+Signals within one second count as one: torchrun and cluster schedulers forward a signal that every process
+has already received.
 """
 
 import contextlib
@@ -15,14 +16,17 @@ from typing import Any
 
 @dataclass
 class StopRequest:
-    """The signal that asked to stop, or None."""
+    """The number of the signal that asked to stop, or None."""
 
     number: int | None = None
 
 
 @contextlib.contextmanager
 def listening() -> Iterator[StopRequest]:
-    """Note SIGINT and SIGTERM instead of dying of them; only the main thread can listen."""
+    """Context manager: SIGINT and SIGTERM are recorded in the `StopRequest` instead of ending the process.
+
+    Python delivers signals to the main thread only; in any other thread the request stays empty.
+    """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request

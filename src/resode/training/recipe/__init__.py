@@ -1,1 +1,1 @@
-"""Experiments: settings as data, read from recipes, files and overrides."""
+"""Experiments as data: their settings, and how recipes, files and overrides are read."""

@@ -1,12 +1,12 @@
-"""Recipes: experiments as YAML files, shipped with the package or written by the user.
+"""Recipes: experiments as YAML files, packaged with resode or written by the user.
 
-A recipe may name a `base` recipe and say only what differs. `--set a.b=c` overrides a value, c read as YAML.
+A recipe may name a `base` recipe and give only what differs. `--set a.b=c` overrides a value; c is YAML.
 """
 
 import importlib.resources
 import re
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
@@ -16,64 +16,66 @@ import yaml
 from resode.errors import InputError, nearest
 
 
+def recipes() -> dict[str, Traversable]:
+    """The recipes of the package: name -> file, in natural order (resnet20 before resnet110)."""
+    return dict(_recipes_in(importlib.resources.files("resode") / "recipes", ""))
+
+
+def _recipes_in(folder: Traversable, prefix: str) -> Iterator[tuple[str, Traversable]]:
+    for entry in sorted(folder.iterdir(), key=_natural):
+        if entry.is_dir():
+            yield from _recipes_in(entry, f"{prefix}{entry.name}/")
+        elif entry.name.endswith(".yaml"):
+            yield prefix + entry.name.removesuffix(".yaml"), entry
+
+
 def _natural(entry: Traversable) -> list[tuple[int, str]]:
-    """A key that sorts resnet20 before resnet110."""
     return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", entry.name)]
 
 
 def read(recipe: str, overrides: Iterable[tuple[str, Any]] = ()) -> dict[str, Any]:
-    """The plain values of a recipe, its base underneath and the overrides (dotted path, value) on top."""
+    """Read a recipe as plain values, on top of its base, and apply overrides.
+
+    With other data, another network or other initial weights, what the recipe knows of the old ones (its
+    published result, the normalisation, hashes) is dropped unless it is overridden, too.
+
+    Args:
+        recipe: the name of a recipe of resode, a YAML file, or a run directory.
+        overrides: (dotted path, value); where a path is given twice, the last one counts.
+
+    Raises:
+        InputError: there is no such recipe, or it is not valid YAML.
+    """
     values, original = _read(recipe, ()), _read(recipe, ())
-    values.setdefault("name", recipe if recipe in shipped() else Path(recipe).stem)
+    values.setdefault("name", recipe if recipe in recipes() else Path(recipe).stem)
     changes = dict(sorted(overrides, key=lambda pair: not pair[0].endswith(".name")))
     for path, value in changes.items():
         _override(values, path.split("."), value)
-    _forget_the_old_task(values, original, changes)
+    for section, keys in _outdated(values, original):
+        for key in keys:
+            if f"{section}.{key}" not in changes and isinstance(values.get(section), dict):
+                values[section].pop(key, None)
     return values
 
 
-# What a run or a recipe knew of its data, and what was published of its task, by section.
-_KNOWN_OF_DATA = {"data": ("fingerprint", "mean", "std"), "model": ("classes", "in_channels")}
-_KNOWN_OF_TASK = {"about": ("published", "expected")}
+def _outdated(values: Mapping[str, Any], original: Mapping[str, Any]) -> Iterator[tuple[str, Sequence[str]]]:
+    """Sections, and their keys that no longer hold, since the values depend on something that has changed."""
 
+    def changed(section: str, key: str) -> bool:
+        old, new = (
+            part.get(key) if isinstance(part := holder.get(section), Mapping) else part
+            for holder in (original, values)
+        )
+        return bool(old != new)
 
-def _forget_the_old_task(
-    values: dict[str, Any], original: Mapping[str, Any], changes: Mapping[str, Any]
-) -> None:
-    """With other data or another network, drop what was known of the old, unless it is set anew."""
-
-    def get(holder: Mapping[str, Any], section: str, key: str) -> Any:
-        part = holder.get(section)
-        return part.get(key) if isinstance(part, Mapping) else part
-
-    other_data = get(values, "data", "source") != get(original, "data", "source")
-    other_model = values.get("model") != original.get("model")
-    other_start = get(values, "init", "path") != get(original, "init", "path")
-    forgotten = [
-        *((_KNOWN_OF_DATA,) if other_data else ()),
-        *((_KNOWN_OF_TASK,) if other_data or other_model else ()),
-        *(({"init": ("sha256", "optimizer_sha256")},) if other_start else ()),
-    ]
-    for known in forgotten:
-        for section, keys in known.items():
-            for key in keys:
-                if f"{section}.{key}" not in changes and isinstance(values.get(section), dict):
-                    values[section].pop(key, None)
-
-
-def shipped() -> dict[str, Traversable]:
-    """The shipped recipes: name -> file."""
-    found: dict[str, Traversable] = {}
-
-    def walk(folder: Traversable, prefix: str) -> None:
-        for entry in sorted(folder.iterdir(), key=_natural):
-            if entry.is_dir():
-                walk(entry, f"{prefix}{entry.name}/")
-            elif entry.name.endswith(".yaml"):
-                found[prefix + entry.name.removesuffix(".yaml")] = entry
-
-    walk(importlib.resources.files("resode") / "recipes", "")
-    return found
+    other_data = changed("data", "source")
+    if other_data:
+        yield "data", ("fingerprint", "mean", "std")
+        yield "model", ("classes", "in_channels")
+    if other_data or values.get("model") != original.get("model"):
+        yield "about", ("published", "expected")
+    if changed("init", "path"):
+        yield "init", ("sha256", "optimizer_sha256")
 
 
 def _read(recipe: str, chain: tuple[str, ...]) -> dict[str, Any]:
@@ -91,12 +93,12 @@ def _read(recipe: str, chain: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _text(recipe: str) -> str:
-    known = shipped()
+    known = recipes()
     path = Path(recipe)
     if path.is_dir():
         path = path / "experiment.yaml"
         if not path.is_file():
-            raise InputError(f"{recipe}: a folder without experiment.yaml is no run; give a recipe or a run")
+            raise InputError(f"{recipe}: has no experiment.yaml; give a recipe or a run directory")
     elif recipe in known:
         return known[recipe].read_text(encoding="utf-8")
     elif not path.is_file():
@@ -110,7 +112,7 @@ def _text(recipe: str) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML with the floats of version 1.2 (`1e-4` is a number), where a key given twice is an error."""
+    """Safe YAML with the floats of YAML 1.2 (`1e-4` is a number); a duplicate key is an error."""
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -128,7 +130,7 @@ def _unique_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     for key in keys:
         if keys.count(key) > 1:
             raise yaml.constructor.ConstructorError(
-                None, None, f"the key '{key}' stands twice", node.start_mark
+                None, None, f"the key '{key}' is given twice", node.start_mark
             )
     return typing.cast(dict[Any, Any], loader.construct_mapping(node, deep=True))
 
@@ -137,7 +139,11 @@ _Loader.add_constructor("tag:yaml.org,2002:map", _unique_mapping)
 
 
 def parse_yaml(text: str, origin: str) -> dict[str, Any]:
-    """The mapping that a YAML text is; `origin` is how errors call it."""
+    """Parse a YAML mapping; error messages begin with `origin`.
+
+    Raises:
+        InputError: the text is not valid YAML, or not a mapping.
+    """
     try:
         values = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
@@ -152,13 +158,15 @@ def parse_yaml(text: str, origin: str) -> dict[str, Any]:
     return values
 
 
-# ---------------------------------------------------------------- overrides
-
 _VARIANTS = ("model", "optimizer", "schedule")
 
 
 def parse_overrides(texts: Iterable[str]) -> list[tuple[str, Any]]:
-    """`a.b=c` -> ("a.b", c), c read as YAML."""
+    """Parse `a.b=c` into ("a.b", c), c read as YAML.
+
+    Raises:
+        InputError: with a line for every text that is not of this form.
+    """
     pairs, mistakes = [], []
     for text in texts:
         path, equals, value = text.partition("=")
@@ -175,7 +183,7 @@ def parse_overrides(texts: Iterable[str]) -> list[tuple[str, Any]]:
 
 
 def _override(values: dict[str, Any], path: Sequence[str], value: Any) -> None:
-    """Set one value; another variant (`model.name`, `optimizer.name`, ...) starts from its own defaults."""
+    """Set one value; a change of `model.name`, `optimizer.name` or `schedule.name` discards their options."""
     head, *rest = path
     current = values.get(head)
     if rest:

@@ -1,1 +1,1 @@
-"""What a run leaves on disk: the run directory and its checkpoints."""
+"""What a training run leaves on disk: its directory, checkpoints, and a record of the environment."""

@@ -1,8 +1,8 @@
-"""Checkpoints: the state of a run as safetensors and JSON, whole or not at all.
+"""Checkpoints: the state of a run as safetensors and JSON, written atomically.
 
 `checkpoints/<iteration>/{model.safetensors, training.safetensors, state.json, manifest.json}`; the manifest
 lists the SHA-256 of the others. A checkpoint is written to a sibling folder, fsynced and renamed; a reader
-takes the newest whole one.
+takes the newest one whose hashes are right.
 """
 
 import json
@@ -24,7 +24,7 @@ MODEL, TRAINING, STATE, MANIFEST = "model.safetensors", "training.safetensors", 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One whole checkpoint on disk, its hashes checked."""
+    """A checkpoint on disk whose hashes have been checked."""
 
     path: Path
     training: Mapping[str, Tensor]
@@ -37,7 +37,7 @@ class Checkpoint:
 
     @property
     def iteration(self) -> int:
-        """Optimizer steps taken so far."""
+        """Number of optimizer steps taken."""
         return int(self.path.name)
 
 
@@ -49,10 +49,21 @@ def write(
     state: Mapping[str, Any],
     keep: int,
 ) -> Path:
-    """Write the checkpoint of `iteration` under `root`, then remove all but the newest `keep`.
+    """Write a checkpoint atomically, then remove all but the newest `keep`.
+
+    Args:
+        root: the folder of checkpoints.
+        iteration: optimizer steps taken; the name of the checkpoint's folder.
+        save_model: writes the weights file.
+        training: tensors beside the weights: optimizer state, averages, generator states.
+        state: JSON values: position in the training and rows of metrics.csv.
+        keep: how many checkpoints stay.
+
+    Returns:
+        The checkpoint's folder.
 
     Raises:
-        ResourceError: disk full or read-only; the earlier checkpoints are untouched.
+        ResourceError: the disk is full or read-only; earlier checkpoints are untouched.
     """
     target, fresh, old = root / str(iteration), root / f".{iteration}.new", root / f".{iteration}.old"
     with atomic.writing(target):
@@ -97,7 +108,7 @@ def _fill(
 
 
 def stored(root: Path) -> list[Path]:
-    """The checkpoint folders under `root`, oldest first, whole or not."""
+    """The checkpoint folders under `root`, oldest first, damaged ones included."""
     if not root.is_dir():
         return []
     folders = [p for p in root.iterdir() if p.is_dir() and p.name.isdigit()]
@@ -105,25 +116,29 @@ def stored(root: Path) -> list[Path]:
 
 
 def verify(folder: Path) -> None:
-    """Check every hash of the manifest.
+    """Check the files of a checkpoint against the hashes in its manifest.
 
     Raises:
-        IntegrityError: a file is missing, or its content is not what the manifest lists.
+        IntegrityError: a file is missing or does not match its hash.
     """
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         files = {str(name): str(digest) for name, digest in manifest.items()}
     except (OSError, ValueError, AttributeError):
-        raise IntegrityError(f"{folder}: its manifest is missing or damaged") from None
+        raise IntegrityError(f"{folder}: its manifest.json is missing or damaged") from None
     for name in (MODEL, TRAINING, STATE):
         if name not in files or not (folder / name).is_file():
             raise IntegrityError(f"{folder / name}: is missing")
         if atomic.sha256(folder / name) != files[name]:
-            raise IntegrityError(f"{folder / name}: its content is not what the manifest lists (damaged)")
+            raise IntegrityError(f"{folder / name}: does not match its hash in manifest.json (damaged)")
 
 
 def read(folder: Path) -> Checkpoint:
-    """Read one checkpoint after checking its hashes."""
+    """Read a checkpoint after checking its hashes.
+
+    Raises:
+        IntegrityError: a file is missing, damaged or unreadable.
+    """
     verify(folder)
     try:
         state = json.loads((folder / STATE).read_text(encoding="utf-8"))
@@ -133,7 +148,10 @@ def read(folder: Path) -> Checkpoint:
 
 
 def newest(root: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest whole checkpoint under `root`, and a line for each damaged one that was passed over.
+    """Read the newest intact checkpoint under `root`; None if there is none.
+
+    Returns:
+        The checkpoint, and a message for each newer one that is damaged.
 
     Raises:
         IntegrityError: there are checkpoints, and all are damaged.
@@ -145,5 +163,5 @@ def newest(root: Path) -> tuple[Checkpoint | None, list[str]]:
         except IntegrityError as error:
             damaged.extend(error.messages)
     if damaged:
-        raise IntegrityError(*damaged, f"{root}: no whole checkpoint is left; start anew with another --out")
+        raise IntegrityError(*damaged, f"{root}: all checkpoints are damaged; start again with another --out")
     return None, damaged

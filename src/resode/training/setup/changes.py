@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from resode.errors import InputError
 from resode.models import DynamicNet, regrid, twist
-from resode.training.recipe.experiment import Refinement, Twisting
+from resode.training.recipe.network import Refinement, Twisting
 
 Carry = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
 

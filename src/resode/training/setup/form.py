@@ -25,7 +25,7 @@ from resode.errors import ResodeError
 from resode.kernels import library
 from resode.memory import Shape
 from resode.training.process.device import Precision
-from resode.training.records.run import environment
+from resode.training.records.environment import environment
 from resode.training.setup.memory import compiled
 
 GAIN = 0.9  # of the time of the plain form, at most

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from resode.memory import Shape
-from resode.training.recipe.experiment import Sizing
+from resode.training.recipe.data import Sizing
 
 
 def size_at(sizes: Sequence[Sizing], iteration: int, iterations: int) -> int | None:

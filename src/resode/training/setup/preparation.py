@@ -34,7 +34,9 @@ from resode.models.budget import set_gradients
 from resode.training.loop.cuda_graphs import hindrance
 from resode.training.process.device import choose_device, place
 from resode.training.process.distributed import SINGLE, World
-from resode.training.recipe.experiment import Data, Experiment, Model
+from resode.training.recipe.data import Data
+from resode.training.recipe.experiment import Experiment
+from resode.training.recipe.network import Model
 from resode.training.setup.changes import changed
 from resode.training.setup.checks import (
     check_model,

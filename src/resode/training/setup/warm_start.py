@@ -16,7 +16,8 @@ from resode.data import Dataset
 from resode.errors import InputError, IntegrityError
 from resode.models import DynamicNet, create
 from resode.training.optim import optimizers
-from resode.training.recipe.experiment import Experiment, Model
+from resode.training.recipe.experiment import Experiment
+from resode.training.recipe.network import Model
 
 
 def initial_optimizer_state(experiment: Experiment, module: nn.Module) -> dict[str, Tensor]:

@@ -1,0 +1,105 @@
+"""Settings of the network: the model, its initial weights, and what changes or bounds it during training."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import ConfigDict, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+
+from resode.models import models
+from resode.operators.ties import Tie
+from resode.operators.twist import Coordinates
+from resode.training.recipe.section import FilePath, Inside, OneOrMany, Section
+
+
+class Model(Section):
+    """A registered model and its options (`resode list models`)."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str
+    """Name of a registered model, such as `he_resnet20`; its options are further keys."""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options, without the name."""
+        return dict(self.__pydantic_extra__ or {})
+
+    @model_validator(mode="after")
+    def _registered(self) -> Self:
+        models.entry(self.name).check(self.options)
+        return self
+
+
+class WarmStart(Section):
+    """Trained weights to start from."""
+
+    path: FilePath
+    """The .safetensors file of the weights."""
+    sha256: str = ""
+    """SHA-256 of the weights; a run records it and refuses other weights."""
+    new_head: bool = False
+    """Whether the last layer is initialised afresh, for data with another number of classes."""
+    optimizer: bool = False
+    """Whether the optimizer's state is read from the file beside the weights that `resode regrid` writes."""
+    optimizer_sha256: str = ""
+    """SHA-256 of the optimizer's state; a run records it and refuses another state."""
+
+
+class Smoothness(Section):
+    """A penalty on controls theta(t) that vary in time, added to the loss (dynamic blocks only).
+
+    a sum_j |theta_{j+1} - theta_j|_1 + b/2 sum_j ||theta_{j+1} - theta_j||^2 / (tau_{j+1} - tau_j)
+    over the control nodes tau_j of all dynamic blocks (Haber & Ruthotto 2017, arXiv:1705.03341).
+    """
+
+    total_variation: NonNegativeFloat = 0.0
+    """The factor a, of the total variation in time."""
+    dirichlet: NonNegativeFloat = 0.0
+    """The factor b, of the Dirichlet energy in time."""
+
+
+class Refinement(Section):
+    """Finer time grids from a point of the training on: multilevel training (dynamic blocks only).
+
+    theta(t) and the optimizer's state are carried over; statistics are estimated anew.
+    """
+
+    at: Inside
+    """Fraction of the training at which the grids change, above 0 and below 1."""
+    states: Literal["double", "keep"] = "double"
+    """Whether the number of time steps doubles."""
+    controls: Literal["double", "keep"] = "double"
+    """Whether the number of control intervals doubles."""
+
+
+class Twisting(Section):
+    """Convolutions that depend on the place, from a point of the training on (`resode.twist`).
+
+    The output is the same at first; the optimizer's state is carried over.
+    """
+
+    at: Inside
+    """Fraction of the training at which convolutions are twisted, above 0 and below 1."""
+    where: Annotated[tuple[int | str, ...], OneOrMany] = ()
+    """Numbers of stages and names or patterns of layers (default: every 3x3 convolution)."""
+    tie: Tie = "conformal"
+    """How the kernels of a twist are tied: `free`, `odd`, `conformal`, `saddle` or `mixed`."""
+    degree: PositiveInt = 1
+    """Degree of the polynomial in the place."""
+    coordinates: Coordinates = "centred"
+    """Coordinates of a place: `centred`, `per-axis` or `published`."""
+
+    def options(self) -> dict[str, Any]:
+        """The keyword arguments of `resode.twist`."""
+        return {"tie": self.tie, "degree": self.degree, "coordinates": self.coordinates}
+
+
+class Drift(Section):
+    """The check of reversible gradients, each epoch on one batch.
+
+    The largest relative error of a recovered state is the column `reconstruction_error` of metrics.csv.
+    """
+
+    limit: PositiveFloat = 1e-2
+    """Largest relative error that is accepted, above 0."""
+    beyond: Literal["fall_back", "stop"] = "fall_back"
+    """What happens beyond the limit: `fall_back` goes on with checkpointed gradients, `stop` ends the run."""

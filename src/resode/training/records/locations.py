@@ -1,0 +1,101 @@
+"""What a PATH stands for: a run, a checkpoint, a .safetensors file or the name of a pretrained network."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from resode import pretrained, weights
+from resode.errors import InputError, nearest
+from resode.training.recipe.experiment import Experiment
+from resode.training.records import checkpoints
+from resode.training.records.run import Run
+
+
+def weights_file(path: str | Path) -> Path:
+    """Find the weights file of PATH.
+
+    A run has its final weights, or those of its newest checkpoint while it is unfinished. A file or folder of
+    that name comes before a pretrained name.
+
+    Raises:
+        InputError: there is no such run, checkpoint, file or name.
+        IntegrityError: a checkpoint does not match the hashes in its manifest.
+    """
+    name, path = str(path), Path(path)
+    if not path.exists():
+        if (found := pretrained.file(name)) is not None:
+            return found
+        raise InputError(f"{path}: no such run, checkpoint or file{nearest(name, pretrained.names())}")
+    if path.is_file():
+        return path
+    if _is_checkpoint(path):
+        checkpoints.verify(path)
+        return path / checkpoints.MODEL
+    run = Run(path)
+    if run.model.is_file():
+        return run.model
+    checkpoint, _ = checkpoints.newest(run.checkpoints)
+    if checkpoint is None:
+        raise InputError(f"{path}: holds no run (no model.safetensors, no checkpoints)")
+    return checkpoint.model
+
+
+def _is_checkpoint(folder: Path) -> bool:
+    return (folder / checkpoints.MANIFEST).is_file()
+
+
+@dataclass(frozen=True)
+class Location:
+    """The weights file of a PATH, and what the run around it knows.
+
+    Args:
+        weights: the file that `weights_file` finds.
+        experiment: the experiment of its run; None for a file outside a run.
+        optimizer: the optimizer's state, `<state>/<parameter>` -> tensor, from the checkpoint or the newest
+            one of the run; empty if there is none.
+    """
+
+    weights: Path
+    experiment: Experiment | None
+    optimizer: Mapping[str, Tensor]
+
+
+def locate(path: str | Path) -> Location:
+    """Read the experiment and the optimizer's state that belong to the weights of PATH.
+
+    Raises:
+        InputError: there is no such run, checkpoint, file or name.
+        IntegrityError: a checkpoint does not match the hashes in its manifest.
+    """
+    file, path = weights_file(path), Path(path)
+    if not path.is_dir():
+        return Location(file, None, {})
+    checkpoint: checkpoints.Checkpoint | None
+    if _is_checkpoint(path):
+        checkpoint, run = checkpoints.read(path), Run(path.resolve().parent.parent)
+    else:
+        run = Run(path)
+        checkpoint, _ = checkpoints.newest(run.checkpoints)
+    training = checkpoint.training if checkpoint is not None else {}
+    prefix = "optimizer/"
+    state = {name.removeprefix(prefix): t for name, t in training.items() if name.startswith(prefix)}
+    return Location(file, run.read_experiment() if run.exists else None, state)
+
+
+def load(path: str | Path) -> weights.Loaded:
+    """Load the network of PATH with its preprocessing, in evaluation mode.
+
+        model = resode.load("runs/he2016-resnet20-seed0")
+        logits = model(model.preprocessing(images))
+
+    Args:
+        path: a run directory, a checkpoint, a .safetensors file, or a pretrained name that
+            `resode list models` shows, such as "short/resnet20".
+
+    Raises:
+        InputError: there is no such run, checkpoint, file or name, or its network cannot be built.
+        IntegrityError: a file is corrupt.
+    """
+    return weights.load(weights_file(path))
