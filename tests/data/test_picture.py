@@ -183,3 +183,11 @@ def test_fit_changes_channels():
     assert fit(red, size=(2, 2), channels=1).tolist() == [[[76], [76]]] * 2
     assert np.array_equal(fit(GREY, size=(8, 8), channels=3), np.repeat(GREY, 3, axis=2))
     assert fit(COLOUR, size=(8, 8), channels=3) is COLOUR
+
+
+@pytest.mark.parametrize("size", [(28, 28), (7, 7), (64, 64), (10, 20)])
+def test_fit_takes_every_size(size):
+    """Proportions whose product rounds up once asked for a box larger than the image (29x29 to 28)."""
+    for height in range(1, 65):
+        for width in range(1, 65):
+            assert fit(np.zeros((height, width, 1), np.uint8), size=size, channels=1).shape == (*size, 1)

@@ -76,10 +76,7 @@ def fit(pixels: Pixels, *, size: tuple[int, int], channels: int) -> Pixels:
     if own != channels:
         image = image.convert("L" if channels == 1 else "RGB")
     if (height, width) != size:
-        scale = min(height / size[0], width / size[1])
-        top, left = (height - scale * size[0]) / 2, (width - scale * size[1]) / 2
-        box = (left, top, left + scale * size[1], top + scale * size[0])
-        image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR, box=box)
+        image = ImageOps.fit(image, size[::-1], Image.Resampling.BILINEAR)
     return np.array(image).reshape(*size, channels)
 
 
