@@ -165,7 +165,7 @@ def test_other_sizes_are_left_out_and_a_shared_layer_is_one():
 
 
 def test_a_kernel_that_is_not_finite_is_refused():
-    with pytest.raises(InputError, match="0: its kernel has NaN or infinite entries"):
+    with pytest.raises(InputError, match="0: the kernel has NaN or infinite entries"):
         pde(nn.Sequential(convolution(torch.full((1, 1, 3, 3), torch.nan))))
 
 
