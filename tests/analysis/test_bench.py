@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from resode.analysis.bench import Plain, Transformed, bench
+from resode.analysis.bench import PlainLoop, TransformedImages, bench
 from resode.cli import main
 from resode.gradients import Stored
 from resode.models.budget import differentiated, method_of
@@ -23,7 +23,7 @@ def setup():
 
 
 def test_the_plain_loop_is_the_same_network_stored_and_contiguous(setup):
-    plain = Plain(setup)
+    plain = PlainLoop(setup)
     assert [method_of(part) for part in differentiated(plain.module)] == [Stored()]
     assert not any(isinstance(method_of(part), Stored) for part in differentiated(setup.module))
     weight = next(p for p in plain.module.parameters() if p.ndim == 4)
@@ -37,7 +37,7 @@ def test_the_plain_loop_is_the_same_network_stored_and_contiguous(setup):
 
 
 def test_images_of_the_plain_loader_are_crops_of_the_images(setup):
-    images = Transformed(setup.dataset.train, setup.train_index, setup.training)
+    images = TransformedImages(setup.dataset.train, setup.train_index, setup.training)
     torch.manual_seed(0)
     inputs, label = images[3]
     at = setup.train_index[3]
@@ -50,8 +50,8 @@ def test_images_of_the_plain_loader_are_crops_of_the_images(setup):
 
 def test_the_shares_of_a_step_are_a_whole(setup):
     found = bench(setup, seconds=0.5, rounds=1)
-    assert sum(found.parts.values()) == pytest.approx(1)
-    assert min(found.parts.values()) > 0
+    assert sum(found.phases.values()) == pytest.approx(1)
+    assert min(found.phases.values()) > 0
     assert found.operations < found.matrix_peak
     assert found.frozen_inference is None
 

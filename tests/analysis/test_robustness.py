@@ -9,22 +9,22 @@ from torch import nn
 
 import resode
 from resode.analysis.robustness import (
-    CHANGES,
+    PERTURBATIONS,
     STEPS,
-    OfPixels,
-    chosen,
-    corrupted,
+    Preprocessed,
+    corruption_errors,
     fgsm,
     mean_error,
     pgd,
+    random_subset,
     robustness,
     rotated,
     scaled,
 )
 from resode.blocks import dynamic_blocks
 from resode.data import Images
+from resode.data.affine import affine_uint8
 from resode.data.corruptions import EXTRA, STANDARD, Corruptions
-from resode.data.warped import rotated_and_scaled
 from resode.errors import InputError
 from resode.fields import Preactivation
 from resode.integrators import Leapfrog
@@ -264,18 +264,18 @@ class Closed(nn.Module):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda u: fgsm(Closed(), u, LABELS, 0.1), "this network has none"),
-        (lambda u: fgsm(Closed().requires_grad_(False), u, LABELS, 0.1), "this network has none"),
-        (lambda u: fgsm(Closed(), 255 * u, LABELS, 0.1), "from 0 to 1"),
-        (lambda u: fgsm(Closed(), u / 0 * 0, LABELS, 0.1), "from 0 to 1"),
+        (lambda u: fgsm(Closed(), u, LABELS, 0.1), "which this network lacks"),
+        (lambda u: fgsm(Closed().requires_grad_(False), u, LABELS, 0.1), "which this network lacks"),
+        (lambda u: fgsm(Closed(), 255 * u, LABELS, 0.1), r"in \[0, 1\]"),
+        (lambda u: fgsm(Closed(), u / 0 * 0, LABELS, 0.1), r"in \[0, 1\]"),
         (lambda u: fgsm(Closed(), u[0], LABELS, 0.1), r"images \(3, 6, 6\)"),
-        (lambda u: fgsm(Closed(), (255 * u).byte(), LABELS, 0.1), "floating point"),
+        (lambda u: fgsm(Closed(), (255 * u).byte(), LABELS, 0.1), "floating-point"),
         (lambda u: fgsm(Closed(), u, LABELS, -0.1), "eps is -0.1"),
         (lambda u: pgd(Closed(), u, LABELS, 0.1, -1, 0.1, seeded()), "steps is -1"),
         (lambda u: pgd(Closed(), u, LABELS, 0.1, 1, math.inf, seeded()), "step is inf"),
         (lambda u: rotated(u, math.nan), "finite numbers"),
         (lambda u: scaled(u, 0), "above 0"),
-        (lambda u: scaled(2 * u, 1), "from 0 to 1"),
+        (lambda u: scaled(2 * u, 1), r"in \[0, 1\]"),
     ],
 )
 def test_what_cannot_be_is_refused(call, message):
@@ -286,11 +286,11 @@ def test_what_cannot_be_is_refused(call, message):
 # ---------------------------------------------------------------- rotation and scale
 
 
-def test_rotation_and_scale_are_those_of_the_warped_images():
+def test_rotation_and_scale_are_those_of_affine_uint8():
     levels = torch.from_numpy(random_pixels(4, side=9))
     u = levels.permute(0, 3, 1, 2) / 255
     both = torch.full((4,), math.radians(20), dtype=torch.float64), torch.ones(4, dtype=torch.float64)
-    expected = rotated_and_scaled(levels, *both).permute(0, 3, 1, 2)
+    expected = affine_uint8(levels, *both).permute(0, 3, 1, 2)
     assert torch.equal((255 * rotated(u, 20)).round().byte(), expected)
     torch.testing.assert_close(rotated(u, 90), torch.rot90(u, 1, (2, 3)), rtol=0, atol=1e-4)
     torch.testing.assert_close(scaled(u, 1), u, rtol=0, atol=1e-5)
@@ -329,14 +329,14 @@ def some_images(count=6, side=8, channels=1):
 def test_the_errors_of_a_network_by_hand():
     """Of levels 120 ... 135 an attack of k levels takes the 2 k nearest over the border at 127.5."""
     shares = []
-    rows = robustness(Brightness(), grey(range(120, 136)), batch_size=5, on_share=shares.append)
-    assert [(row.change, row.amount) for row in rows] == list(CHANGES)
+    rows = robustness(Brightness(), grey(range(120, 136)), batch_size=5, on_progress=shares.append)
+    assert [(row.change, row.amount) for row in rows] == list(PERTURBATIONS)
     for row in rows:
         attacked = row.change in ("fgsm", "pgd")
         assert row.top1_error == (100 * 2 * row.amount / 16 if attacked else 0), row
     assert shares == sorted(shares)
     assert shares[-1] == 1
-    assert len(shares) == 4 * len(CHANGES)
+    assert len(shares) == 4 * len(PERTURBATIONS)
 
 
 def test_each_error_is_of_its_change():
@@ -382,12 +382,12 @@ def test_the_choice_of_images_belongs_to_the_content_not_to_the_order():
     images = some_images(40)
     order = np.random.default_rng(0).permutation(40)
     shuffled = Images.of(images.pixels[order], images.labels[order])
-    some = chosen(images, 10)
+    some = random_subset(images, 10)
     assert len(some) == 10
-    assert np.array_equal(some.digests, chosen(shuffled, 10).digests)
-    assert np.array_equal(chosen(images).digests[:10], some.digests)
-    assert sorted(chosen(images, 99).digests) == sorted(images.digests)
-    assert not np.array_equal(chosen(images, 10, seed=1).digests, some.digests)
+    assert np.array_equal(some.digests, random_subset(shuffled, 10).digests)
+    assert np.array_equal(random_subset(images).digests[:10], some.digests)
+    assert sorted(random_subset(images, 99).digests) == sorted(images.digests)
+    assert not np.array_equal(random_subset(images, 10, seed=1).digests, some.digests)
 
 
 def test_preprocessing_comes_behind_the_attack():
@@ -395,7 +395,7 @@ def test_preprocessing_comes_behind_the_attack():
     network = Brightness()
     preprocessing = Preprocessing((0.25,), (0.1,), (4, 4), 1, ("dark", "bright"))
     u = torch.full((1, 1, 4, 4), 0.3)
-    of_pixels = OfPixels(network, preprocessing)
+    of_pixels = Preprocessed(network, preprocessing)
     torch.testing.assert_close(of_pixels(u), network((u - 0.25) / 0.1))
     v = fgsm(of_pixels, u, torch.tensor([0]), 0.01)
     torch.testing.assert_close(v, torch.full_like(u, 0.31))
@@ -420,10 +420,10 @@ def corruptions_of(*names):
 
 def test_the_errors_of_corruptions_by_hand():
     shares = []
-    errors = corrupted(Red(), corruptions_of("snow", "fog"), batch_size=4, on_share=shares.append)
+    errors = corruption_errors(Red(), corruptions_of("snow", "fog"), batch_size=4, on_progress=shares.append)
     assert errors == dict.fromkeys(("snow", "fog"), (10, 20, 30, 40, 50))
     assert shares == pytest.approx([n / 10 for n in range(1, 11)])
-    few = corrupted(Red(), corruptions_of("fog"), number=1)["fog"]
+    few = corruption_errors(Red(), corruptions_of("fog"), number=1)["fog"]
     assert sorted(few) == list(few)  # the same image at each severity
     assert set(few) <= {0, 100}
 

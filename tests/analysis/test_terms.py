@@ -7,7 +7,7 @@ from torch import nn
 
 import resode
 from resode.analysis import terms
-from resode.analysis.operations import GLOBAL, MAXIMUM, MEAN, SUM, operations
+from resode.analysis.operations import GLOBAL, MAXIMUM, MEAN, SUM, count_operations
 from resode.operators.twist import TwistConv2d
 
 SHAPE = (3, 8, 8)
@@ -114,7 +114,7 @@ def test_any_module_is_read():
     assert found["7x7 convolution"].here == "stem"
     assert found["bias of a convolution"].count == 3
     assert {term.count for name, term in found.items() if name != "bias of a convolution"} == {1}
-    seen = operations(model, (3, 16, 16))
+    seen = count_operations(model, (3, 16, 16))
     assert (seen[SUM], seen[MEAN], seen[MAXIMUM], seen[GLOBAL]) == (1, 1, 1, 1)
     assert model.training
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())

@@ -84,7 +84,7 @@ def test_a_misspelt_test_folder_is_named(resode, tmp_path):
         (tmp_path / "data" / name / "x.png").write_bytes(b"")
     answer = resode("train", "quickstart", "--data", "data")
     assert answer.code == 2
-    assert "tset is no folder of test images; did you mean 'test'?" in answer.err
+    assert "tset is not a test folder; did you mean 'test'?" in answer.err
 
 
 def test_weights_that_are_not_finite_give_no_result(resode, trained):

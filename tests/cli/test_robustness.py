@@ -63,8 +63,8 @@ def test_the_column_is_that_of_the_library(resode, trained):
     assert (found["images"], found["of"], record["samples"]) == (30, 360, 360)
     assert found["pgd"] == {"steps": 10, "step": 0.25, "start": "random", "seed": 0}
     module = library.load(trained)
-    network = analysis.OfPixels(module, module.preprocessing)
-    rows = analysis.robustness(network, analysis.chosen(library.load_data("digits").test, 30))
+    network = analysis.Preprocessed(module, module.preprocessing)
+    rows = analysis.robustness(network, analysis.random_subset(library.load_data("digits").test, 30))
     assert found["rows"] == [asdict(row) for row in rows]
     errors = {(row["change"], row["amount"]): row["top1_error"] for row in found["rows"]}
     assert errors["pgd", 8] >= errors["fgsm", 8] >= errors["clean", 0]
@@ -79,13 +79,13 @@ def test_the_table_stands_below_the_usual_line(resode, trained):
     table = answer.out.removeprefix(usual)
     assert "20 of 360 images" in table
     assert "PGD: 10 steps of 0.25 eps from a random start, seed 0" in table
-    assert len(re.findall(r"\d %", table)) == len(analysis.CHANGES)
+    assert len(re.findall(r"\d %", table)) == len(analysis.PERTURBATIONS)
     for text in ("clean", "-30\N{DEGREE SIGN}", "+10\N{DEGREE SIGN}", "x 0.7", "fgsm", "pgd", "eps 8/255"):
         assert text in table
 
 
 def test_of_all_images_the_clean_error_is_the_usual_one(resode, trained, monkeypatch):
-    monkeypatch.setattr(analysis, "CHANGES", (("clean", 0),))
+    monkeypatch.setattr(analysis, "PERTURBATIONS", (("clean", 0),))
     sizes, plain = [], analysis._batches
     monkeypatch.setattr(analysis, "_batches", lambda *a: sizes.append(a[-1]) or plain(*a))
     record = json.loads(resode("evaluate", trained, "--robustness", "--batch-size", "90", "--json").out)
@@ -150,7 +150,7 @@ def test_bad_arrays_end_it_before_anything_is_measured(resode, colour, photograp
     (folder / "fog.npy").write_bytes((folder / "fog.npy").read_bytes()[:-1])
     answer = resode(*words, folder)
     assert (answer.code, answer.out, len(answer.lines)) == (3, "", 1)
-    assert "fog.npy: is no whole plain array" in answer.err
+    assert "fog.npy: is truncated or not a plain array" in answer.err
 
 
 def test_a_long_wait_is_told_on_stderr(monkeypatch, capsys):

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from resode.data import load
-from resode.data.catalogue import KNOWN, Known
+from resode.data.pinned import PINNED_DATASETS, PinnedDataset
 
 REAL = os.environ.get("RESODE_DATA")  # read before `isolated` hides it
 
@@ -34,8 +34,8 @@ def cifar10(tmp_path_factory):
         return load("cifar10")
 
 
-def known(name: str) -> Known:
-    return next(entry for entry in KNOWN if entry.name == name)
+def known(name: str) -> PinnedDataset:
+    return next(entry for entry in PINNED_DATASETS if entry.name == name)
 
 
 def random_pixels(count: int, side: int = 8, channels: int = 3, seed: int = 0) -> np.ndarray:

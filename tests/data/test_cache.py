@@ -1,10 +1,11 @@
-import json
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from resode.data import Images, cache, decode, load
 from tests.data.conftest import encoded, random_pixels
@@ -29,11 +30,10 @@ def entries() -> list:
     return sorted(cache.directory().iterdir()) if cache.directory().is_dir() else []
 
 
-def test_the_second_load_decodes_nothing_and_maps_the_memory(class_folder, decoded):
+def test_the_second_load_decodes_nothing_and_maps_the_file(class_folder, decoded):
     first, second = load(str(class_folder)), load(str(class_folder))
     assert len(decoded) == 8
     for data in (first, second):
-        assert isinstance(data.train.pixels, np.memmap)
         assert not data.train.pixels.flags.writeable
     assert first.fingerprint == second.fingerprint
     assert np.array_equal(second.train.digests, first.train.digests)
@@ -63,19 +63,34 @@ def test_options_and_format_are_part_of_the_key(class_folder, decoded, monkeypat
     assert len(decoded) == 32
 
 
-@pytest.mark.parametrize("name", ["train_pixels.npy", "train_labels.npy", "test_digests.npy", "entry.json"])
-@pytest.mark.parametrize("damage", ["flipped", "cut", "gone"])
-def test_a_damaged_entry_is_rebuilt(class_folder, decoded, name, damage):
+def test_pixels_are_memory_mapped():
+    """Anonymous memory, that of no file, does not grow by the pixels."""
+
+    def anonymous_bytes() -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) << 10
+
+    pixels = np.ones((64, 512, 1024, 1), np.uint8)
+    cache.write("key", Images(pixels, np.zeros(64, np.int64), np.zeros(64, np.uint64)), None, ())
+    before = anonymous_bytes()
+    train, *_ = cache.read("key")
+    assert train.pixels[::63].sum() == 2 << 19
+    assert anonymous_bytes() - before < pixels.nbytes / 8
+    with pytest.raises(ValueError, match="read-only"):
+        train.pixels[0] = 0
+
+
+@pytest.mark.parametrize("damage", ["header", "first byte", "last byte", "cut", "empty"])
+def test_a_damaged_file_is_rebuilt(class_folder, decoded, damage):
     fingerprint = load(str(class_folder)).fingerprint
-    path = entries()[0] / name
+    (path,) = entries()
     content = bytearray(path.read_bytes())
-    if damage == "gone":
-        path.unlink()
-    elif damage == "cut":
-        path.write_bytes(content[:-2])
+    data = 8 + int.from_bytes(content[:8], "little")
+    if damage in ("cut", "empty"):
+        content = content[:-2] if damage == "cut" else b""
     else:
-        content[len(content) // 2 if name == "entry.json" else -1] ^= 255
-        path.write_bytes(content)
+        content[{"header": data // 2, "first byte": data, "last byte": -1}[damage]] ^= 255
+    path.write_bytes(content)
     assert load(str(class_folder)).fingerprint == fingerprint
     assert len(decoded) == 16
     load(str(class_folder))
@@ -83,10 +98,11 @@ def test_a_damaged_entry_is_rebuilt(class_folder, decoded, name, damage):
     assert len(entries()) == 1
 
 
-def test_an_entry_that_lists_nothing_is_rebuilt(class_folder, decoded):
+def test_a_file_of_other_content_is_rebuilt(class_folder, decoded):
     load(str(class_folder))
-    for content in ({"files": {}, "skipped": []}, [], {"files": {"../x": 1}}):
-        (entries()[0] / "entry.json").write_text(json.dumps(content))
+    (path,) = entries()
+    for metadata in (None, {"skipped": "[]", "crc32": "{}"}, {"skipped": "[]", "crc32": "[]"}):
+        save_file({"other": np.zeros(3)} if metadata is None else {}, path, metadata)
         load(str(class_folder))
     assert len(decoded) == 32
 
@@ -103,7 +119,7 @@ def test_a_full_disk_leaves_nothing_behind(class_folder, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(np, "save", full)
+    monkeypatch.setattr(cache, "save_file", full)
     assert np.array_equal(load(str(class_folder)).train.pixels, PIXELS[:6])
     assert entries() == []
 
@@ -115,15 +131,16 @@ def test_many_may_write_at_once(tmp_path):
     train, test, skipped = cache.read("key")
     assert np.array_equal(train.pixels, PIXELS)
     assert (test, skipped) == (None, ("one",))
-    assert [path.name for path in entries()] == ["key"]
+    assert [path.name for path in entries()] == ["key.safetensors"]
 
 
-def test_abandoned_entries_are_removed_after_a_day(tmp_path):
-    for name, age in (("old.tmp", 2), ("new.tmp", 0)):
-        (cache.directory() / name).mkdir(parents=True)
+def test_temporary_files_of_killed_processes_are_removed_after_a_day():
+    cache.directory().mkdir(parents=True)
+    for name, age in ((".old.safetensors.x", 2), (".new.safetensors.x", 0)):
+        (cache.directory() / name).touch()
         os.utime(cache.directory() / name, (time.time() - age * 86400,) * 2)
     cache.write("key", Images.of(PIXELS, np.arange(8)), None, ())
-    assert [path.name for path in entries()] == ["key", "new.tmp"]
+    assert [path.name for path in entries()] == [".new.safetensors.x", "key.safetensors"]
 
 
 def test_where_the_cache_is(tmp_path, monkeypatch):

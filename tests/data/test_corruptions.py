@@ -73,27 +73,37 @@ def archive(path):
 
 PIXELS = np.zeros((5 * COUNT, 32, 32, 3), np.uint8)
 MISTAKES = {
-    "truncated": ("fog", truncate, IntegrityError, "fog.npy: is no whole plain array"),
-    "empty": ("fog", lambda p: p.write_bytes(b""), IntegrityError, "fog.npy: is no whole"),
-    "a pickle": ("fog", lambda p: p.write_bytes(pickle.dumps(Hostile())), IntegrityError, "no whole plain"),
-    "objects": ("fog", lambda p: np.save(p, np.array([Hostile()])), IntegrityError, "no whole plain"),
-    "an archive": ("fog", archive, IntegrityError, "no whole plain array"),
+    "truncated": ("fog", truncate, IntegrityError, "fog.npy: is truncated or not a plain array"),
+    "empty": ("fog", lambda p: p.write_bytes(b""), IntegrityError, "fog.npy: is truncated"),
+    "a pickle": (
+        "fog",
+        lambda p: p.write_bytes(pickle.dumps(Hostile())),
+        IntegrityError,
+        "not a plain array",
+    ),
+    "objects": ("fog", lambda p: np.save(p, np.array([Hostile()])), IntegrityError, "not a plain array"),
+    "an archive": ("fog", archive, IntegrityError, "not a plain array"),
     "a folder": ("fog", lambda p: (p.unlink(), p.mkdir()), InputError, "fog.npy: cannot be read"),
-    "too few": ("fog", lambda p: np.save(p, PIXELS[:-5]), InputError, r"uint8 \(15, 32, 32, 3\) is needed"),
+    "too few": ("fog", lambda p: np.save(p, PIXELS[:-5]), InputError, r"expected uint8 \(15, 32, 32, 3\)"),
     "floats": ("fog", lambda p: np.save(p, PIXELS / 1.0), InputError, "float64"),
-    "channels first": ("fog", lambda p: np.save(p, PIXELS.transpose(0, 3, 1, 2)), InputError, "is needed"),
+    "channels first": (
+        "fog",
+        lambda p: np.save(p, PIXELS.transpose(0, 3, 1, 2)),
+        InputError,
+        "expected uint8",
+    ),
     "no labels": ("labels", lambda p: p.unlink(), InputError, "has no labels.npy"),
-    "labels that are no five parts": ("labels", lambda p: np.save(p, np.arange(7)), InputError, r"5 n,\)"),
+    "labels not divisible by five": ("labels", lambda p: np.save(p, np.arange(7)), InputError, r"5 n,\)"),
     "real labels": ("labels", lambda p: np.save(p, np.zeros(15)), InputError, "integers"),
     "labels that are pickled": (
         "labels",
         lambda p: np.save(p, np.array([Hostile()])),
         IntegrityError,
-        "labels.npy: is no whole",
+        "labels.npy: is truncated",
     ),
     "an eleventh class": ("labels", lambda p: np.save(p, np.full(15, 10)), InputError, "0 to 9"),
     "labels in another order": ("labels", lambda p: np.save(p, np.arange(15) % 10), IntegrityError, "differ"),
-    "another name": ("fgo", lambda p: np.save(p, PIXELS), InputError, "'fgo' is no corruption.*'fog'"),
+    "another name": ("fgo", lambda p: np.save(p, PIXELS), InputError, "'fgo' is not a corruption.*'fog'"),
     "nothing": ("fog", lambda p: p.unlink(), InputError, "holds no corruption"),
 }
 

@@ -146,7 +146,7 @@ def test_a_commit_is_a_data_set_for_ever(published, server, tmp_path, monkeypatc
     server.commits = {"main": "3" * 40, COMMIT: COMMIT}
     assert load("hf://owner/set").name.endswith("@" + "3" * 40)
     assert load(old.name).fingerprint == old.fingerprint
-    monkeypatch.setattr(hub, "_listing", lambda *_: (_ for _ in ()).throw(ResourceError("unreachable")))
+    monkeypatch.setattr(hub, "_query_hub", lambda *_: (_ for _ in ()).throw(ResourceError("unreachable")))
     assert load(old.name).fingerprint == old.fingerprint
     with pytest.raises(ResourceError, match="unreachable"):
         load("hf://owner/set")
@@ -209,13 +209,13 @@ def test_a_download_that_was_damaged_on_its_way(published, server):
 
 
 def test_what_the_hub_does_not_have(published, server):
-    with pytest.raises(InputError, match="the hub has no such public data: owner/other"):
+    with pytest.raises(InputError, match="the hub has no such public data set or file: owner/other"):
         load("hf://owner/other")
-    with pytest.raises(InputError, match="the hub has no such public data: owner/set"):
+    with pytest.raises(InputError, match="the hub has no such public data set or file: owner/set"):
         hub.read("set", Pin("owner/set", COMMIT, {"train-9.parquet": None}))
     server.status["owner/private"] = 403
     server.publish("owner/private", {})
-    with pytest.raises(InputError, match="asks for a login; run `hf auth login`"):
+    with pytest.raises(InputError, match="requires a login; run `hf auth login`"):
         load("hf://owner/private")
 
 
@@ -224,7 +224,7 @@ def test_an_unreachable_hub_says_so_at_once(monkeypatch, tmp_path, data):
     point_at(monkeypatch, "http://127.0.0.1:9", tmp_path)
     start = time.monotonic()
     with pytest.raises(
-        ResourceError, match=r"cannot be had from the hub .*--data FOLDER.*RESODE_DATA.*digits"
+        ResourceError, match=r"cannot be downloaded from the hub .*--data FOLDER.*RESODE_DATA.*digits"
     ) as caught:
         load(data)
     assert time.monotonic() - start < 10  # patient retries would take 20 s and more
@@ -241,7 +241,7 @@ def test_a_silent_hub_is_given_up_soon(monkeypatch, tmp_path, data):
         silent.listen()
         point_at(monkeypatch, f"http://127.0.0.1:{silent.getsockname()[1]}", tmp_path)
         start = time.monotonic()
-        with pytest.raises(ResourceError, match="cannot be had from the hub"):
+        with pytest.raises(ResourceError, match="cannot be downloaded from the hub"):
             load(data)
     assert time.monotonic() - start < 10
 

@@ -121,7 +121,7 @@ def test_a_single_column_may_have_any_name(tmp_path):
         ),
         (
             {"x": pa.array(FILES, pa.binary()), "y": pa.array(FILES, pa.binary()), "label": LABELS},
-            "any of x, y could be the image column; call it 'image'",
+            "any of x, y could be the image column; rename it to 'image'",
         ),
         ({"img": pa.array(FILES, pa.binary()), "label": [0, 1, None, 1, 0, 1]}, "1 rows have no 'label'"),
         (
@@ -163,7 +163,7 @@ def test_a_class_that_only_the_test_files_have(tmp_path):
 
 def test_a_bad_image_is_named_by_its_row(tmp_path):
     write_parquet(tmp_path / "train.parquet", [*FILES[:4], b"", FILES[5][:50]], label=LABELS)
-    with pytest.raises(InputError, match=r"train\.parquet row 4 is no image"):
+    with pytest.raises(InputError, match=r"train\.parquet row 4 is not an image"):
         load(str(tmp_path))
     data = load(str(tmp_path), on_bad_image="skip")
     assert [line.split("parquet ")[-1][:5] for line in data.skipped] == ["row 4", "row 5"]

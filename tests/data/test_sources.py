@@ -4,11 +4,11 @@ import shutil
 import numpy as np
 import pytest
 
-from resode.data import Dataset, Images, decode, fit, load, sources
+from resode.data import Dataset, Images, decode, load, resize_and_crop, sources
 from resode.data.sources import _register
 from resode.errors import InputError, IntegrityError, ResourceError
 from tests.data.conftest import encoded, known, random_pixels, write_images, write_parquet
-from tests.data.test_batches import cifar10_folder
+from tests.data.test_cifar import cifar10_folder
 
 
 def small(name, **changes):
@@ -62,7 +62,7 @@ def test_a_plug_in_adds_a_data_set(monkeypatch):
     ("data", "message"),
     [
         ("cifar11", r"called 'cifar11'; did you mean 'cifar10'\? \(names: `resode list data`\)"),
-        ("qqqq", r"no data set and no folder is called 'qqqq' \(names"),
+        ("qqqq", r"no data set or folder is called 'qqqq' \(names"),
     ],
 )
 def test_a_misspelt_name(data, message):
@@ -77,7 +77,7 @@ def test_a_misspelt_folder(class_folder):
 
 def test_an_archive_and_an_empty_folder(tmp_path):
     (tmp_path / "cifar-10-python.tar.gz").write_bytes(b"?")
-    with pytest.raises(InputError, match="is a file; give the folder it lies in, unpacked"):
+    with pytest.raises(InputError, match="is a file; give its folder, or unpack it"):
         load(str(tmp_path / "cifar-10-python.tar.gz"))
     with pytest.raises(InputError, match=r"holds no data set; expected train\*\.parquet"):
         load(str(tmp_path))
@@ -117,7 +117,7 @@ def test_a_local_folder_with_nothing_in_it_is_not_passed_over(tmp_path, monkeypa
     with pytest.raises(InputError, match="cifar10 holds no data set"):
         load("cifar10")
     monkeypatch.setenv("RESODE_DATA", str(tmp_path / "absent"))
-    with pytest.raises(InputError, match=r"RESODE_DATA is '.*absent', which is no folder"):
+    with pytest.raises(InputError, match=r"RESODE_DATA is '.*absent', which is not a folder"):
         load("cifar10")
 
 
@@ -176,7 +176,7 @@ def test_a_pinned_content_is_checked_before_it_is_resized(pinned):
     native = load("cifar10")
     for _ in range(2):
         resized = load("cifar10", image_size=5)
-        expected = [fit(image, size=(5, 5), channels=3) for image in native.train.pixels]
+        expected = [resize_and_crop(image, size=(5, 5), channels=3) for image in native.train.pixels]
         assert np.array_equal(resized.train.pixels, expected)
         assert resized.test.pixels.shape == (2, 5, 5, 3)
     (pinned / "train" / "dog" / "0.png").write_bytes(encoded(random_pixels(1, seed=5)[0]))
@@ -186,7 +186,7 @@ def test_a_pinned_content_is_checked_before_it_is_resized(pinned):
 
 def test_image_size_is_that_of_fit(class_folder):
     content = (class_folder / "train" / "cat" / "1.png").read_bytes()
-    expected = fit(decode(content, name="x"), size=(5, 5), channels=3)
+    expected = resize_and_crop(decode(content, name="x"), size=(5, 5), channels=3)
     assert np.array_equal(load(str(class_folder), image_size=5).train.pixels[1], expected)
 
 

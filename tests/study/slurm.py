@@ -1,6 +1,6 @@
-"""A stand-in for SLURM on this machine: `sbatch`, `srun`, `squeue`, `scontrol`, as far as submitit goes.
+"""A fake SLURM on this machine: `sbatch`, `srun`, `squeue` and `scontrol`, as far as submitit uses them.
 
-Jobs begin at once. The folder FAKE_SLURM holds what is known of each: `ID.state`, and `ID.pid` of its task.
+Jobs begin at once. The folder FAKE_SLURM holds `ID.state` and `ID.pid` (of its task) for each job.
 """
 
 import os
@@ -13,15 +13,15 @@ KNOWN = Path(os.environ.get("FAKE_SLURM", "."))
 
 
 def install(folder: Path) -> None:
-    """Make the commands."""
+    """Create the commands."""
     for name in ("sbatch", "srun", "squeue", "scontrol"):
         script = folder / name
         script.write_text(f'#!/bin/sh\nexec {sys.executable} -S {__file__} {name} "$@"\n')
         script.chmod(0o755)
 
 
-def say(name: str, state: str) -> None:
-    """Replace what is known of a job at once: others read it meanwhile."""
+def set_state(name: str, state: str) -> None:
+    """Replace the state of a job atomically, as others read it."""
     new = KNOWN / f"{name}.state.new"
     new.write_text(state)
     new.replace(KNOWN / f"{name}.state")
@@ -39,7 +39,7 @@ def sbatch(file: str) -> None:
         name = str(number) if index is None else f"{number}_{index}"
         own = {"SLURM_ARRAY_JOB_ID": str(number), "SLURM_ARRAY_TASK_ID": str(index)}
         environment = {**os.environ, "SLURM_JOB_ID": name, **({} if index is None else own)}
-        say(name, "PENDING")
+        set_state(name, "PENDING")
         subprocess.Popen(
             [sys.executable, "-S", __file__, "job", name, str(script)],
             env=environment, start_new_session=True, stdin=subprocess.DEVNULL,
@@ -51,12 +51,12 @@ def sbatch(file: str) -> None:
 def job(name: str, script: str) -> None:
     again = KNOWN / f"{name}.again"
     while True:
-        say(name, "RUNNING")
+        set_state(name, "RUNNING")
         code = subprocess.run(["bash", script]).returncode
         if not again.exists():
             break
         again.unlink()
-    say(name, "FAILED" if code else "COMPLETED")
+    set_state(name, "FAILED" if code else "COMPLETED")
 
 
 def srun(*words: str) -> None:

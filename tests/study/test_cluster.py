@@ -1,4 +1,4 @@
-"""Cluster: no run is trained twice, none is lost; on submitit's local executor and a stand-in for SLURM."""
+"""No run is in the queue twice and none is lost, on submitit's local executor and a fake SLURM."""
 
 import json
 import os
@@ -12,13 +12,12 @@ from pathlib import Path
 import pytest
 
 from resode.cli import main
-from resode.errors import DivergenceError, InputError, ResourceError
+from resode.errors import DivergenceError, InputError, IntegrityError, ResourceError
 from resode.study import cluster, read
-from resode.study.job import Ticket, Training
 from resode.training.records.run import Run
 from tests.study import slurm
 
-# A training that notes what happens to it, and waits to be told how to end.
+# A training that logs its events to `notes`, and ends as the file `end` says.
 STUB = """
 import signal, sys, time
 from pathlib import Path
@@ -62,23 +61,24 @@ class Study:
     def __init__(self, folder, executor):
         self.out, self.executor = folder / "out", executor
         (folder / "two.yaml").write_text("recipe: quickstart\nseeds: [0, 1]\nslurm: {minutes: 30, cpus: 1}")
-        self.plan = read(folder / "two.yaml")
-        self.jobs = self.plan.jobs()
+        self.study = read(folder / "two.yaml")
+        self.jobs = self.study.jobs()
         self.runs = [self.out / job.folder for job in self.jobs]
-        self.told = []
+        self.reported = []
 
     def submit(self, **settings):
-        self.told.clear()
-        asked = self.plan.slurm.model_copy(update=settings)
+        self.reported.clear()
+        slurm_settings = self.study.slurm.model_copy(update=settings)
         cluster.submit(
-            self.jobs, self.out, asked, name="two", executor=self.executor, tell=self.told.append
+            self.jobs, self.out, slurm_settings, name="two", executor=self.executor,
+            report=self.reported.append,
         )  # fmt: skip
 
     def states(self):
-        return [each.state for each in cluster.look(self.jobs, self.out)]
+        return [each.state for each in cluster.statuses(self.jobs, self.out)]
 
-    def tickets(self):
-        return [Ticket.read(cluster.ticket_of(job, self.out)) for job in self.jobs]
+    def ids(self):
+        return [each.id for each in cluster.statuses(self.jobs, self.out)]
 
     def notes(self, number=0):
         file = self.runs[number] / "notes"
@@ -89,7 +89,7 @@ class Study:
 
     def task(self, number=0):
         """The process that submitit started for a run."""
-        name = self.tickets()[number].id
+        name = self.ids()[number]
         if self.executor == "slurm":
             return int((slurm.KNOWN / f"{name}.pid").read_text())
         return int(Path(f"/proc/{name}/task/{name}/children").read_text().split()[0])
@@ -133,15 +133,15 @@ def study(request, tmp_path, monkeypatch, started):
 
 def test_every_run_is_a_job_once(study):
     study.submit()
-    tickets = study.tickets()
+    ids = study.ids()
     until(lambda: study.notes(0) == study.notes(1) == ["begun"])
     assert study.states() == ["running", "running"]
     study.submit()
-    assert study.tickets() == tickets
-    assert [f"as job {ticket.id}" in told for ticket, told in zip(tickets, study.told, strict=True)] == [
-        True
-    ] * 2
-    with pytest.raises(InputError, match=rf"running as job {tickets[0].id}; wait for it"):
+    assert study.ids() == ids
+    assert study.reported == [
+        f"{job.folder}: running as job {number}" for job, number in zip(study.jobs, ids, strict=True)
+    ]
+    with pytest.raises(InputError, match=rf"running as job {ids[0]}; wait for it"):
         cluster.refuse_queued(study.jobs, study.out)
     study.end(number=0)
     until(lambda: study.states() == ["finished", "running"])
@@ -149,14 +149,14 @@ def test_every_run_is_a_job_once(study):
     until(lambda: study.states() == ["finished"] * 2)
     study.submit()
     assert study.notes(0) == study.notes(1) == ["begun"]
-    assert study.told == [f"{job.folder}: finished" for job in study.jobs]
+    assert study.reported == [f"{job.folder}: finished" for job in study.jobs]
 
 
 def test_before_its_time_is_up_a_run_saves_and_is_queued_again(study):
     """Some clusters send the signal to every process, and SIGTERM before it."""
     study.submit()
     until(lambda: study.notes() == study.notes(1) == ["begun"])
-    tickets = study.tickets()
+    ids = study.ids()
     task = study.task()
     (child,) = Path(f"/proc/{task}/task/{task}/children").read_text().split()
     os.kill(int(child), signal.SIGUSR2)
@@ -165,52 +165,52 @@ def test_before_its_time_is_up_a_run_saves_and_is_queued_again(study):
     os.kill(task, signal.SIGUSR2)
     until(lambda: study.notes() == ["begun", "asked", "saved", "begun"])
     assert study.states() == ["running", "running"]
+    assert study.ids() == ids
     study.end(number=0)
     study.end(number=1)
     until(lambda: study.states() == ["finished"] * 2)
-    assert [ticket.id for ticket in study.tickets()] == [ticket.id for ticket in tickets]
 
 
 def test_what_ends_early_is_submitted_again(study):
     """One is asked to stop and saves; one is killed, and its training saves, too."""
     study.submit()
     until(lambda: study.notes() == study.notes(1) == ["begun"])
-    first = study.tickets()
+    first = study.ids()
     os.kill(study.task(0), signal.SIGTERM)
     os.kill(study.task(1), signal.SIGKILL)
     until(lambda: study.states() == ["ended"] * 2)
     assert study.notes() == ["begun", "asked", "saved"]
     until(lambda: study.notes(1) == ["begun", "asked", "saved"])
     study.submit()
-    assert not {ticket.id for ticket in first} & {ticket.id for ticket in study.tickets()}
-    stopped, submitted, killed, _ = study.told
-    assert f"job {first[0].id}: ended (exit code 143" in stopped
+    assert not set(first) & set(study.ids())
+    stopped, submitted, killed, _ = study.reported
+    assert f"job {first[0]}: ended (exit code 143" in stopped
     assert "submitted as job" in submitted
-    assert f"job {first[1].id}: killed" in killed
+    assert f"job {first[1]}: killed" in killed
     until(lambda: study.notes() == study.notes(1) == ["begun", "asked", "saved", "begun"])
 
 
-def test_a_failure_is_told_with_its_words_and_its_code(study):
+def test_a_failure_is_reported_with_its_message_and_exit_code(study):
     study.submit()
     until(lambda: study.notes() == study.notes(1) == ["begun"])
     study.end(2, "no such data", 0)
     study.end(4, "diverged at iteration 3", 1)
     until(lambda: study.states() == ["ended"] * 2)
-    first = study.tickets()
+    first = study.ids()
     with pytest.raises(DivergenceError) as failed:
         study.submit()
-    again = study.tickets()
+    second = study.ids()
     missing, diverged = failed.value.messages
-    assert f"job {first[0].id}: no such data (exit code 2, see " in missing
-    assert missing.endswith(f"submitted as job {again[0].id}")
-    assert f"job {first[1].id}: diverged at iteration 3 (exit code 4, see " in diverged
-    assert again[1] == first[1]  # it would do so again
+    assert f"job {first[0]}: no such data (exit code 2, see " in missing
+    assert missing.endswith(f"submitted as job {second[0]}")
+    assert f"job {first[1]}: diverged at iteration 3 (exit code 4, see " in diverged
+    assert second[1] == first[1]  # it would diverge again
     until(lambda: study.notes() == ["begun"] * 2)
     assert study.notes(1) == ["begun"]
 
 
 @pytest.mark.parametrize("study", ["slurm"], indirect=True)
-def test_what_a_run_asks_for_is_what_sbatch_is_told(study):
+def test_the_resources_of_a_run_reach_sbatch(study):
     study.submit(partition="gpu", account="vision", memory="16G", gpus=1, setup=["module load cuda"],
                  sbatch={"constraint": "a100"})  # fmt: skip
     script = (slurm.KNOWN / "1.sh").read_text()
@@ -224,10 +224,10 @@ def test_what_a_run_asks_for_is_what_sbatch_is_told(study):
 
 
 @pytest.mark.parametrize("study", ["slurm"], indirect=True)
-def test_a_cluster_that_refuses_or_is_silent_is_told(study):
+def test_a_cluster_that_rejects_jobs_or_does_not_answer_is_reported(study):
     with pytest.raises(InputError, match="executor slurm: sbatch: error: invalid partition"):
         study.submit(partition="nowhere")
-    assert study.tickets() == [None, None]
+    assert study.ids() == ["", ""]
     study.submit()
     until(lambda: study.notes() == study.notes(1) == ["begun"])
     (slurm.KNOWN / "down").touch()
@@ -243,19 +243,36 @@ def test_a_cluster_that_refuses_or_is_silent_is_told(study):
         state.rename(state.with_suffix(".state"))
 
 
-def test_a_job_that_the_ticket_does_not_name_does_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr("resode.study.job.PATIENCE", 0)
-    monkeypatch.setenv("SUBMITIT_EXECUTOR", "local")
-    monkeypatch.setenv("SUBMITIT_LOCAL_JOB_ID", "7")
-    ticket = tmp_path / "seed0.job"
-    training = Training(("touch", "begun"), tmp_path, tmp_path / "seed0.log", ticket)
-    monkeypatch.chdir(tmp_path)
-    for other in (None, Ticket("local", "8", 0)):
-        if other is not None:
-            other.write(ticket)
-        with pytest.raises(SystemExit, match="does not name job 7"):
-            training()
-    assert not (tmp_path / "begun").exists()
+def test_a_job_in_the_queue_that_is_not_listed_stops_the_study(study):
+    """The submitting command was killed between submission and the writing of jobs.json."""
+    study.submit()
+    until(lambda: study.notes() == study.notes(1) == ["begun"])
+    listed = study.out / cluster.JOBS
+    content = listed.read_text()
+    jobs = json.loads(content)
+    listed.write_text(json.dumps(dict([jobs.popitem()])))
+    (lost,) = jobs
+    for ask in (study.submit, study.states, lambda: cluster.refuse_queued(study.jobs, study.out)):
+        with pytest.raises(
+            ResourceError, match=f"job {lost} is in the queue, but jobs.json does not list it"
+        ):
+            ask()
+    listed.write_text("{")
+    with pytest.raises(IntegrityError, match=r"jobs.json: damaged; delete it"):
+        study.states()
+    listed.write_text(content)
+    assert study.notes() == study.notes(1) == ["begun"]
+
+
+@pytest.mark.parametrize("study", ["slurm"], indirect=True)
+def test_a_finished_study_needs_no_cluster(study, monkeypatch):
+    study.submit()
+    until(lambda: study.notes() == study.notes(1) == ["begun"])
+    study.end(number=0)
+    study.end(number=1)
+    until(lambda: study.states() == ["finished"] * 2)
+    monkeypatch.setenv("PATH", "")
+    assert study.states() == ["finished"] * 2
 
 
 def test_a_job_loads_no_pytorch():
@@ -292,10 +309,12 @@ def test_a_study_on_the_local_executor(tmp_path, monkeypatch, capsys, started):
     assert (code, err.count("; wait for it, or cancel it")) == (2, 2), err
 
     until((long / "metrics.csv").is_file, 120)
-    job = json.loads((long.parent / "seed0.job").read_text())["id"]
+    listed = json.loads(Path("studies/widths/jobs.json").read_text())
+    job = next(key for key, run in listed.items() if run == "long/seed0").removeprefix("local/")
     os.kill(int(Path(f"/proc/{job}/task/{job}/children").read_text().split()[0]), signal.SIGKILL)
     started[1].wait(60)
-    until(lambda: "stopped at iteration" in (long.parent / "seed0.log").read_text())
+    log = Path(f"studies/widths/local/{job}_0_log.out")
+    until(lambda: "stopped at iteration" in log.read_text())
     code, _, err = study("--executor", "local")
     assert code == 0
     assert err.count(f"long/seed0: job {job}: killed") == err.count("long/seed0: submitted as job") == 1, err
@@ -303,23 +322,21 @@ def test_a_study_on_the_local_executor(tmp_path, monkeypatch, capsys, started):
     code, out, err = study("--executor", "local")
     assert (code, err.count(": finished")) == (0, 2)
     assert "plain" in out
-    assert len(list(Path("studies/widths/slurm").glob("*_submitted.pkl"))) == 3
+    assert len(list(Path("studies/widths/local").glob("*_submitted.pkl"))) == 3
     assert [Run(run).read_summary()["resumes"] for run in (plain, long)] == [0, 1]
 
 
-def test_submitit_is_asked_for(tmp_path, monkeypatch, capsys):
+def test_a_missing_submitit_is_reported(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "submitit", None)
     Path("one.yaml").write_text("recipe: quickstart")
     with pytest.raises(SystemExit) as exit_:
         main(["study", "one.yaml", "--executor", "slurm"])
     assert exit_.value.code == 2
-    assert capsys.readouterr().err == (
-        "resode: jobs of a cluster need submitit: pip install 'resode[slurm]'\n"
-    )
+    assert capsys.readouterr().err == ("resode: cluster jobs need submitit: pip install 'resode[slurm]'\n")
 
 
-def test_all_mistakes_of_the_section_are_told(tmp_path):
+def test_all_mistakes_of_the_section_are_reported(tmp_path):
     (tmp_path / "one.yaml").write_text("recipe: quickstart\nslurm: {partitoin: gpu, gpus: 2, memory: lots}")
     with pytest.raises(InputError) as error:
         read(tmp_path / "one.yaml")

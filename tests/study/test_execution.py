@@ -1,4 +1,4 @@
-"""Execution: runs of a study end, stop, fail and go on, each by itself."""
+"""Runs of a study finish, stop, fail and resume independently of each other."""
 
 import os
 import signal
@@ -35,18 +35,18 @@ def plan(tmp_path):
     return written
 
 
-class Told(Progress):
+class Recorder(Progress):
     def __init__(self):
-        self.words = []
+        self.events = []
 
     def started(self, job, left):
-        self.words.append(("started", str(job.folder), left))
+        self.events.append(("started", str(job.folder), left))
 
     def finished(self, job, summary):
-        self.words.append(("finished", str(job.folder), summary["status"]))
+        self.events.append(("finished", str(job.folder), summary["status"]))
 
     def failed(self, job, message):
-        self.words.append(("failed", str(job.folder), message))
+        self.events.append(("failed", str(job.folder), message))
 
 
 @pytest.mark.slow
@@ -85,9 +85,9 @@ def test_a_study_runs_is_compared_and_is_not_repeated(plan, tmp_path, capsys):
     (tmp_path / "out" / "wide" / "seed1").rename(tmp_path / "aside")  # an incomplete study chooses nothing
     incomplete = plan(TEXT + "choose: validation")
     study._compare(incomplete, incomplete.jobs(), tmp_path / "out")
-    told = capsys.readouterr()
-    assert "1 of 4 runs are not finished" in told.err
-    assert "chosen" not in told.out
+    printed = capsys.readouterr()
+    assert "1 of 4 runs are not finished" in printed.err
+    assert "chosen" not in printed.out
     mine = "# mine\n" + (tmp_path / "widths.yaml").read_text()
     (tmp_path / "out" / "study.yaml").write_text(mine + "\nname: widths\n")
     said()
@@ -96,10 +96,10 @@ def test_a_study_runs_is_compared_and_is_not_repeated(plan, tmp_path, capsys):
     plan(TEXT.replace("epochs: 2", "epochs: 3"))
     with pytest.raises(SystemExit) as exit_:
         main(words)
-    told = capsys.readouterr()
+    printed = capsys.readouterr()
     assert exit_.value.code == 2
-    assert "was started with" in told.err
-    assert told.out == ""  # a study that is refused is not compared
+    assert "was started with" in printed.err
+    assert printed.out == ""  # a study that is refused is not compared
     assert (tmp_path / "out" / "report.html").stat().st_mtime_ns == page
     with pytest.raises(InputError, match=r"was started with model\.widths=.*, now it is"):
         execute(plan(TEXT.replace("[4, 4, 8]", "[4, 4, 4]") + "choose: validation").jobs(), tmp_path / "out")
@@ -111,10 +111,10 @@ def test_a_run_that_fails_leaves_the_others_alone(plan, tmp_path):
     taken = tmp_path / "out" / jobs[0].folder
     taken.mkdir(parents=True)
     (taken / "notes.txt").write_text("mine")  # a folder that holds no run is not written over
-    told = Told()
+    recorder = Recorder()
     with pytest.raises(InputError, match=r"plain/seed0: .*is not empty and holds no run"):
-        execute(jobs, tmp_path / "out", progress=told, parallel=2)
-    assert sorted(word[0] for word in told.words) == ["failed"] + ["finished"] * 3 + ["started"] * 4
+        execute(jobs, tmp_path / "out", progress=recorder, parallel=2)
+    assert sorted(event[0] for event in recorder.events) == ["failed"] + ["finished"] * 3 + ["started"] * 4
     assert unfinished(jobs, tmp_path / "out") == 1
     (taken / "notes.txt").unlink()
     execute(jobs, tmp_path / "out")
@@ -134,12 +134,12 @@ def test_a_study_that_is_stopped_goes_on_and_ends_in_the_same_bits(plan, tmp_pat
         os.kill(os.getpid(), signal.SIGINT)
 
     threading.Thread(target=stop_when_begun, daemon=True).start()
-    with pytest.raises(Stopped, match="go on with the same command"):
+    with pytest.raises(Stopped, match="resume with the same command"):
         execute(jobs, out)
     assert (out / jobs[0].folder / "checkpoints").is_dir()
     assert unfinished(jobs, out) == 2
     execute(jobs, out)
-    whole = [sys.executable, "-m", "resode", "train", *jobs[0].words, "--out", str(tmp_path / "whole")]
+    whole = [sys.executable, "-m", "resode", "train", *jobs[0].arguments, "--out", str(tmp_path / "whole")]
     subprocess.run(whole, check=True, capture_output=True)
     weights = [folder / "model.safetensors" for folder in (out / jobs[0].folder, tmp_path / "whole")]
     assert weights[0].read_bytes() == weights[1].read_bytes()

@@ -1,9 +1,9 @@
-"""Kernels: every 3x3 kernel of a network, and where it stands.
+"""Collects every 3x3 kernel of a network, with its layer, stage and time.
 
-A convolution holds one, a twisted one also those of X, Y, ...; a dynamic block one at each of its control
-nodes, and a semi-implicit scheme one for each step. What acts is read: of the antisymmetric field the kernel
-of K - K^T - gamma I (twisted, it has none, and those of K are read). A dilation of d puts the entries d
-pixels apart.
+A convolution has one kernel, a twisted convolution also those of X, Y, ...; a dynamic block has one at each
+control node, a semi-implicit scheme one for each step. The kernel is the effective one: for the antisymmetric
+field that of K - K^T - gamma I (a twisted one has none, so those of K are taken). With dilation d the entries
+are d pixels apart.
 """
 
 from collections.abc import Iterator
@@ -27,12 +27,12 @@ class Kernel:
     """The 3x3 kernels (C', C / groups, 3, 3) of one term of one layer.
 
     Args:
-        name: of the layer in the network.
-        stage: counted from 1; None where the name tells none.
-        time: of the control node or the step that it belongs to; None elsewhere.
-        term: "W" of W * u; "X", "Y", "X^2", ... of X (Wx * u), Y (Wy * u), X^2 (W_20 * u), ...
-        weight: the kernels, in float64.
-        dilation: how many pixels lie from one entry to the next, along rows' and columns' axis.
+        name: name of the layer in the network.
+        stage: stage of the network, from 1; None if the layer's name has none.
+        time: time of its control node or step; None elsewhere.
+        term: "W" for W * u; "X", "Y", "X^2", ... for X (Wx * u), Y (Wy * u), X^2 (W_20 * u), ...
+        weight: the kernels, float64.
+        dilation: distance between entries in pixels, along y and x.
     """
 
     name: str
@@ -50,32 +50,35 @@ class Kernel:
 
 
 def kernels_of(model: nn.Module) -> list[Kernel]:
-    """Every 3x3 kernel of a network, layer by layer in the order of its modules.
+    """Every 3x3 kernel of a network, in the order of its modules.
 
     Raises:
-        InputError: a kernel that is not finite.
+        InputError: a kernel with NaN or infinite entries.
     """
-    stages, times = stages_of(_places(model)), _times(model)
-    found = []
+    stages, times = stages_of(_names(model)), _times(model)
+    kernels = []
     for name, term, weight, dilation, time in _weights(model):
         if not weight.isfinite().all():
-            raise InputError(f"{name}: its kernel is not finite, so it cannot be read")
-        known = next((t for prefix, t in times.items() if name.startswith(prefix)), None)
+            raise InputError(
+                f"{name}: the kernel has NaN or infinite entries; analyse weights that are finite"
+            )
+        node_time = next((t for prefix, t in times.items() if name.startswith(prefix)), None)
         weight = weight.detach().to("cpu", torch.float64)
-        found.append(Kernel(name, stages.get(name), known if time is None else time, term, weight, dilation))
-    return found
+        time = node_time if time is None else time
+        kernels.append(Kernel(name, stages.get(name), time, term, weight, dilation))
+    return kernels
 
 
 def monomial(p: int, q: int) -> str:
-    """X^p Y^q as a text: "X", "X Y", "X^2"."""
+    """X^p Y^q as text: "X", "X Y", "X^2"."""
     powers = [f"{letter}^{n}" if n > 1 else letter for letter, n in (("X", p), ("Y", q)) if n]
     return " ".join(powers)
 
 
-Found = tuple[str, str, Tensor, tuple[int, int], float | None]  # name, term, kernels, dilation, time
+Entry = tuple[str, str, Tensor, tuple[int, int], float | None]  # name, term, kernels, dilation, time
 
 
-def _weights(model: nn.Module) -> Iterator[Found]:
+def _weights(model: nn.Module) -> Iterator[Entry]:
     layers = [m for m in model.modules() if isinstance(m, AntisymmetricLayer)]
     antisymmetric = {id(layer.conv) for layer in layers if isinstance(layer.conv, Convolution)}
     for name, module in model.named_modules():
@@ -91,25 +94,25 @@ def _weights(model: nn.Module) -> Iterator[Found]:
                 for powers, weight in zip(module.terms, module.kernels(), strict=True):
                     yield name, monomial(*powers), weight, (down, across), None
         elif isinstance(module, DynamicBlock):
-            yield from _of_scheme(name, module)
+            yield from _scheme_weights(name, module)
 
 
-def _of_scheme(name: str, block: DynamicBlock) -> Iterator[Found]:
-    """The learned 3x3 kernels of a scheme, such as B of the semi-implicit step: one a step and channel."""
+def _scheme_weights(name: str, block: DynamicBlock) -> Iterator[Entry]:
+    """Learned 3x3 kernels of a scheme, such as B of the semi-implicit step: one for each step and channel."""
     for key, value in block.scheme.items():
         if value.ndim == 4 and value.shape[-2:] == (3, 3):
             for k, (time, weight) in enumerate(zip(block.stage.states.nodes, value, strict=False)):
                 yield f"{name}.scheme.{key}.{k}".lstrip("."), "W", weight[:, None], (1, 1), time
 
 
-def _places(model: nn.Module) -> list[str]:
-    """All names that may tell a stage: of convolutions, and of what a dynamic block holds."""
+def _names(model: nn.Module) -> list[str]:
+    """Names from which stages are derived: of all convolutions and all 3x3 kernels."""
     names = [name for name, m in model.named_modules() if isinstance(m, nn.Conv2d | Convolution)]
-    return names + [found[0] for found in _weights(model)]
+    return names + [entry[0] for entry in _weights(model)]
 
 
 def _times(model: nn.Module) -> dict[str, float]:
-    """The time of each control node, by the beginning of the names that it holds."""
+    """Time of each control node, by the prefix of its parameters' names."""
     return {
         f"{name}.{j}.".lstrip("."): time
         for name, controls in model.named_modules()

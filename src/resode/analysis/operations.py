@@ -1,8 +1,8 @@
-"""Operations: what a network does between its layers, seen in one forward pass.
+"""Counts sums, activations and poolings in one forward pass of a network.
 
-A sum u + F(u), an activation or a pooling may be a module or a line of a forward; the operators that PyTorch
-runs tell both. Inside of a twist and of a norm nothing is counted; inside of a dynamic block no sums are, for
-they are its scheme's.
+A sum u + F(u), an activation or a pooling can be a module or a line of a forward; both run the same PyTorch
+operators, which are counted. Operators inside a twist or a norm are ignored, and so are sums inside a dynamic
+block, as they belong to its scheme.
 """
 
 from collections import Counter
@@ -45,35 +45,35 @@ POOLINGS: Mapping[str, str] = {
 LAYERS = (TwistConv2d, _NormBase, nn.GroupNorm, nn.LayerNorm, TvNorm2d)
 
 
-def operations(model: nn.Module, shape: Shape) -> Counter[str]:
-    """How often each activation, pooling and sum of two states is made for one image.
+def count_operations(model: nn.Module, shape: Shape) -> Counter[str]:
+    """Count the activations, poolings and sums of two states for one image.
 
     Args:
-        model: any network; it is left as it is.
+        model: any network; it is not changed.
         shape: (C, H, W) of an image.
 
     Returns:
-        `SUM`, `MEAN`, `MAXIMUM`, `GLOBAL` and the names of activations, each with its number.
+        Counts of `SUM`, `MEAN`, `MAXIMUM`, `GLOBAL` and of the names of activations.
     """
     like = next(model.parameters(), torch.empty(0))
-    seen = _Seen()
+    counter = _OperatorCounter()
     blocks = {
         block: block.function_evaluations for block in model.modules() if isinstance(block, DynamicBlock)
     }
-    hooks = [hook for module in model.modules() for hook in seen.watch(module)]
+    hooks = [hook for module in model.modules() for hook in counter.watch(module)]
     try:
-        with mode(model, training=False), torch.no_grad(), seen:
+        with mode(model, training=False), torch.no_grad(), counter:
             model(torch.zeros(1, *shape, dtype=like.dtype, device=like.device))
     finally:
         for hook in hooks:
             hook.remove()
         for block, evaluations in blocks.items():
             block.function_evaluations = evaluations
-    return seen.counts
+    return counter.counts
 
 
-class _Seen(TorchDispatchMode):
-    """Counts operators, but those inside of the layers and the blocks that it watches."""
+class _OperatorCounter(TorchDispatchMode):
+    """Counts operators except those inside watched layers and blocks."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch has no types
@@ -81,7 +81,7 @@ class _Seen(TorchDispatchMode):
         self.inside: Counter[type] = Counter()
 
     def watch(self, module: nn.Module) -> list[Any]:
-        """Hooks that tell when a forward is inside of a layer or a block."""
+        """Register hooks that record when the forward pass is inside a layer or a block."""
         kind = DynamicBlock if isinstance(module, DynamicBlock) else nn.Module
         if kind is nn.Module and not isinstance(module, LAYERS):
             return []
@@ -99,14 +99,14 @@ class _Seen(TorchDispatchMode):
     ) -> Any:
         if not self.inside[nn.Module] and args and isinstance(args[0], Tensor) and args[0].ndim == 4:
             operator = func.overloadpacket.__name__
-            found = _operation(operator.removesuffix("_"), args)
-            if found is not None and not (found == SUM and self.inside[DynamicBlock]):
-                self.counts[found] += 1
+            operation = _operation(operator.removesuffix("_"), args)
+            if operation is not None and not (operation == SUM and self.inside[DynamicBlock]):
+                self.counts[operation] += 1
         return func(*args, **(kwargs or {}))
 
 
 def _operation(operator: str, args: tuple[Any, ...]) -> str | None:
-    """What an operator on a state (N, C, H, W) is counted as."""
+    """The operation of a PyTorch operator on a state (N, C, H, W), or None."""
     if operator == "add" and isinstance(args[1], Tensor) and args[1].shape == args[0].shape:
         return SUM
     if operator == "mean" and len(args) > 1 and {axis % 4 for axis in args[1] or ()} == {2, 3}:

@@ -1,10 +1,10 @@
-"""Terms: the table "network term, PDE term" of one network, with counts and strengths.
+"""Table of a network's terms and the corresponding PDE terms, with counts and shares.
 
     du/dt = F(theta(t), u)    a residual network is its discretisation in time (E 2017; Haber & Ruthotto 2017,
                               arXiv:1705.03341), a convolution one of a differential operator in space
                               (Ruthotto & Haber 2018, arXiv:1804.04272)
 
-Only what the network has is a row.
+Terms that the network does not have get no row.
 """
 
 from collections import Counter
@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from resode.analysis.operations import ACTIVATIONS, GLOBAL, MAXIMUM, MEAN, SUM, operations
-from resode.analysis.parts import KernelStrength, pde
+from resode.analysis.decomposition import KernelDecomposition, pde
+from resode.analysis.operations import ACTIVATIONS, GLOBAL, MAXIMUM, MEAN, SUM, count_operations
 from resode.analysis.velocities import vector_fields
 from resode.blocks import DynamicBlock, dynamic_blocks
 from resode.fields.convolutions import Convolution
@@ -30,7 +30,7 @@ from resode.operators.twist import TwistConv2d
 AnyConvolution = nn.Conv2d | nn.ConvTranspose2d | Convolution
 BOUNDARIES = {
     "none": "the image loses its edge pixels",
-    "zeros": "boundary condition: u = 0 outside of the image",
+    "zeros": "boundary condition: u = 0 outside the image",
     "circular": "boundary condition: periodic",
     "reflect": "boundary condition: u mirrored at its edge pixels",
     "replicate": "boundary condition: u constant beyond the edge",
@@ -42,10 +42,10 @@ class Term:
     """A row of the table.
 
     Args:
-        network: the term of the network.
-        pde: what it is in the differential equation.
-        count: how many modules, or operations of a forward pass, are such a term.
-        here: what is known of it in this network: shares, names; empty where nothing is.
+        network: the term in the network.
+        pde: the corresponding term of the differential equation.
+        count: number of such modules, or of such operations in a forward pass.
+        here: details for this network (shares, names), or empty.
     """
 
     network: str
@@ -55,41 +55,41 @@ class Term:
 
 
 def terms(model: nn.Module, shape: Shape) -> tuple[Term, ...]:
-    """The table of a network; sums, activations and poolings are counted in a forward pass of one image.
+    """Make the table of a network; sums, activations and poolings are counted in a forward pass of one image.
 
     Args:
-        model: any network of convolutions.
+        model: any convolutional network.
         shape: (C, H, W) of an image.
 
     Raises:
-        InputError: a kernel that is not finite.
+        InputError: a kernel with NaN or infinite entries.
     """
-    seen = operations(model, shape)
+    operations = count_operations(model, shape)
     rows = [
-        *_time(model, seen),
+        *_time(model, operations),
         *_kernels(pde(model)),
         *_twists(model),
         *_other_convolutions(model),
         *_sources_and_norms(model),
-        *_pointwise(seen),
-        *_grids(model, seen),
+        *_pointwise(operations),
+        *_grids(model, operations),
         Term(
-            "linear layer", "read-out of the last state, no part of the evolution", _count(model, nn.Linear)
+            "linear layer", "read-out of the last state, not part of the evolution", _count(model, nn.Linear)
         ),
     ]
     return tuple(row for row in rows if row.count)
 
 
-def _time(model: nn.Module, seen: Counter[str]) -> Iterator[Term]:
-    sums = seen[SUM]
+def _time(model: nn.Module, operations: Counter[str]) -> Iterator[Term]:
+    sums = operations[SUM]
     yield Term("residual units, one after another", "time t = 0, 1, 2, ..., each with its theta(t)", sums)
     yield Term(
         "skip connection u + F(u)",
-        "explicit Euler step of du/dt = F(theta(t), u), h = 1, where the shortcut is the identity",
+        "explicit Euler step of du/dt = F(theta(t), u), h = 1, if the shortcut is the identity",
         sums,
     )
-    yield Term("shortcut that pads channels", "more unknowns, which begin at 0", _count(model, Subsample))
-    for block, number in _alike(dynamic_blocks(model)):
+    yield Term("shortcut that pads channels", "more unknowns, initially 0", _count(model, Subsample))
+    for block, number in _kinds(dynamic_blocks(model)):
         stage = block.stage
         nodes = f"t = {stage.states}, theta at {len(block.controls)} nodes"
         yield Term(
@@ -100,8 +100,8 @@ def _time(model: nn.Module, seen: Counter[str]) -> Iterator[Term]:
         )
 
 
-def _alike(blocks: Sequence[DynamicBlock]) -> Iterator[tuple[DynamicBlock, int]]:
-    """One of each kind of block, and how many there are: widths and numbers may differ."""
+def _kinds(blocks: Sequence[DynamicBlock]) -> Iterator[tuple[DynamicBlock, int]]:
+    """One block of each kind and the number of such blocks; widths and weights may differ."""
     kinds: dict[tuple[object, ...], list[DynamicBlock]] = {}
     for block in blocks:
         stage = block.stage
@@ -112,7 +112,7 @@ def _alike(blocks: Sequence[DynamicBlock]) -> Iterator[tuple[DynamicBlock, int]]
 
 
 def _evolution(integrator: Integrator) -> str:
-    """The equation in time that a scheme discretises, as far as it states one."""
+    """The equation in time that a scheme discretises."""
     if len(integrator.parts) > 1:
         return "two halves of the channels, each driven by f(theta(t), u) of the other"
     if integrator.second_order:
@@ -124,8 +124,8 @@ def _evolution(integrator: Integrator) -> str:
     return "du/dt = f(theta(t), u)"
 
 
-def _kernels(read: Sequence[KernelStrength]) -> Iterator[Term]:
-    plain = [row for row in read if row.term == "W"]
+def _kernels(rows: Sequence[KernelDecomposition]) -> Iterator[Term]:
+    plain = [row for row in rows if row.term == "W"]
     yield Term(
         "3x3 kernel W * u",
         "c u + b . grad u + a1 u_xx + a2 u_yy + mixed (u_xy and orders 3, 4)",
@@ -135,12 +135,12 @@ def _kernels(read: Sequence[KernelStrength]) -> Iterator[Term]:
 
 
 def mean_shares(shares: Sequence[dict[str, float]]) -> str:
-    """The mean of shares as a text: "12 % reaction, ..."; those that are all 0 do not count."""
-    known = [row for row in shares if sum(row.values())]
-    if not known:
+    """Mean shares as text, "12 % reaction, ..."; rows that are all 0 are ignored."""
+    nonzero = [row for row in shares if sum(row.values())]
+    if not nonzero:
         return "all 0" if shares else ""
-    means = {part: sum(row[part] for row in known) / len(known) for part in known[0]}
-    return ", ".join(f"{100 * value:.0f} % {part}" for part, value in means.items())
+    means = {name: sum(row[name] for row in nonzero) / len(nonzero) for name in nonzero[0]}
+    return ", ".join(f"{100 * value:.0f} % {name}" for name, value in means.items())
 
 
 def _twists(model: nn.Module) -> Iterator[Term]:
@@ -155,25 +155,25 @@ def _twists(model: nn.Module) -> Iterator[Term]:
     adjoint = _count(model, ParabolicLayer) + _count(model, HamiltonianLayer)
     yield Term(
         "transposed convolution K^T of the same kernel",
-        "the adjoint operator, its channels exchanged; where K has constant coefficients, even orders "
-        "as those of K, odd ones with the opposite sign",
+        "the adjoint operator, its channels exchanged; for K with constant coefficients, even orders as "
+        "those of K, odd ones with the opposite sign",
         adjoint,
     )
 
 
 def _other_convolutions(model: nn.Module) -> Iterator[Term]:
-    found: dict[str, list[str]] = {}
+    names_by_kind: dict[str, list[str]] = {}
     for name, module in model.named_modules():
         if isinstance(module, AnyConvolution):
             size = "x".join(map(str, module.weight.shape[-2:]))
             transposed = isinstance(module, nn.ConvTranspose2d)
             if transposed or size != "3x3":
-                found.setdefault(f"{size} {'transposed ' * transposed}convolution", []).append(name)
-    for kind, names in found.items():
+                names_by_kind.setdefault(f"{size} {'transposed ' * transposed}convolution", []).append(name)
+    for kind, names in names_by_kind.items():
         if kind == "1x1 convolution":
             yield Term(kind, "linear reaction: couples the channels of a pixel", len(names), _few(names))
         else:
-            yield Term(kind, "differential operator of a higher order (not read)", len(names), _few(names))
+            yield Term(kind, "differential operator of higher order (not analysed)", len(names), _few(names))
 
 
 def _few(names: Sequence[str]) -> str:
@@ -186,7 +186,7 @@ def _sources_and_norms(model: nn.Module) -> Iterator[Term]:
     yield Term("bias of a convolution", "source term, constant in space", biased)
     yield Term(
         "BatchNorm",
-        "evaluated: a factor and a source for each channel, constant in space (the factor scales W)",
+        "in evaluation: a factor and a source for each channel, constant in space (the factor scales W)",
         _count(model, _BatchNorm),
     )
     yield Term(
@@ -194,17 +194,17 @@ def _sources_and_norms(model: nn.Module) -> Iterator[Term]:
     )
     yield Term(
         "TvNorm",
-        "nonlinear reaction: divides a pixel by the length of its vector of channels",
+        "nonlinear reaction: divides a pixel by the norm of its vector of channels",
         _count(model, TvNorm2d),
     )
 
 
-def _pointwise(seen: Counter[str]) -> Iterator[Term]:
+def _pointwise(operations: Counter[str]) -> Iterator[Term]:
     for name in ACTIVATIONS.values():
-        yield Term(name, "nonlinear reaction: acts on each pixel by itself, no derivative", seen[name])
+        yield Term(name, "nonlinear reaction: acts on each pixel by itself, no derivative", operations[name])
 
 
-def _grids(model: nn.Module, seen: Counter[str]) -> Iterator[Term]:
+def _grids(model: nn.Module, operations: Counter[str]) -> Iterator[Term]:
     convolutions = [module for module in model.modules() if isinstance(module, AnyConvolution)]
     boundaries = Counter(
         _boundary(module)
@@ -220,9 +220,9 @@ def _grids(model: nn.Module, seen: Counter[str]) -> Iterator[Term]:
     )
     for stride, number in sorted(strides.items()):
         yield Term(f"stride {stride}", f"coarser grid, h -> {stride} h", number)
-    yield Term("average pooling", "local mean, then a coarser grid", seen[MEAN])
-    yield Term("max pooling", "local maximum (nonlinear), then a coarser grid", seen[MAXIMUM])
-    yield Term("global average", "mean over the domain", seen[GLOBAL])
+    yield Term("average pooling", "local mean, then a coarser grid", operations[MEAN])
+    yield Term("max pooling", "local maximum (nonlinear), then a coarser grid", operations[MAXIMUM])
+    yield Term("global average", "mean over the domain", operations[GLOBAL])
 
 
 def _boundary(module: AnyConvolution) -> str:

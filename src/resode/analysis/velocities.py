@@ -1,6 +1,6 @@
-"""Velocities: the vector field of a twisted convolution, linear in the coordinates of the image.
+"""Vector fields of twisted convolutions, linear in the coordinates of the image.
 
-To first order  Wx = a_x d/dx + a_y d/dy  and  Wy = b_x d/dx + b_y d/dy,  so that of each channel pair
+To first order  Wx = a_x d/dx + a_y d/dy  and  Wy = b_x d/dx + b_y d/dy,  so that for each channel pair
 
     X (Wx u) + Y (Wy u) = v . grad u + higher orders,    v = (a_x X + b_x Y, a_y X + b_y Y) = M (X, Y),
 
@@ -9,12 +9,13 @@ To first order  Wx = a_x d/dx + a_y d/dy  and  Wy = b_x d/dx + b_y d/dy,  so tha
                                                                   s, q: strain       s = (a_x - b_y) / 2
                                                                                      q = (a_y + b_x) / 2
 
-X runs to the right along the columns and Y down along the rows, so a positive rotation turns clockwise as
-an image is drawn. u + v . grad u = u(x + v) to first order: v says *where a pixel looks*; under
-du/dt = v . grad u a pattern itself moves by -v. Numbers are in pixels at X = 1, the longer side of the image,
-which ends at X = 1/2. The four matrices are orthogonal, and |M|^2 = 2 (d^2 + r^2 + s^2 + q^2).
+X points right along the columns and Y down along the rows, so a positive rotation is clockwise in a displayed
+image. u + v . grad u = u(x + v) to first order: v is the offset at which a pixel *reads*; under
+du/dt = v . grad u a pattern itself moves by -v. The unit is pixels at X = 1, the longer side of the image
+(which ends at X = 1/2). The four matrices are orthogonal, and |M|^2 = 2 (d^2 + r^2 + s^2 + q^2).
 
-Strengths are as in `resode.analysis.parts`: the root of the mean over outputs of the sum over inputs.
+Strengths are defined as in `resode.analysis.decomposition`: the root of the mean over outputs of the sum over
+inputs of squares.
 """
 
 import math
@@ -23,8 +24,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from resode.analysis.decomposition import mean_squares
 from resode.analysis.kernels import Kernel, kernels_of
-from resode.analysis.parts import mean_squares
 from resode.operators.twist import TwistConv2d
 
 THIRD_ORDER = ((1, 2), (2, 1))
@@ -33,9 +34,9 @@ EVEN = ((0, 0), (1, 1), (0, 2), (2, 0), (2, 2))
 
 @dataclass(frozen=True)
 class Pattern:
-    """One linear vector field v = M (X, Y), by its dilation d, rotation r and strains s, q, in pixels.
+    """Linear vector field v = M (X, Y) with dilation d, rotation r, stretch s and shear q, in pixels.
 
-    `stretch` is s (one axis grows, the other shrinks), `shear` is q (the same along the diagonals).
+    Stretch s expands one axis and shrinks the other; shear q does the same along the diagonals.
     """
 
     dilation: float
@@ -44,7 +45,7 @@ class Pattern:
     shear: float
 
     def __call__(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """The velocity at the coordinates X and Y: its parts along x (the columns) and y (the rows)."""
+        """Velocity at the coordinates X and Y: its components along x (columns) and y (rows)."""
         d, r, s, q = self.dilation, self.rotation, self.stretch, self.shear
         return (d + s) * x + (q - r) * y, (q + r) * x + (d - s) * y
 
@@ -55,27 +56,25 @@ class Pattern:
 
     @property
     def shares(self) -> dict[str, float]:
-        """Dilation, rotation and strain as shares of the sum of squares; all 0 where there is none."""
+        """Dilation, rotation and strain as shares of the sum of squares; all 0 if that is 0."""
         return shares(self.dilation, self.rotation, math.hypot(self.stretch, self.shear))
 
 
 @dataclass(frozen=True)
 class VectorField:
-    """What a twisted 3x3 convolution does to first order in the coordinates.
+    """Vector field of a twisted 3x3 convolution, to first order in the coordinates.
 
     Args:
-        name: of the layer.
-        stage: counted from 1; None where the name tells none.
-        tie: how its kernels are tied.
-        constant: the strength of the velocity that is the same everywhere, of W, in pixels.
-        dilation, rotation, strain: the strengths of the three over all channel pairs, in pixels at X = 1.
-        third_order: the strength of d3/dx2dy and d3/dxdy2 in Wx and Wy, which no velocity shows.
-        even: that of the even orders in Wx and Wy: reaction, diffusion, d2/dxdy; only ties that are not odd
-            have them.
-        pattern: what most pairs share: the first right singular vector of the matrix (pairs, 4) of all d, r,
-            s, q, its largest entry positive, times its strength. Pairs carry it with either sign.
-        share: of the sum of squares of that matrix, what the pattern explains: at least 1/4; 0 of a twist
-            that is 0.
+        name: name of the layer.
+        stage: stage of the network, from 1; None if the layer's name has none.
+        tie: tie of the kernels.
+        constant: strength of the constant velocity, that of W, in pixels.
+        dilation, rotation, strain: strengths over all channel pairs, in pixels at X = 1.
+        third_order: strength of d3/dx2dy and d3/dxdy2 in Wx and Wy, which are not part of a velocity.
+        even: strength of the even orders in Wx and Wy (reaction, diffusion, d2/dxdy); 0 for odd ties.
+        pattern: leading velocity over all channel pairs: first right singular vector of the matrix (pairs, 4)
+            of d, r, s, q, largest entry positive, times its strength. Pairs have it with either sign.
+        share: share of the pattern in the sum of squares of that matrix, at least 1/4; 0 for a zero twist.
     """
 
     name: str
@@ -92,27 +91,27 @@ class VectorField:
 
     @property
     def shares(self) -> dict[str, float]:
-        """Dilation, rotation and strain as shares of the sum of squares; all 0 where there is none."""
+        """Dilation, rotation and strain as shares of the sum of squares; all 0 if that is 0."""
         return shares(self.dilation, self.rotation, self.strain)
 
 
 def shares(dilation: float, rotation: float, strain: float) -> dict[str, float]:
-    """Strengths as shares of the sum of squares; all 0 where there is none."""
+    """Strengths as shares of their sum of squares; all 0 if that is 0."""
     squares = {"dilation": dilation**2, "rotation": rotation**2, "strain": strain**2}
     total = sum(squares.values())
     return {name: value / total if total else 0.0 for name, value in squares.items()}
 
 
 def vector_fields(model: nn.Module) -> tuple[VectorField, ...]:
-    """The vector field of every twisted 3x3 convolution, in the order of the modules.
+    """Vector field of every twisted 3x3 convolution, in the order of the modules.
 
-    Of a polynomial of a higher degree only the terms X and Y are read.
+    For twists of higher degree only the terms X and Y are used.
 
     Args:
         model: any network.
 
     Raises:
-        InputError: a kernel that is not finite.
+        InputError: a kernel with NaN or infinite entries.
     """
     ties = {name: m.tie for name, m in model.named_modules() if isinstance(m, TwistConv2d)}
     by_layer: dict[str, dict[str, Kernel]] = {}
@@ -123,18 +122,18 @@ def vector_fields(model: nn.Module) -> tuple[VectorField, ...]:
 
 
 def components(x: Kernel, y: Kernel) -> Tensor:
-    """(d, r, s, q) of each channel pair, (C', C / groups, 4), of the kernels Wx and Wy."""
+    """(d, r, s, q) of each channel pair of the kernels Wx and Wy: (C', C / groups, 4)."""
     a, b = x.coefficients, y.coefficients
     (ax, ay), (bx, by) = ((c[..., 0, 1], c[..., 1, 0]) for c in (a, b))
     return torch.stack([ax + by, ay - bx, ax - by, ay + bx], -1) / 2
 
 
 def _field(w: Kernel, x: Kernel, y: Kernel, tie: str) -> VectorField:
-    found = components(x, y)
-    d, r, s, q = mean_squares(found).tolist()
+    pairs = components(x, y)
+    d, r, s, q = mean_squares(pairs).tolist()
     constant = mean_squares(w.coefficients)
-    rest = mean_squares(x.coefficients) + mean_squares(y.coefficients)
-    pattern, share = _leading(found)
+    twist = mean_squares(x.coefficients) + mean_squares(y.coefficients)
+    pattern, share = _leading_pattern(pairs)
     return VectorField(
         name=w.name,
         stage=w.stage,
@@ -143,22 +142,22 @@ def _field(w: Kernel, x: Kernel, y: Kernel, tie: str) -> VectorField:
         dilation=d**0.5,
         rotation=r**0.5,
         strain=(s + q) ** 0.5,
-        third_order=sum(float(rest[order]) for order in THIRD_ORDER) ** 0.5,
-        even=sum(float(rest[order]) for order in EVEN) ** 0.5,
+        third_order=sum(float(twist[order]) for order in THIRD_ORDER) ** 0.5,
+        even=sum(float(twist[order]) for order in EVEN) ** 0.5,
         pattern=pattern,
         share=share,
     )
 
 
-def _leading(found: Tensor) -> tuple[Pattern, float]:
-    """The leading pattern of all channel pairs, and its share of the sum of squares."""
-    pairs = found.flatten(0, 1)
-    gram = pairs.T @ pairs
+def _leading_pattern(pairs: Tensor) -> tuple[Pattern, float]:
+    """Leading pattern of all channel pairs (C', C / groups, 4), and its share of the sum of squares."""
+    matrix = pairs.flatten(0, 1)
+    gram = matrix.T @ matrix
     total = float(gram.trace())
     if total == 0:
         return Pattern(0.0, 0.0, 0.0, 0.0), 0.0
     values, vectors = torch.linalg.eigh(gram)
     first = vectors[:, -1]
     first = first * first[first.abs().argmax()].sign()
-    strength = (float(values[-1]) / found.shape[0]) ** 0.5
+    strength = (float(values[-1]) / pairs.shape[0]) ** 0.5
     return Pattern(*(strength * first).tolist()), float(values[-1]) / total

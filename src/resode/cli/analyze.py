@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from torch import nn
 
-    from resode.analysis import KernelStrength, Term, VectorField
+    from resode.analysis import KernelDecomposition, Term, VectorField
     from resode.weights import Specification
 
 
@@ -133,12 +133,12 @@ def _beside(path: Path, file: Path) -> Path:
 # ---------------------------------------------------------------- files
 
 
-def _write_pde(subject: Subject, kernels: "Sequence[KernelStrength]") -> list[str]:
+def _write_pde(subject: Subject, kernels: "Sequence[KernelDecomposition]") -> list[str]:
     from resode.analysis import figures
 
     table, picture = subject.folder / "pde.csv", subject.folder / "pde.png"
     _write_csv(table, map(asdict, kernels))
-    figures.draw_parts(kernels, f"{subject.name}: its 3x3 kernels as differential operators", picture)
+    figures.draw_kernels(kernels, f"{subject.name}: its 3x3 kernels as differential operators", picture)
     return [str(table), str(picture)]
 
 
@@ -151,7 +151,7 @@ def _write_twist(subject: Subject, fields: "Sequence[VectorField]") -> list[str]
         kind, words = (f"stage{stage}", f"stage {stage}") if stage else ("other", "outside of stages")
         written.append(subject.folder / f"twist-{kind}.png")
         chosen = [field for field in fields if field.stage == stage]
-        figures.draw_fields(chosen, f"{subject.name}: {words}", written[-1])
+        figures.draw_vector_fields(chosen, f"{subject.name}: {words}", written[-1])
     return list(map(str, written))
 
 
@@ -210,12 +210,12 @@ def _terms(terms: "Sequence[Term]") -> "Table":
     return table
 
 
-def _strengths(kernels: "Sequence[KernelStrength]") -> "Table":
+def _strengths(kernels: "Sequence[KernelDecomposition]") -> "Table":
     """The mean of each stage and kind of kernel."""
-    from resode.analysis.parts import INDEPENDENT, INDEPENDENT_SMOOTHING
+    from resode.analysis.decomposition import INDEPENDENT, INDEPENDENT_SMOOTHING
 
     table = _table("3x3 kernels (means)", *INDEPENDENT, "strength", "smoothing", "count", words=1)
-    groups: dict[tuple[int | None, str], list[KernelStrength]] = {}
+    groups: dict[tuple[int | None, str], list[KernelDecomposition]] = {}
     for kernel in kernels:
         groups.setdefault((kernel.stage, kernel.term), []).append(kernel)
     for (stage, term), rows in groups.items():

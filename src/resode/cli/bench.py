@@ -104,7 +104,7 @@ def _record(found: "Bench") -> dict[str, Any]:
         "frozen_inference_images_per_second": frozen and round(frozen, 1),
         "train_ratio": round(found.training / found.plain_training, 3),
         "inference_ratio": round(found.inference / found.plain_inference, 3),
-        "step_shares": {part: round(share, 4) for part, share in found.parts.items()},
+        "step_shares": {phase: round(share, 4) for phase, share in found.phases.items()},
         "peak_memory_bytes": found.peak_memory_bytes,
         "operations_per_second": None if work is None else round(work),
         "matrix_peak_operations_per_second": round(found.matrix_peak),

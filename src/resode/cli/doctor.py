@@ -58,7 +58,7 @@ def _hardware() -> Iterator[tuple[str, str]]:
 
 
 def _places() -> Iterator[tuple[str, str]]:
-    from resode.data.catalogue import KNOWN
+    from resode.data.pinned import PINNED_DATASETS
     from resode.quantities import size
 
     free = size(shutil.disk_usage(Path.cwd()).free)
@@ -69,7 +69,7 @@ def _places() -> Iterator[tuple[str, str]]:
     elif not Path(root).is_dir():
         yield "data", f"RESODE_DATA={root}: NO such folder"
     else:
-        folders = {known.name: (known.name, known.folder or known.name) for known in KNOWN}
+        folders = {known.name: (known.name, known.folder or known.name) for known in PINNED_DATASETS}
         found = [n for n, places in folders.items() if any((Path(root) / p).is_dir() for p in places)]
         yield "data", f"RESODE_DATA={root}: {', '.join(found) or 'none of the named data sets'}"
     try:

@@ -93,12 +93,12 @@ def _read(
 ) -> "tuple[list[torch.Tensor], list[Path], list[ResodeError]]":
     import torch
 
-    from resode.data import decode, fit
+    from resode.data import decode, resize_and_crop
 
     pixels, readable, mistakes = [], [], []
     for file in files:
         try:
-            image = fit(
+            image = resize_and_crop(
                 decode(file, name=str(file)), size=preprocessing.size, channels=preprocessing.channels
             )
         except ResodeError as error:

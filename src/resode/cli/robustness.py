@@ -77,10 +77,10 @@ def changed(
     from resode.analysis import robustness as analysis
     from resode.cli.console import out, say
 
-    some = analysis.chosen(images, number)
-    network = analysis.OfPixels(module, module.preprocessing)
-    with waiting(f"robustness on {len(some):,} images") as on_share:
-        rows = analysis.robustness(network, some, batch_size=batch_size, on_share=on_share)
+    some = analysis.random_subset(images, number)
+    network = analysis.Preprocessed(module, module.preprocessing)
+    with waiting(f"robustness on {len(some):,} images") as on_progress:
+        rows = analysis.robustness(network, some, batch_size=batch_size, on_progress=on_progress)
     record = {
         "images": len(some),
         "of": len(images),
@@ -110,12 +110,17 @@ def corrupted(
     from resode.cli.console import note, out, say
     from resode.data.corruptions import FOLDER, STANDARD
 
-    of_pixels = analysis.OfPixels(network, module.preprocessing)
+    of_pixels = analysis.Preprocessed(network, module.preprocessing)
     of = len(found.labels)
     some = min(number or of, of)
-    with waiting(f"{FOLDER}, {len(found.pixels)} x 5 x {some:,} images") as on_share:
-        errors = analysis.corrupted(
-            of_pixels, found, number=number, batch_size=batch_size, precision=precision, on_share=on_share
+    with waiting(f"{FOLDER}, {len(found.pixels)} x 5 x {some:,} images") as on_progress:
+        errors = analysis.corruption_errors(
+            of_pixels,
+            found,
+            number=number,
+            batch_size=batch_size,
+            precision=precision,
+            on_progress=on_progress,
         )
     mean = analysis.mean_error(errors)
     if missing := [name for name in STANDARD if name not in errors]:

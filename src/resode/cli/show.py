@@ -176,13 +176,13 @@ def _shape(experiment: "Experiment") -> tuple[int, int, int] | None:
 
 def _options(experiment: "Experiment") -> dict[str, Any]:
     """The options of the model, with what the data decides where it is known."""
-    from resode.data.catalogue import KNOWN
+    from resode.data.pinned import PINNED_DATASETS
     from resode.models import models
     from resode.training.setup.checks import refuse_misfits
 
     model, shape = experiment.model, _shape(experiment)
     assert model is not None
-    classes = {known.name: len(known.classes) for known in KNOWN}.get(experiment.data.source)
+    classes = {known.name: len(known.classes) for known in PINNED_DATASETS}.get(experiment.data.source)
     found = {"classes": classes, "in_channels": None if shape is None else shape[0]}
     taken = models.entry(model.name).options()
     decided = {key: value for key, value in found.items() if value is not None and key in taken}

@@ -79,7 +79,7 @@ def study(
     from resode import atomic
     from resode.cli.console import note
     from resode.errors import ResodeError
-    from resode.study.execution import Refused
+    from resode.study.execution import SettingsChanged
 
     with atomic.writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -88,7 +88,7 @@ def study(
             _execute(plan, planned, folder, jobs)
         else:
             _submit(plan, planned, folder, jobs, executor)
-    except Refused:
+    except SettingsChanged:
         raise
     except ResodeError:
         try:
@@ -108,7 +108,7 @@ def _execute(plan: "Study", planned: "tuple[Job, ...]", folder: Path, jobs: int)
     left = unfinished(planned, folder)
     parallel = jobs or _parallel(left)
     note(f"{plan.name}: {len(planned)} runs in {folder}, {left} to do, {parallel} at a time")
-    execute(planned, folder, parallel=parallel, progress=_narrator(), plan=plan)
+    execute(planned, folder, parallel=parallel, progress=_narrator(), study=plan)
 
 
 def _submit(plan: "Study", planned: "tuple[Job, ...]", folder: Path, jobs: int, executor: Any) -> None:
@@ -116,7 +116,7 @@ def _submit(plan: "Study", planned: "tuple[Job, ...]", folder: Path, jobs: int, 
     from resode.study import cluster
 
     found = cluster.submit(
-        planned, folder, plan.slurm, name=plan.name, executor=executor, parallel=jobs, tell=note, plan=plan
+        planned, folder, plan.slurm, name=plan.name, executor=executor, parallel=jobs, report=note, study=plan
     )
     if any(each.state != "finished" for each in found):
         note("the jobs go on by themselves; the same command shows them, and compares what is finished")
@@ -135,14 +135,15 @@ def _list(plan: "Study", planned: "tuple[Job, ...]", folder: Path, executor: str
     from resode.cli.console import note, say
     from resode.study import cluster
 
-    standings = cluster.look(planned, folder)
+    statuses = cluster.statuses(planned, folder)
     if executor is not None:
         asked = plan.slurm.model_dump(exclude_none=True, exclude={"setup", "sbatch"})
         words = [f"{key}={value}" for key, value in {**asked, **plan.slurm.sbatch}.items()]
-        note(f"{sum(s.due for s in standings)} jobs would be submitted to {executor}: {', '.join(words)}")
-    for each in standings:
-        where = f" (job {each.ticket.id})" if each.ticket else ""
-        say(f"{each.state + where:<9} {folder / each.job.folder}   resode train {shlex.join(each.job.words)}")
+        note(f"{sum(s.due for s in statuses)} jobs would be submitted to {executor}: {', '.join(words)}")
+    for each in statuses:
+        where = f" (job {each.id})" if each.id else ""
+        arguments = shlex.join(each.job.arguments)
+        say(f"{each.state + where:<9} {folder / each.job.folder}   resode train {arguments}")
 
 
 def _compare(plan: "Study", planned: "tuple[Job, ...]", folder: Path) -> None:

@@ -1,15 +1,15 @@
-"""Data: from files, folders and the hub to augmented batches on the device.
+"""Data: from files, folders and the Hugging Face hub to augmented batches on the device.
 
-`load` gives a `Dataset`; `validation_split` and `channel_statistics` prepare it; a `Loader` makes batches.
+`load` returns a `Dataset`; `validation_split` and `channel_statistics` prepare it; a `Loader` makes batches.
 """
 
+from resode.data.affine import random_affine
 from resode.data.augment import Augmentation
+from resode.data.image_file import decode, resize_and_crop
 from resode.data.images import Dataset, Images
-from resode.data.loading import Batch, Loader
-from resode.data.picture import decode, fit
+from resode.data.loader import Batch, Loader
 from resode.data.sources import load, sources
 from resode.data.splits import channel_statistics, validation_split
-from resode.data.warped import warped
 
 __all__ = [
     "Augmentation",
@@ -19,9 +19,9 @@ __all__ = [
     "Loader",
     "channel_statistics",
     "decode",
-    "fit",
     "load",
+    "random_affine",
+    "resize_and_crop",
     "sources",
     "validation_split",
-    "warped",
 ]

@@ -1,8 +1,8 @@
-"""Augmentation as a value: what happens to a training image before the network sees it.
+"""Settings of the data augmentation.
 
-crop     a random H x W window of the image, padded by `crop` pixels with black or by reflection
-flip     left and right exchanged, with probability 1/2 or every other epoch (Jordan 2024, arXiv:2404.00498)
-cutout   a square around a random pixel set to the mean (DeVries and Taylor 2017, arXiv:1708.04552)
+crop     random H x W window of the image, padded by `crop` pixels with black or by reflection
+flip     horizontal flip, with probability 1/2 or every other epoch (Jordan 2024, arXiv:2404.00498)
+cutout   square around a random pixel set to the mean (DeVries and Taylor 2017, arXiv:1708.04552)
 mixup    w x + (1 - w) x' with another training image x', w ~ Beta(a, a) (Zhang et al. 2018, arXiv:1710.09412)
 """
 
@@ -15,23 +15,23 @@ from torch import Tensor
 
 from resode.errors import InputError
 
-_NODES: Final = 4096  # of the quantile table: errors below 1e-4
+_NODES: Final = 4096  # nodes of the quantile table; errors are below 1e-4
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What to do to each training image, every epoch anew.
+    """Augmentation of each training image, drawn anew every epoch.
 
     Attributes:
-        crop: pixels of padding on each side; the shift is uniform in -crop ... crop, both ways.
+        crop: pixels of padding on each side; the shift is uniform in -crop ... crop along both axes.
         padding: "zeros" (black) or "reflect" (mirrored at the border pixel).
-        flip: exchange left and right half of the time; "alternate": at random in the first epoch, then as it
-            was not in the one before, so that two epochs show an image both ways.
-        cutout: side of the square that is blanked after normalisation, centred anywhere; 0: none.
-        mixup: the a of Beta(a, a); 0: none.
+        flip: flip horizontally with probability 1/2; "alternate": at random in the first epoch, then
+            alternately, so that two successive epochs show both orientations.
+        cutout: side of the square that is set to 0 after normalisation, centred at any pixel; 0: off.
+        mixup: parameter a of Beta(a, a); 0: off.
 
     Raises:
-        InputError: a negative number or an unknown padding.
+        InputError: a negative or infinite number, or an unknown flip or padding.
     """
 
     crop: int = 0
@@ -55,17 +55,18 @@ class Augmentation:
 
 
 def beta_quantile(alpha: float, uniform: Tensor) -> Tensor:
-    """The quantile function of Beta(alpha, alpha), by a table.
+    """Quantile function of Beta(alpha, alpha), from a table.
 
-    With x = t^(1/a), a = min(alpha, 1), the density over [0, 1/2] loses its pole; it is summed by midpoints
-    on a grid of t, inverted linearly, and continued by symmetry.
+    The substitution x = t^(1/a), a = min(alpha, 1), removes the pole of the density on [0, 1/2]. The density
+    is integrated with the midpoint rule on a grid of t, inverted by linear interpolation, and extended by
+    symmetry.
 
     Args:
-        alpha: above 0.
-        uniform: probabilities in [0, 1], any shape, float64.
+        alpha: parameter above 0.
+        uniform: probabilities in [0, 1], float64, any shape.
 
     Returns:
-        The x with P(Beta < x) = `uniform`, same shape.
+        The x with P(X < x) = `uniform` for X ~ Beta(alpha, alpha), same shape.
     """
     power = 1 / min(alpha, 1.0)
     nodes = torch.linspace(0, 0.5 ** (1 / power), _NODES + 1, dtype=torch.float64, device=uniform.device)

@@ -1,7 +1,7 @@
-"""A container's images -> arrays of one shape, in a few threads.
+"""Decoding: a `RawDataset` to arrays of one shape, in a few threads.
 
-The size is `image_size` x `image_size` where that is given (`picture.fit`); otherwise all images must be
-equal. One colour image makes the whole data set RGB; only if every image is grey is C = 1.
+With `image_size`, images are scaled and cropped to that side (`image_file.resize_and_crop`); otherwise all
+must have the same size. If any image is in colour the whole data set is RGB; C = 1 only if all are grey.
 """
 
 import os
@@ -11,47 +11,47 @@ from itertools import islice
 
 import numpy as np
 
-from resode.data.container import Container, Content, Encoded, OnBadImage
+from resode.data.image_file import decode, resize_and_crop
 from resode.data.images import Images, Labels, Pixels
-from resode.data.picture import decode, fit
+from resode.data.raw import Content, OnBadImage, RawDataset, RawSplit
 from resode.errors import InputError, ResodeError, ResourceError
 
-_PART = 256  # images a thread decodes at a time
+_CHUNK = 256  # images that a thread decodes at a time
 _THREADS = min(8, os.cpu_count() or 1)
 
 
-def decode_container(
-    container: Container, *, image_size: int | None, on_bad_image: OnBadImage
+def decode_dataset(
+    raw: RawDataset, *, image_size: int | None, on_bad_image: OnBadImage
 ) -> tuple[Images, Images | None, tuple[str, ...]]:
     """Decode both splits.
 
     Args:
-        container: where the images are.
-        image_size: the side in pixels, or None to keep the images' own (equal) size.
-        on_bad_image: "error" raises at the first image that cannot be decoded; "skip" leaves it out.
+        raw: the opened data set.
+        image_size: side of the decoded images in pixels; None keeps their own size, which must be equal.
+        on_bad_image: "error" raises at the first image that cannot be decoded; "skip" drops such images.
 
     Returns:
-        train, test and what was skipped, one line each.
+        train, test, and a message for each skipped image.
 
     Raises:
-        InputError: unequal sizes without `image_size`, no image left, a file that is no image.
+        InputError: unequal sizes without `image_size`, no image left, or a file that is not an image.
         IntegrityError: a corrupt or hostile image.
-        ResourceError: the decoded images do not fit into memory.
+        ResourceError: the decoded images exceed the memory.
     """
     skipped: list[str] = []
     with ThreadPoolExecutor(_THREADS) as pool:
-        canvases = [
+        buffers = [
             _decode_split(split, pool, image_size, skipped if on_bad_image == "skip" else None)
-            for split in (container.train, container.test)
+            for split in (raw.train, raw.test)
             if split is not None
         ]
-    _agree(canvases)
-    train, *test = [canvas.images(container.where, skipped) for canvas in canvases]
+    _unify_shapes(buffers)
+    train, *test = [buffer.images(raw.where, skipped) for buffer in buffers]
     return train, test[0] if test else None, tuple(skipped)
 
 
-class _Canvas:
-    """The decoded images of one split: allocated at the first, widened at the first in colour."""
+class _Buffer:
+    """Decoded images of one split: allocated at the first image, widened to RGB at the first in colour."""
 
     def __init__(self, labels: Labels) -> None:
         self.labels = labels
@@ -84,45 +84,47 @@ class _Canvas:
 
 
 def _decode_split(
-    split: Encoded, pool: ThreadPoolExecutor, size: int | None, skipped: list[str] | None
-) -> _Canvas:
-    canvas = _Canvas(split.labels)
+    split: RawSplit, pool: ThreadPoolExecutor, size: int | None, skipped: list[str] | None
+) -> _Buffer:
+    buffer = _Buffer(split.labels)
     images, position = split.images(), 0
-    while window := list(islice(images, _PART * _THREADS)):
-        parts = [window[start : start + _PART] for start in range(0, len(window), _PART)]
-        for part in pool.map(lambda part: list(_decode_part(part, size)), parts):
-            for name, found in part:
-                if isinstance(found, np.ndarray):
-                    canvas.add(position, name, found)
+    while window := list(islice(images, _CHUNK * _THREADS)):
+        chunks = [window[start : start + _CHUNK] for start in range(0, len(window), _CHUNK)]
+        for decoded in pool.map(lambda chunk: list(_decode_chunk(chunk, size)), chunks):
+            for name, result in decoded:
+                if isinstance(result, np.ndarray):
+                    buffer.add(position, name, result)
                 elif skipped is None:
-                    raise type(found)(f"{found}; --on-bad-image skip leaves it out") from found
+                    raise type(result)(f"{result}; --on-bad-image skip drops it") from result
                 else:
-                    skipped.extend(found.messages)
+                    skipped.extend(result.messages)
                 position += 1
-    return canvas
+    return buffer
 
 
-def _decode_part(
-    part: list[tuple[str, Content]], size: int | None
+def _decode_chunk(
+    chunk: list[tuple[str, Content]], size: int | None
 ) -> Iterator[tuple[str, Pixels | ResodeError]]:
-    for name, content in part:
+    for name, content in chunk:
         try:
             image = content if isinstance(content, np.ndarray) else decode(content, name=name)
         except ResodeError as error:
             yield name, error
         else:
-            yield name, image if size is None else fit(image, size=(size, size), channels=image.shape[2])
+            if size is not None:
+                image = resize_and_crop(image, size=(size, size), channels=image.shape[2])
+            yield name, image
 
 
-def _agree(canvases: list[_Canvas]) -> None:
-    """Both splits get one size and one number of channels."""
-    found = [canvas for canvas in canvases if canvas.pixels is not None]
-    shapes = [canvas.pixels.shape[1:] for canvas in found if canvas.pixels is not None]
-    for canvas, shape in zip(found, shapes, strict=True):
+def _unify_shapes(buffers: list[_Buffer]) -> None:
+    """Give both splits the same number of channels; raise if their sizes differ."""
+    filled = [buffer for buffer in buffers if buffer.pixels is not None]
+    shapes = [buffer.pixels.shape[1:] for buffer in filled if buffer.pixels is not None]
+    for buffer, shape in zip(filled, shapes, strict=True):
         if shape[:2] != shapes[0][:2]:
-            raise _unequal(found[0].first, shapes[0], canvas.first, shape)
+            raise _unequal(filled[0].first, shapes[0], buffer.first, shape)
         if shape[2] < max(other[2] for other in shapes):
-            canvas.widen()
+            buffer.widen()
 
 
 def _unequal(first: str, shape: tuple[int, ...], name: str, other: tuple[int, ...]) -> InputError:

@@ -1,6 +1,6 @@
-"""The 1,797 handwritten digits of 8x8 pixels that come with the package (see assets/README.md).
+"""The 1,797 handwritten digits of 8x8 pixels in the package (source and licence: assets/README.md).
 
-Values 0 to 16 become 0 to 255; the last 360 of the file, 20 %, are the test set.
+Grey levels 0 to 16 are scaled to 0 to 255; the last 360 images (20 %) are the test set.
 """
 
 import gzip
@@ -11,7 +11,7 @@ import numpy as np
 
 from resode.data.images import Dataset, Images
 
-TEST: Final = 360
+TEST: Final = 360  # test images
 
 
 def read() -> Dataset:

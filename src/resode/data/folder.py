@@ -1,8 +1,8 @@
-"""Images in folders: `train/<class>/...`, with the test images in `test/<class>/...` or `val/<class>/...`.
+"""Image folders: `train/<class>/...`, with test images in `test/<class>/...` or `val/<class>/...`.
 
-The classes are the folders of `train`, sorted by name as text; a class folder is searched to any depth.
-Names that begin with a dot are ignored; every other file counts as an image. `val` is the test set only
-where there is no `test`.
+The classes are the subfolders of `train`, sorted by name as text; a class folder is searched recursively.
+Names that begin with a dot are ignored; every other file counts as an image. `val` (or `validation`) is the
+test set only if there is no `test`.
 """
 
 from collections.abc import Iterator
@@ -11,50 +11,50 @@ from typing import Final
 
 import numpy as np
 
-from resode.data.container import Container, Content, Encoded, content_of
+from resode.data.raw import Content, RawDataset, RawSplit, content_key
 from resode.errors import InputError, nearest
 
 TEST_FOLDERS: Final = ("test", "val", "validation")
 
 
 def find(folder: Path) -> bool:
-    """Does `folder` hold a `train` folder?"""
+    """Whether `folder` has a `train` subfolder."""
     return (folder / "train").is_dir()
 
 
-def read(folder: Path) -> Container:
-    """Open a folder that `find` approved.
+def read(folder: Path) -> RawDataset:
+    """Open a folder for which `find` is true.
 
     Raises:
-        InputError: no class folder, images outside of the class folders, an empty class, a test class
-            that `train` does not have.
+        InputError: no class folder, files outside the class folders, an empty class, or a test class that
+            `train` does not have.
     """
     train = folder / "train"
     classes = tuple(path.name for path in _class_folders(train))
     files = _files(train, classes)
-    for name, found in files.items():
-        if not found:
+    for name, paths in files.items():
+        if not paths:
             raise InputError(f"{train / name} holds no image; add some or remove the folder")
     test = next((folder / name for name in TEST_FOLDERS if (folder / name).is_dir()), None)
     if test is None:
         _refuse_misspelt(folder)
     test_files = _test_files(test, classes) if test else {}
-    listed = [path for group in (files, test_files) for found in group.values() for path in found]
-    return Container(
+    every_file = [path for split in (files, test_files) for paths in split.values() for path in paths]
+    return RawDataset(
         str(folder),
         classes,
-        _encoded(files, classes),
-        _encoded(test_files, classes) if any(test_files.values()) else None,
-        lambda: content_of(folder, listed),
+        _split(files, classes),
+        _split(test_files, classes) if any(test_files.values()) else None,
+        lambda: content_key(folder, every_file),
     )
 
 
 def _refuse_misspelt(folder: Path) -> None:
-    """A folder beside `train` that looks like a test folder with a mistake in its name."""
-    for beside in _visible(folder):
-        meant = nearest(beside.name.lower(), TEST_FOLDERS)
-        if beside.is_dir() and meant:
-            raise InputError(f"{beside} is no folder of test images{meant} (or name it quite differently)")
+    """Raise `InputError` if a folder beside `train` has the misspelt name of a test folder."""
+    for sibling in _visible(folder):
+        suggestion = nearest(sibling.name.lower(), TEST_FOLDERS)
+        if sibling.is_dir() and suggestion:
+            raise InputError(f"{sibling} is not a test folder{suggestion} (or choose a less similar name)")
 
 
 def _visible(folder: Path) -> list[Path]:
@@ -62,26 +62,26 @@ def _visible(folder: Path) -> list[Path]:
 
 
 def _class_folders(folder: Path) -> list[Path]:
-    inside = _visible(folder)
-    loose = [path for path in inside if not path.is_dir()]
-    if loose:
+    children = _visible(folder)
+    files = [path for path in children if not path.is_dir()]
+    if files:
         raise InputError(
-            f"{loose[0]} lies outside of a class folder; put each image into {folder}/<class>/"
-            + (f" ({len(loose)} such files)" if len(loose) > 1 else "")
+            f"{files[0]} is outside a class folder; put each image into {folder}/<class>/"
+            + (f" ({len(files)} such files)" if len(files) > 1 else "")
         )
-    if not inside:
+    if not children:
         raise InputError(f"{folder} has no class folder; put the images into {folder}/<class>/")
-    return inside
+    return children
 
 
 def _files(folder: Path, classes: tuple[str, ...]) -> dict[str, list[Path]]:
-    """The files of each class that has a folder, at any depth, sorted."""
-    found: dict[str, list[Path]] = {}
+    """The sorted files of each class that has a folder, at any depth."""
+    files: dict[str, list[Path]] = {}
     for name in classes:
         if (folder / name).is_dir():
             paths = sorted((folder / name).rglob("*"))
-            found[name] = [path for path in paths if path.is_file() and not _hidden(path, folder)]
-    return found
+            files[name] = [path for path in paths if path.is_file() and not _hidden(path, folder)]
+    return files
 
 
 def _hidden(path: Path, folder: Path) -> bool:
@@ -95,7 +95,7 @@ def _test_files(folder: Path, classes: tuple[str, ...]) -> dict[str, list[Path]]
     return _files(folder, classes)
 
 
-def _encoded(files: dict[str, list[Path]], classes: tuple[str, ...]) -> Encoded:
+def _split(files: dict[str, list[Path]], classes: tuple[str, ...]) -> RawSplit:
     labels = [label for label, name in enumerate(classes) for _ in files.get(name, ())]
 
     def images() -> Iterator[tuple[str, Content]]:
@@ -103,4 +103,4 @@ def _encoded(files: dict[str, list[Path]], classes: tuple[str, ...]) -> Encoded:
             for path in files.get(name, ()):
                 yield str(path), path
 
-    return Encoded(np.array(labels, dtype=np.int64), images)
+    return RawSplit(np.array(labels, dtype=np.int64), images)

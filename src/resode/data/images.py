@@ -1,10 +1,10 @@
-"""What a data set is once decoded: 8-bit pixels, integer labels, and a hash of each image's content.
+"""A decoded data set: 8-bit pixels, integer labels, and a hash of each image's content.
 
     digest(image)  = BLAKE2b-64(height, width, channels, label, pixels)
     fingerprint    = SHA-256(classes, shape and sorted digests of each split)
 
-The fingerprint sees every pixel, label and class name, but neither the order of the images nor the
-container they came in.
+The fingerprint depends on every pixel, label and class name, but not on the order of the images or on the
+file format.
 """
 
 import hashlib
@@ -26,15 +26,15 @@ _CHUNK = 4096  # images hashed at a time
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """One split, in the source's order.
+    """One split, in the order of its source.
 
     Attributes:
-        pixels: `(N, H, W, C)` uint8 with C = 1 (grey) or 3 (RGB); memory-mapped when from the cache.
+        pixels: `(N, H, W, C)` uint8 with C = 1 (grey) or 3 (RGB); memory-mapped if read from the cache.
         labels: `(N,)` int64.
         digests: `(N,)` uint64, the content hash of each (pixels, label).
 
     Raises:
-        InputError: the arrays have other shapes or types.
+        InputError: an array has another shape or dtype.
     """
 
     pixels: Pixels
@@ -45,27 +45,31 @@ class Images:
         shape = self.pixels.shape
         if len(shape) != 4 or shape[3] not in (1, 3) or 0 in shape or self.pixels.dtype != np.uint8:
             raise InputError(
-                f"images have shape {shape} and type {self.pixels.dtype}; give uint8 (N, H, W, 1 or 3)"
+                f"images have shape {shape} and dtype {self.pixels.dtype}; give uint8 (N, H, W, 1 or 3)"
             )
         for name, dtype in (("labels", np.int64), ("digests", np.uint64)):
             array = getattr(self, name)
             if array.shape != shape[:1] or array.dtype != dtype:
                 raise InputError(
-                    f"{name} have shape {array.shape} and type {array.dtype}; "
+                    f"{name} have shape {array.shape} and dtype {array.dtype}; "
                     f"give {np.dtype(dtype)} ({shape[0]},), one for each image"
                 )
 
     @classmethod
     def of(cls, pixels: Pixels, labels: npt.NDArray[np.integer]) -> "Images":
-        """A split of `pixels` (N, H, W, C) and `labels` (N,); the digests are computed."""
+        """Make a split from `pixels` (N, H, W, C) and `labels` (N,); computes the digests.
+
+        Raises:
+            InputError: other shapes, or labels that are not integers.
+        """
         labels = np.asarray(labels)
         if pixels.ndim != 4 or labels.shape != pixels.shape[:1] or labels.dtype.kind not in "iu":
             raise InputError(
-                f"pixels {pixels.shape} and labels {labels.shape} of type {labels.dtype} do not belong "
-                "together; give (N, H, W, C) and N integers"
+                f"pixels {pixels.shape} and labels {labels.shape} of dtype {labels.dtype} do not match; "
+                "give (N, H, W, C) and N integers"
             )
-        numbers: Labels = labels.astype(np.int64)
-        return cls(pixels, numbers, digests(pixels, numbers))
+        integers: Labels = labels.astype(np.int64)
+        return cls(pixels, integers, digests(pixels, integers))
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -76,15 +80,16 @@ class Dataset:
     """A decoded data set.
 
     Attributes:
-        name: as the user called it.
-        classes: the class names; labels count them from 0.
-        train: what to learn from (and to split a validation set from).
-        test: what to report on, or None where the source has no test split.
-        skipped: what `on_bad_image="skip"` left out, one line each.
+        name: the name given by the user.
+        classes: the class names; label i is `classes[i]`.
+        train: training images (a validation set is split from them).
+        test: test images, or None if the source has none.
+        skipped: a message for each image dropped by `on_bad_image="skip"`.
         fingerprint: order-independent content hash of both splits and the class names (hex).
 
     Raises:
-        InputError: no class, a label out of range, a class without training images, unequal shapes.
+        InputError: no class, a label out of range, a class without training images, or splits of unequal
+            image shapes.
     """
 
     name: str
@@ -111,12 +116,12 @@ class Dataset:
         test: Images | None = None,
         skipped: Sequence[str] = (),
     ) -> "Dataset":
-        """A data set of its parts; the fingerprint is computed."""
+        """Make a data set from its splits; computes the fingerprint."""
         return cls(name, tuple(classes), train, test, tuple(skipped), fingerprint(classes, train, test))
 
 
 def check_labels(where: str, classes: Sequence[str], train: Labels, test: Labels | None) -> None:
-    """Raise `InputError` for no class, a label that names no class, or a class without training images."""
+    """Raise `InputError` for no class, a label out of range, or a class without training images."""
     if not classes:
         raise InputError(f"{where} has no class; give at least one class with images")
     for split, labels in (("training", train), ("test", test)):
@@ -135,22 +140,22 @@ def check_labels(where: str, classes: Sequence[str], train: Labels, test: Labels
 
 
 def digests(pixels: Pixels, labels: Labels) -> Digests:
-    """The content hash of each (pixels, label): `(N,)` uint64, about 4 microseconds for each 3 kB."""
+    """Content hash of each (pixels, label): `(N,)` uint64; takes about 4 microseconds for 3 kB."""
     count, shape = len(pixels), pixels.shape[1:]
     head = np.empty((min(count, _CHUNK), 4), dtype="<i8")
     head[:, :3] = shape
-    found = bytearray()
+    hashes = bytearray()
     for start in range(0, count, _CHUNK):
         chunk = np.ascontiguousarray(pixels[start : start + _CHUNK]).reshape(-1, int(np.prod(shape)))
         head[: len(chunk), 3] = labels[start : start + _CHUNK]
         rows = np.concatenate([head[: len(chunk)].view(np.uint8), chunk], axis=1)
         for row in rows:
-            found += hashlib.blake2b(row, digest_size=8).digest()
-    return np.frombuffer(bytes(found), dtype="<u8").astype(np.uint64)
+            hashes += hashlib.blake2b(row, digest_size=8).digest()
+    return np.frombuffer(bytes(hashes), dtype="<u8").astype(np.uint64)
 
 
 def fingerprint(classes: Sequence[str], train: Images, test: Images | None) -> str:
-    """SHA-256 over the class names and, for each split, its shape and its sorted digests (64 hex digits)."""
+    """SHA-256 of the class names and of each split's shape and sorted digests (64 hex digits)."""
     content = hashlib.sha256(json.dumps(["resode-data-1", *classes]).encode())
     for split, images in (("train", train), ("test", test)):
         if images is not None:

@@ -1,11 +1,12 @@
-"""A folder of parquet files, as on the model hub: a column of images and a column of labels.
+"""Parquet files as on the Hugging Face hub: a column of images and a column of labels.
 
-- Files whose name (or whose folder's name) begins with `train` are the training set; `test`, or where there
-  is none `validation` or `val`, the test set; others are left alone. One, two or three levels deep.
-- The image column is found by its type: a struct with `bytes`, or binary. Of several, `image` or `img`.
-- The label column holds integers or text. Of several, the first of `fine_label`, `label`, `labels`, `class`.
-- Class names come from the metadata of the `datasets` library where a file has it (ClassLabel); text labels
-  are classes sorted by name; otherwise the classes are "0", "1", ...
+- Files whose name (or whose folder's name) begins with `train` are the training set; `test`, or without it
+  `validation` or `val`, the test set; other files are ignored. One, two or three levels deep.
+- The image column is found by its type: a struct with `bytes`, or binary. Among several, `image` or `img`.
+- The label column holds integers or text. Among several, the first of `fine_label`, `label`, `labels`,
+  `class`.
+- Class names come from the metadata of the `datasets` library (ClassLabel) if a file has it; text labels are
+  classes sorted by name; otherwise the classes are "0", "1", ...
 """
 
 import json
@@ -19,8 +20,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from resode.data.container import Container, Content, Encoded, content_of
 from resode.data.images import Labels
+from resode.data.raw import Content, RawDataset, RawSplit, content_key
 from resode.errors import InputError, IntegrityError
 
 IMAGE_NAMES: Final = ("image", "img")
@@ -32,7 +33,7 @@ P = TypeVar("P", bound=PurePath)
 
 
 def find(folder: Path) -> list[Path]:
-    """The parquet files in `folder`, at most three levels deep, hidden ones left out."""
+    """The parquet files in `folder`, at most three levels deep, without hidden ones."""
     paths = [path for depth in range(3) for path in folder.glob("*/" * depth + "*.parquet")]
     return sorted(
         path for path in paths if not any(part.startswith(".") for part in path.relative_to(folder).parts)
@@ -40,10 +41,10 @@ def find(folder: Path) -> list[Path]:
 
 
 def roles(where: str, files: Sequence[P]) -> tuple[list[P], list[P]]:
-    """Sort files into training and test files by their names.
+    """Split files into training and test files by their names.
 
     Raises:
-        InputError: no training file, or training files in several folders.
+        InputError: no training file, or training files of several data sets.
     """
     by_role: dict[str | None, list[P]] = {}
     for path in files:
@@ -61,17 +62,17 @@ def roles(where: str, files: Sequence[P]) -> tuple[list[P], list[P]]:
     return sorted(train), []
 
 
-def read(where: str, root: Path, train: Sequence[Path], test: Sequence[Path]) -> Container:
+def read(where: str, root: Path, train: Sequence[Path], test: Sequence[Path]) -> RawDataset:
     """Open parquet files.
 
     Args:
-        where: how errors call the whole.
-        root: the folder that the cache's key counts file names from.
+        where: name of the data set in error messages.
+        root: folder to which the file names in the cache key are relative.
         train: training files, at least one.
-        test: test files, possibly none.
+        test: test files, may be empty.
 
     Raises:
-        InputError: no image or label column, or several and no telling which; missing labels.
+        InputError: no image or label column, or several without a preferred name; missing labels.
         IntegrityError: a corrupt file.
     """
     files = [*train, *test]
@@ -84,12 +85,12 @@ def read(where: str, root: Path, train: Sequence[Path], test: Sequence[Path]) ->
     classes = _class_names(schemas[train[0]], label)
     if not pa.types.is_integer(schemas[train[0]].field(label).type):
         classes = tuple(sorted({str(text) for path in train for text in columns[path]}))
-    return Container(
+    return RawDataset(
         where,
         classes,
-        _encoded(train, columns, classes, image),
-        _encoded(test, columns, classes, image) if any(columns[path] for path in test) else None,
-        lambda: content_of(root, files),
+        _split(train, columns, classes, image),
+        _split(test, columns, classes, image) if any(columns[path] for path in test) else None,
+        lambda: content_key(root, files),
     )
 
 
@@ -99,7 +100,7 @@ def _role(path: PurePath) -> str | None:
 
 
 def _subset(path: PurePath) -> str:
-    """The folder that a file's data set lies in: its own, or the one above `train/` and `test/`."""
+    """The folder of a file's data set: the file's own, or the one above `train/` and `test/`."""
     return str(path.parent if _PREFIX.match(path.name.lower()) else path.parent.parent)
 
 
@@ -133,24 +134,25 @@ def _is_label(kind: Any) -> bool:
 
 
 def _image_column(path: Path, schema: Any) -> str:
-    found = [field.name for field in schema if _is_image(field.type)]
-    return _only(path, "image", found, [name for name in IMAGE_NAMES if name in found], schema)
+    names = [field.name for field in schema if _is_image(field.type)]
+    return _choose(path, "image", names, IMAGE_NAMES, schema)
 
 
 def _label_column(path: Path, schema: Any) -> str:
-    found = [field.name for field in schema if _is_label(field.type)]
-    return _only(path, "label", found, [name for name in LABEL_NAMES if name in found], schema)
+    names = [field.name for field in schema if _is_label(field.type)]
+    return _choose(path, "label", names, LABEL_NAMES, schema)
 
 
-def _only(path: Path, what: str, found: list[str], preferred: list[str], schema: Any) -> str:
-    if preferred:
-        return preferred[0]
-    if len(found) == 1:
-        return found[0]
-    if not found:
+def _choose(path: Path, what: str, names: list[str], preferred: Sequence[str], schema: Any) -> str:
+    """The first preferred name, or the only one."""
+    if best := [name for name in preferred if name in names]:
+        return best[0]
+    if len(names) == 1:
+        return names[0]
+    if not names:
         columns = ", ".join(f"{field.name} ({field.type})" for field in schema) or "none"
         raise InputError(f"{path} has no {what} column of a known type; it has {columns}")
-    raise InputError(f"{path}: any of {', '.join(found)} could be the {what} column; call it '{what}'")
+    raise InputError(f"{path}: any of {', '.join(names)} could be the {what} column; rename it to '{what}'")
 
 
 def _labels(path: Path, column: str) -> list[int] | list[str]:
@@ -160,12 +162,12 @@ def _labels(path: Path, column: str) -> list[int] | list[str]:
         raise _corrupt(path, error) from error
     if values.null_count:
         raise InputError(f"{path}: {values.null_count} rows have no '{column}'; remove them")
-    found: list[int] | list[str] = values.to_pylist()
-    return found
+    labels: list[int] | list[str] = values.to_pylist()
+    return labels
 
 
 def _class_names(schema: Any, column: str) -> tuple[str, ...] | None:
-    """The names of a ClassLabel column, which the `datasets` library writes into the schema's metadata."""
+    """Names of a ClassLabel column, which the `datasets` library writes into the schema's metadata."""
     try:
         features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
         names = features[column]["names"]
@@ -174,37 +176,37 @@ def _class_names(schema: Any, column: str) -> tuple[str, ...] | None:
     return tuple(names) if names and all(isinstance(name, str) for name in names) else None
 
 
-def _numbered(labels: list[int] | list[str], classes: tuple[str, ...] | None, path: Path) -> Labels:
+def _integer_labels(labels: list[int] | list[str], classes: tuple[str, ...] | None, path: Path) -> Labels:
     if not labels or not isinstance(labels[0], str):
         try:
             return np.array(labels, dtype=np.int64)
         except OverflowError as error:
             raise InputError(f"{path}: label {max(labels)} is out of range") from error
-    known = {name: number for number, name in enumerate(classes or ())}
+    label_of = {name: label for label, name in enumerate(classes or ())}
     for text in labels:
-        if text not in known:
+        if text not in label_of:
             raise InputError(f"{path}: class '{text}' is not among the training images")
-    return np.array([known[str(text)] for text in labels], dtype=np.int64)
+    return np.array([label_of[str(text)] for text in labels], dtype=np.int64)
 
 
-def _encoded(
+def _split(
     files: Sequence[Path],
     columns: dict[Path, list[int] | list[str]],
     classes: tuple[str, ...] | None,
     image: str,
-) -> Encoded:
-    labels = np.concatenate([_numbered(columns[path], classes, path) for path in files])
+) -> RawSplit:
+    labels = np.concatenate([_integer_labels(columns[path], classes, path) for path in files])
 
     def images() -> Iterator[tuple[str, Content]]:
         for path in files:
             for row, content in enumerate(_contents(path, image)):
                 yield f"{path} row {row}", content
 
-    return Encoded(labels, images)
+    return RawSplit(labels, images)
 
 
 def _contents(path: Path, column: str) -> Iterator[bytes]:
-    """The image files of one parquet file; a row without bytes is an empty file."""
+    """Yield the image bytes of each row; a row without bytes yields an empty file."""
     try:
         for batch in pq.ParquetFile(path).iter_batches(_ROWS, columns=[column]):
             values = batch.column(0)

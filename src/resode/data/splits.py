@@ -1,8 +1,8 @@
-"""Which images to validate on, and how to normalise: both functions of the content alone.
+"""Validation split and channel statistics, both functions of the content alone.
 
-The validation set takes from each class its share, rounded by largest remainder, and within a class the
-images whose content hashes come first in a random order that the seed fixes. Another order of the source,
-or another container, gives the same images.
+The validation set has the same share of each class, rounded by largest remainder. Within a class it takes the
+first images of a random order of content hashes that depends on the seed. The order and the file format of
+the source have no influence.
 """
 
 import math
@@ -20,18 +20,19 @@ _CHUNK = 1024  # images summed at a time: 1024 * 255^2 < 2^32
 
 
 def validation_split(images: Images, validation: int | float, seed: int) -> tuple[Labels, Labels]:
-    """Split the training images, stratified by class.
+    """Split the training images at random, stratified by class.
 
     Args:
         images: the training images.
-        validation: how many to validate on, a count (int) or a fraction (float, below 1); 0 is none.
-        seed: of the random choice.
+        validation: size of the validation set, a count (int) or a fraction (float, below 1); 0: empty.
+        seed: seed of the random choice.
 
     Returns:
         Sorted positions (int64) of the training and of the validation images.
 
     Raises:
-        InputError: a negative, too large or vanishing number; every class keeps an image to train on.
+        InputError: a negative size, a fraction that rounds to 0, or a size that would leave some class
+            without a training image.
     """
     labels = images.labels
     count = _count(validation, len(labels))
@@ -50,14 +51,14 @@ def channel_statistics(
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel of `pixels / 255`, over the images of `index`.
 
-    Computed from the exact integer sums S of p and Q of p^2 over n pixels: mean = S / (255 n) and
-    std = sqrt(n Q - S^2) / (255 n), the population's.
+    From the exact integer sums S of p and Q of p^2 over n pixels: mean = S / (255 n) and the population
+    standard deviation std = sqrt(n Q - S^2) / (255 n).
 
     Raises:
         InputError: `index` is empty.
     """
     if not len(index):
-        raise InputError("channel statistics of no image; keep some to train on")
+        raise InputError("channel statistics of no image; keep some training images")
     height, width, channels = images.pixels.shape[1:]
     first, second = np.zeros((2, height * width * channels), dtype=np.uint64)
     for start in range(0, len(index), _CHUNK):
@@ -87,14 +88,14 @@ def _count(validation: int | float, total: int) -> int:
 
 
 def _shares(sizes: Labels, count: int, validation: int | float) -> Labels:
-    """How many images of each class: proportional, rounded by largest remainder, one left to train on."""
-    most = np.maximum(sizes - 1, 0)
-    if count > most.sum():
+    """Validation images of each class: proportional, rounded by largest remainder, at most size - 1."""
+    limit = np.maximum(sizes - 1, 0)
+    if count > limit.sum():
         raise InputError(f"validation={validation} leaves some class without a training image; give less")
     exact = [Fraction(count * int(size), int(sizes.sum())) for size in sizes]
-    shares = np.minimum([int(share) for share in exact], most)
+    shares = np.minimum([int(share) for share in exact], limit)
     order = sorted(range(len(sizes)), key=lambda label: (math.floor(exact[label]) - exact[label], label))
     while (missing := count - int(shares.sum())) > 0:
-        open_classes = [label for label in order if shares[label] < most[label]]
+        open_classes = [label for label in order if shares[label] < limit[label]]
         shares[open_classes[:missing]] += 1
     return shares

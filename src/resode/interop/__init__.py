@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from resode import atomic
-from resode.data.catalogue import KNOWN
+from resode.data.pinned import PINNED_DATASETS
 from resode.errors import InputError, nearest
 from resode.interop import akamaster, fattorib, kuangliu, toolbox
 from resode.interop.checkpoints import read
@@ -40,7 +40,7 @@ __all__ = [
 
 FORMATS: dict[str, Format] = {module.FORMAT.name: module.FORMAT for module in (akamaster, fattorib, kuangliu)}
 
-CIFAR10 = next(known.classes for known in KNOWN if known.name == "cifar10")
+CIFAR10 = next(pinned.classes for pinned in PINNED_DATASETS if pinned.name == "cifar10")
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ def digits():
 
 
 def loader(images, part, batch_size=32, samples=90, **options):
-    options |= {"batch_size": batch_size, "mean": [0.3], "std": [0.4], "device": "cpu", "part": part}
+    options |= {"batch_size": batch_size, "mean": [0.3], "std": [0.4], "device": "cpu", "shard": part}
     return Loader(images, np.arange(samples), **options)
 
 

@@ -94,7 +94,7 @@ class Setup:
             mean=preprocessing.mean,
             std=preprocessing.std,
             device=self.device,
-            part=(world.rank, world.size),
+            shard=(world.rank, world.size),
         )
 
     def save_weights(self, module: nn.Module, path: Path, results: Mapping[str, Any] | None = None) -> None:
@@ -218,8 +218,8 @@ def prepare(
 
     def loader(index: np.ndarray, **options: Any) -> Loader:
         mean, std = preprocessing.mean, preprocessing.std
-        part = world.rank, world.size
-        return Loader(data.train, index, mean=mean, std=std, device=device, part=part, **options)
+        shard = world.rank, world.size
+        return Loader(data.train, index, mean=mean, std=std, device=device, shard=shard, **options)
 
     training = loader(
         train_index,

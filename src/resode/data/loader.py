@@ -1,9 +1,9 @@
-"""Batches from images that live on the device as 8-bit pixels.
+"""Augmented batches of images that are kept on the device as 8-bit pixels.
 
-The images are padded once. Any W pixels in a row of the padded images are one row of an overlapping view of
-them, so that the random crops of a batch are a single gather of H rows for each image. What happens to a
-sample is a function of (seed, epoch, its rank by content digest), so batches may be asked for in any order
-and in any division, and do not depend on the order or the container of the images.
+The images are padded once. Any W adjacent pixels in a row of a padded image are one row of an overlapping
+view, so that the random crops of a batch are a single gather of H rows an image. The augmentation of a
+sample is a function of (seed, epoch, its rank by content digest). Batches can therefore be requested in any
+order and sharded in any way, and they do not depend on the order or the file format of the images.
 """
 
 import math
@@ -26,14 +26,15 @@ _CHUNK = 1024  # images padded at a time
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """One batch.
+    """One batch, or one rank's shard of it.
 
     Attributes:
-        inputs: `(B, C, H, W)`, channels last in memory, normalised.
+        inputs: `(B, C, H, W)`, normalised, channels last in memory.
         targets: `(B,)` int64.
-        partners: `(B,)` int64, the targets of the images mixed in, or None without mixup.
-        weight: `(B,)` float32, of `targets`; loss = weight CE(targets) + (1 - weight) CE(partners).
-        scale: of the mean loss, where a batch is divided: the mean of the scaled parts is that of the whole.
+        partners: `(B,)` int64, targets of the images mixed in; None without mixup.
+        weight: `(B,)` float32 with loss = weight CE(targets) + (1 - weight) CE(partners); None without mixup.
+        scale: factor of the mean loss. The mean over ranks of the scaled losses is the loss of the whole
+            batch; 1 without sharding.
     """
 
     inputs: Tensor
@@ -44,40 +45,47 @@ class Batch:
 
     @property
     def samples(self) -> int:
-        """How many images count: none in the place of an empty part."""
+        """Number of images that count; 0 if the shard is empty and one image fills its place."""
         return len(self.targets) if self.scale else 0
 
 
 @dataclass(frozen=True, eq=False)
 class _Epoch:
-    """The draws of one epoch: for each sample (by its place in `index`), and their order."""
+    """Random draws of one epoch, one for each sample by its position in `index`."""
 
     number: int
-    order: Tensor  # places, in the order of training
-    start: Tensor  # number of the pixel where the sample's crop begins
+    order: Tensor  # positions in training order
+    start: Tensor  # flat index of the pixel where the sample's crop begins
     flip: Tensor | None  # 0 or 1
     cutout: tuple[Tensor, Tensor] | None  # row and column of the centre
-    mixup: tuple[Tensor, Tensor] | None  # place of the partner, weight
+    mixup: tuple[Tensor, Tensor] | None  # position of the partner, weight
 
 
 class Loader:
-    """The images of `index`, in augmented training batches (`batch`) or in order (`iter`).
+    """Makes augmented training batches (`batch(epoch, step)`) and plain ones in order (iteration).
 
     Args:
         images: one split.
-        index: `(n,)` positions in `images`, each at most once.
-        batch_size: images a batch; the last batch of an epoch is the smaller one.
-        mean: of each channel of pixels / 255.
-        std: likewise, above 0.
-        device: where the pixels are kept and the batches are made.
-        dtype: of the inputs; float16 and bfloat16 are rounded from float32.
-        augmentation: of the training batches.
-        seed: of order and augmentation.
-        part: (r, p) for the images r, r + p, ... of every batch (with none, the first one at scale 0).
+        index: `(n,)` positions in `images` of the samples, each at most once.
+        batch_size: images a batch; the last batch of an epoch may be smaller.
+        mean: mean of each channel of pixels / 255.
+        std: standard deviation of each channel of pixels / 255, above 0.
+        device: device of the pixels and the batches.
+        dtype: dtype of the inputs; float16 and bfloat16 are rounded from float32.
+        augmentation: augmentation of the training batches.
+        seed: seed of order and augmentation.
+        shard: (rank, world size); the loader returns images rank, rank + world size, ... of every batch. A
+            rank without images gets the first one with scale 0.
 
     Raises:
-        InputError: no sample, a position out of range or twice, a number that does not fit.
-        ResourceError: the device's memory does not hold the images.
+        InputError: no sample, a position out of range or repeated, or mean and std that do not match the
+            channels.
+        ResourceError: the images exceed the memory of the device.
+
+    Example:
+        >>> loader = Loader(data.train, index, batch_size=128, mean=mean, std=std, device="cpu")
+        >>> for step in range(loader.steps):
+        ...     batch = loader.batch(epoch, step)
     """
 
     def __init__(
@@ -92,19 +100,21 @@ class Loader:
         dtype: torch.dtype = torch.float32,
         augmentation: Augmentation = Augmentation(),  # noqa: B008 - a frozen value
         seed: int = 0,
-        part: tuple[int, int] = (0, 1),
+        shard: tuple[int, int] = (0, 1),
     ) -> None:
         _check(images, index, batch_size, mean, std)
         self.samples = len(index)
         self.steps = math.ceil(self.samples / batch_size)
         self.batch_size, self.augmentation, self.seed = batch_size, augmentation, seed
-        self.device, self.dtype, self.part = torch.device(device), dtype, part
+        self.device, self.dtype, self.shard = torch.device(device), dtype, shard
         self._size = images.pixels.shape[1:]
         ranks = np.empty(len(images), np.int64)
         ranks[np.argsort(images.digests, kind="stable")] = np.arange(len(images))
-        self._index = torch.from_numpy(ranks[index]).to(self.device)  # what randomness knows a sample by
-        self._place = torch.zeros(len(images), dtype=torch.int64, device=self.device)
-        self._place[self._index] = torch.arange(self.samples, device=self.device)
+        self._index = torch.from_numpy(ranks[index]).to(
+            self.device
+        )  # rank by content: the key of a sample's random draws
+        self._position = torch.zeros(len(images), dtype=torch.int64, device=self.device)
+        self._position[self._index] = torch.arange(self.samples, device=self.device)
         self._labels = torch.from_numpy(images.labels[index]).to(self.device)
         self._pixels = _padded(images, index, augmentation, self.device)
         self._scale, self._shift = self._normalisation(mean, std)
@@ -113,81 +123,86 @@ class Loader:
         self._epoch: _Epoch | None = None
 
     def batch(self, epoch: int, step: int) -> Batch:
-        """The augmented batch of this epoch and step, a function of its arguments (and the loader's)."""
+        """The augmented batch of this epoch and step.
+
+        Raises:
+            IndexError: the epoch has no such step.
+        """
         if not 0 <= step < self.steps:
             raise IndexError(f"step {step} of {self.steps}")
         draws = self._draws(epoch)
-        places, scale = self._own(draws.order[step * self.batch_size : (step + 1) * self.batch_size])
-        inputs, targets = self._augmented(places, draws), self._labels[places]
+        positions, scale = self._shard(draws.order[step * self.batch_size : (step + 1) * self.batch_size])
+        inputs, targets = self._augmented(positions, draws), self._labels[positions]
         if draws.mixup is None:
             return Batch(self._finished(inputs), targets, scale=scale)
-        partners, weight = draws.mixup[0][places], draws.mixup[1][places]
+        partners, weight = draws.mixup[0][positions], draws.mixup[1][positions]
         inputs = torch.lerp(self._augmented(partners, draws), inputs, weight.to(inputs.dtype)[:, None, None])
         return Batch(self._finished(inputs), targets, self._labels[partners], weight, scale)
 
     def __iter__(self) -> Iterator[Batch]:
-        """Every sample once, in the order of `index`, without augmentation."""
+        """Yield every sample once, in the order of `index`, without augmentation."""
         pad = self.augmentation.crop
         height, width, _ = self._size
         for start in range(0, self.samples, self.batch_size):
             window = self._pixels[start : start + self.batch_size, pad : pad + height, pad : pad + width]
-            window, scale = self._own(window)
+            window, scale = self._shard(window)
             inputs = self._normalised(window.reshape(len(window), height, -1))
-            labels, _ = self._own(self._labels[start : start + self.batch_size])
+            labels, _ = self._shard(self._labels[start : start + self.batch_size])
             yield Batch(self._finished(inputs), labels, scale=scale)
 
-    def _own(self, whole: Tensor) -> tuple[Tensor, float]:
-        """The part of a batch that is asked for, and its scale."""
-        number, parts = self.part
-        own = whole[number::parts]
-        return (own, len(own) * parts / len(whole)) if len(own) else (whole[:1], 0.0)
+    def _shard(self, batch: Tensor) -> tuple[Tensor, float]:
+        """This rank's shard of a batch, and the scale of its loss."""
+        rank, size = self.shard
+        own = batch[rank::size]
+        return (own, len(own) * size / len(batch)) if len(own) else (batch[:1], 0.0)
 
     def _draws(self, epoch: int) -> _Epoch:
-        """All draws of an epoch at once; those of the last epoch asked for are kept."""
+        """All draws of an epoch; the last epoch is cached."""
         if self._epoch is None or self._epoch.number != epoch:
-            self._epoch = self._drawn(epoch)
+            self._epoch = self._draw(epoch)
         return self._epoch
 
-    def _drawn(self, epoch: int) -> _Epoch:
+    def _draw(self, epoch: int) -> _Epoch:
         def integers(purpose: str, below: int) -> Tensor:
             return randomness.integers(self.seed, purpose, epoch, self._index, below)
 
-        plan, (height, width, _), columns = self.augmentation, self._size, self._pixels.shape[2]
+        augmentation, (height, width, _) = self.augmentation, self._size
+        columns = self._pixels.shape[2]
         start = torch.arange(self.samples, device=self.device) * (self._pixels.shape[1] * columns)
         flip = cutout = mixup = None
-        if plan.crop:
-            start += integers("crop_rows", 2 * plan.crop + 1) * columns
-            start += integers("crop_columns", 2 * plan.crop + 1)
-        if plan.flip == "alternate":
+        if augmentation.crop:
+            start += integers("crop_rows", 2 * augmentation.crop + 1) * columns
+            start += integers("crop_columns", 2 * augmentation.crop + 1)
+        if augmentation.flip == "alternate":
             flip = (randomness.integers(self.seed, "flip", 0, self._index, 2) + epoch) % 2
-        elif plan.flip:
+        elif augmentation.flip:
             flip = integers("flip", 2)
-        if plan.cutout:
+        if augmentation.cutout:
             cutout = integers("cutout_rows", height), integers("cutout_columns", width)
-        if plan.mixup:
+        if augmentation.mixup:
             uniform = randomness.uniform(self.seed, "mixup_weight", epoch, self._index)
-            weight = beta_quantile(plan.mixup, uniform).to(torch.float32)
+            weight = beta_quantile(augmentation.mixup, uniform).to(torch.float32)
             partner = self._index.sort().values[integers("mixup_partner", self.samples)]
-            mixup = self._place[partner], weight
-        order = self._place[randomness.order(self.seed, epoch, self._index)]
+            mixup = self._position[partner], weight
+        order = self._position[randomness.order(self.seed, epoch, self._index)]
         return _Epoch(epoch, order, start, flip, cutout, mixup)
 
-    def _augmented(self, places: Tensor, draws: _Epoch) -> Tensor:
-        """Crop, flip, normalise, cut out: `(B, H, W C)` in floating point."""
+    def _augmented(self, positions: Tensor, draws: _Epoch) -> Tensor:
+        """Crop, flip, normalise and cut out: `(B, H, W C)` in floating point."""
         height, width, channels = self._size
-        rows = draws.start[places, None] + self._rows
+        rows = draws.start[positions, None] + self._rows
         pixels = self._windows.index_select(0, rows.view(-1)).view(-1, height, width, channels)
         if draws.flip is not None:
-            straight = torch.arange(len(places), device=self.device)
+            unflipped = torch.arange(len(positions), device=self.device)
             both = torch.cat([pixels, pixels.flip(2)])
-            pixels = both.index_select(0, straight + len(places) * draws.flip[places])
+            pixels = both.index_select(0, unflipped + len(positions) * draws.flip[positions])
         inputs = self._normalised(pixels.view(-1, height, width * channels))
         if draws.cutout is not None:
-            self._cut_out(inputs, draws.cutout[0][places], draws.cutout[1][places])
+            self._cut_out(inputs, draws.cutout[0][positions], draws.cutout[1][positions])
         return inputs
 
     def _cut_out(self, inputs: Tensor, row: Tensor, column: Tensor) -> None:
-        """Blank the square from centre - side // 2 on, where it lies inside the image."""
+        """Set the square that begins at centre - side // 2 to 0, as far as it is inside the image."""
         side = self.augmentation.cutout
 
         def inside(centre: Tensor, size: int) -> Tensor:
@@ -199,7 +214,7 @@ class Loader:
         inputs.mul_(1 - inside(row, height)[:, :, None] * columns[:, None, :])
 
     def _normalised(self, pixels: Tensor) -> Tensor:
-        """(pixels / 255 - mean) / std for `(B, H, W C)`; the rows are long, so that it vectorises."""
+        """(pixels / 255 - mean) / std for `(B, H, W C)`; long rows let it vectorise."""
         return pixels.to(self._scale.dtype).mul_(self._scale).add_(self._shift)
 
     def _finished(self, inputs: Tensor) -> Tensor:
@@ -222,22 +237,24 @@ def _check(
 ) -> None:
     channels = images.pixels.shape[3]
     if index.ndim != 1 or not len(index) or index.dtype.kind not in "iu":
-        raise InputError(f"index has shape {index.shape} and type {index.dtype}; give at least one position")
+        raise InputError(f"index has shape {index.shape} and dtype {index.dtype}; give at least one position")
     if index.min() < 0 or index.max() >= len(images) or len(np.unique(index)) != len(index):
-        raise InputError(f"index holds a position twice or beyond the {len(images)} images")
+        raise InputError(
+            f"index repeats a position or exceeds the {len(images)} images; give each at most once"
+        )
     if batch_size < 1:
         raise InputError(f"batch_size is {batch_size}; give at least 1")
     if len(mean) != channels or len(std) != channels or not all(value > 0 for value in std):
         raise InputError(
-            f"mean {tuple(mean)} and std {tuple(std)} do not fit {channels} channels; "
-            "give one for each, std above 0"
+            f"mean {tuple(mean)} and std {tuple(std)} do not match {channels} channels; "
+            "give one value for each, std above 0"
         )
 
 
 def _padded(
     images: Images, index: npt.NDArray[np.integer], augmentation: Augmentation, device: torch.device
 ) -> Tensor:
-    """The images of `index`, padded, on the device: `(n, H + 2p, W + 2p, C)` uint8."""
+    """The padded images of `index` on the device: `(n, H + 2p, W + 2p, C)` uint8."""
     pad = augmentation.crop
     height, width, channels = images.pixels.shape[1:]
     shape = (len(index), height + 2 * pad, width + 2 * pad, channels)
@@ -256,6 +273,6 @@ def _padded(
 
 
 def _row_windows(pixels: Tensor, width: int) -> Tensor:
-    """View `(n, P, Q, C)` as every run of `width` pixels, `(n P Q - width + 1, width C)`, without a copy."""
+    """View of `(n, P, Q, C)` as all sequences of `width` pixels, `(n P Q - width + 1, width C)`; no copy."""
     count, rows, columns, channels = pixels.shape
     return pixels.as_strided((count * rows * columns - width + 1, width * channels), (channels, 1))

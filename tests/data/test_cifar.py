@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from resode.data import load
-from resode.data.batches import find
+from resode.data.cifar import find
 from resode.errors import InputError, IntegrityError
 from tests.data.conftest import random_pixels
 
@@ -122,7 +122,7 @@ def opcodes(module: str, name: str, argument: str) -> bytes:
         ("numpy.core.multiarray", "fromfile"),
         ("numpy._core.multiarray", "_reconstruct.__globals__"),
         ("_codecs", "decode"),
-        ("resode.data.batches", "Path"),
+        ("resode.data.cifar", "Path"),
     ],
 )
 def test_a_hostile_pickle_executes_nothing(tmp_path, module, name):
@@ -186,7 +186,7 @@ def test_an_array_larger_than_its_bytes_is_refused(tmp_path):
     pickled = pickle.dumps({"data": flat(PIXELS[:2]), "labels": [0, 1]}, 2)
     huge = pickled.replace(b"M\x00\x0c", b"M\xff\xff")  # 3072 -> 65535
     assert huge != pickled
-    with pytest.raises(IntegrityError, match="does not fit its 6,144 bytes"):
+    with pytest.raises(IntegrityError, match="does not match its 6,144 bytes"):
         load(str(cifar10_folder(tmp_path, batch=huge)))
 
 

@@ -274,9 +274,9 @@ def test_memory_mapped_pixels_are_copied(tmp_path):
     ("options", "message"),
     [
         ({"index": np.array([], np.int64)}, "at least one position"),
-        ({"index": [0, 20]}, "beyond the 20 images"),
-        ({"index": [-1]}, "beyond the 20 images"),
-        ({"index": [3, 3]}, "a position twice"),
+        ({"index": [0, 20]}, "exceeds the 20 images"),
+        ({"index": [-1]}, "exceeds the 20 images"),
+        ({"index": [3, 3]}, "repeats a position"),
         ({"batch_size": 0}, "batch_size is 0"),
     ],
 )
@@ -287,7 +287,7 @@ def test_mistakes_are_named(options, message):
 
 def test_normalisation_must_fit():
     for mean, std in (((0.5,), (0.5,)), (MEAN, (0.2, 0.0, 0.2)), (MEAN, (0.2, float("nan"), 0.2))):
-        with pytest.raises(InputError, match="do not fit 3 channels"):
+        with pytest.raises(InputError, match="do not match 3 channels"):
             Loader(SOME, np.arange(20), batch_size=4, mean=mean, std=std, device="cpu")
 
 

@@ -1,15 +1,15 @@
-"""Plan: what a study file asks for: arms x grid x seeds, a run each.
+"""Definition of a study by a YAML file: arms x grid x seeds, a run each.
 
 name: widths
-recipe: short/resnet20                  # of every arm that names no other
-set: {epochs: 5, data.validation: 5000} # over every recipe
+recipe: short/resnet20                  # default recipe of the arms
+set: {epochs: 5, data.validation: 5000} # overrides in every arm
 arms:
 plain: {}
 wide: {set: {model.widths: [20, 38, 77]}}
-grid: {optimizer.lr: [0.1, 0.2]}        # every combination, of every arm
+grid: {optimizer.lr: [0.1, 0.2]}        # every combination, in every arm
 seeds: [0, 1, 2]
-choose: validation                      # the best arm, on held-out images; test images stay unseen
-slurm: {partition: gpu, minutes: 240, gpus: 1, cpus: 8, memory: 32G}  # of a run, on a cluster
+choose: validation                      # best arm on held-out images; test images are not used
+slurm: {partition: gpu, minutes: 240, gpus: 1, cpus: 8, memory: 32G}  # resources of a run on a cluster
 """
 
 import itertools
@@ -30,7 +30,7 @@ from resode.training.recipe import reading
 Settings = dict[str, Any]
 
 
-LONGEST = 200  # bytes of the name of an arm
+MAX_ARM_BYTES = 200  # longest name of an arm
 
 
 class _Section(BaseModel):
@@ -38,23 +38,23 @@ class _Section(BaseModel):
 
 
 class Arm(_Section):
-    """One way to train: a recipe, and what is set over it."""
+    """One of the ways to train that a study compares: a recipe and its overrides."""
 
     recipe: str | None = None
     set: Settings = {}
 
 
 class Slurm(_Section):
-    """What a run asks a SLURM cluster for.
+    """Resources of each run on a SLURM cluster.
 
     Args:
-        partition: as in `sbatch --partition`; so are account and qos.
-        minutes: the time limit; a run that needs longer saves before it, and is queued again.
-        gpus: 1 or none; a run is one process.
-        cpus: cores, each with a thread.
-        memory: e.g. `16G`.
+        partition, account, qos: as in `sbatch --partition`, `--account`, `--qos`.
+        minutes: time limit; a run that needs longer saves before it and is requeued.
+        gpus: 0 or 1, as a run is one process.
+        cpus: number of cores, and of threads.
+        memory: memory, e.g. `16G`.
         setup: shell commands before the training (`module load cuda`).
-        sbatch: any other option of sbatch by its long name (`constraint: a100`).
+        sbatch: other options of sbatch by their long names (`constraint: a100`).
     """
 
     partition: str | None = None
@@ -69,19 +69,19 @@ class Slurm(_Section):
 
 
 class Study(_Section):
-    """All runs of a study.
+    """A study: arms, grid and seeds, with a run for each combination.
 
     Args:
-        name: of the study; its runs lie in `studies/NAME` by default.
-        about: what is asked, in a sentence.
-        recipe: of every arm that names none.
-        set: dotted path -> value, over every recipe.
-        arms: by name; left out, there is one.
+        name: name of the study; the default folder is `studies/NAME`.
+        about: the question, in a sentence.
+        recipe: default recipe of the arms.
+        set: overrides in every arm, dotted path -> value.
+        arms: arms by name (default: a single one).
         grid: dotted path -> values; every combination is an arm of its own.
-        seeds: of every arm, so that arms can be paired.
-        choose: `validation` names the arm of the least mean error on held-out images; no run of such a study
-            looks at the test images.
-        slurm: what each run asks a cluster for.
+        seeds: seeds of every arm, the same ones, so that arms can be paired.
+        choose: `validation` selects the arm with the lowest mean error on held-out images; runs of such a
+            study never use the test images.
+        slurm: resources of each run on a cluster.
     """
 
     name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
@@ -95,14 +95,16 @@ class Study(_Section):
     slurm: Slurm = Slurm()
 
     def jobs(self) -> tuple["Job", ...]:
-        """One a run, seeds last, so that every arm has its first before any has its second.
+        """All runs, ordered by seed, so that every arm has its first run before any has its second.
 
         Raises:
-            InputError: an arm without a recipe, two arms of one name, a setting that is none (all of them).
+            InputError: an arm without recipe, two arms of one name, or an invalid setting; a line for each.
         """
         arms = list(self._arms())
-        mistakes = [f"{self.name}: two arms are called '{n}'" for n in _twice([name for name, *_ in arms])]
-        mistakes += [f"{self.name}: the seed {seed} stands twice" for seed in _twice(self.seeds)]
+        mistakes = [
+            f"{self.name}: two arms are called '{n}'" for n in _duplicates([name for name, *_ in arms])
+        ]
+        mistakes += [f"{self.name}: seed {seed} is listed twice" for seed in _duplicates(self.seeds)]
         for name, recipe, settings in arms:
             mistakes += self._mistakes(name, recipe, settings)
         jobs = tuple(
@@ -114,37 +116,37 @@ class Study(_Section):
         mistakes += [
             f"{self.name}: arm '{name[:40]}...' has {len(name.encode())} bytes, too many for a folder's name"
             for name, *_ in arms
-            if len(name.encode()) > LONGEST
+            if len(name.encode()) > MAX_ARM_BYTES
         ]
         if not mistakes:
             mistakes += [
-                f"{self.name}: two arms would share the folder {f}; rename one" for f in _twice(folders)
+                f"{self.name}: two arms would share the folder {f}; rename one" for f in _duplicates(folders)
             ]
         if mistakes:
             raise InputError(*dict.fromkeys(mistakes))
         return jobs
 
     def to_yaml(self) -> str:
-        """The file again, with what it leaves out left out."""
+        """The study as a YAML file, without default values."""
         values = self.model_dump(mode="json", exclude_defaults=True)
         return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=100)
 
     def _arms(self) -> Iterator[tuple[str, str, Settings]]:
-        short = {path: _ending(path, self.grid) for path in self.grid}
+        short = {path: _shortest_suffix(path, self.grid) for path in self.grid}
         for name, arm in self.arms.items():
             chosen = arm or Arm()
             recipe = chosen.recipe or self.recipe or ""
             for values in itertools.product(*self.grid.values()):
                 point = dict(zip(self.grid, values, strict=True))
-                told = [f"{short[path]}={_word(value)}" for path, value in point.items()]
+                values_text = [f"{short[path]}={_value_text(value)}" for path, value in point.items()]
                 settings = {**self.set, **chosen.set, **point}
                 if self.choose is not None:
                     settings["evaluation.test"] = False
-                yield ",".join(filter(None, [name, *told])) or Path(recipe).name, recipe, settings
+                yield ",".join(filter(None, [name, *values_text])) or Path(recipe).name, recipe, settings
 
     def _mistakes(self, name: str, recipe: str, settings: Settings) -> list[str]:
         if not recipe:
-            return [f"{self.name}: arm '{name}' has no recipe; give it one, or one to the study"]
+            return [f"{self.name}: arm '{name}' has no recipe; set `recipe` in the arm or in the study"]
         if "seed" in settings:
             return [f"{self.name}: arm '{name}' sets seed; list `seeds` instead"]
         try:
@@ -153,7 +155,7 @@ class Study(_Section):
             return [f"{self.name}: arm '{name}': {line}" for line in error.messages]
         if self.choose is not None and not experiment.data.validation:
             return [
-                f"{self.name}: arm '{name}' holds no images out, which `choose: validation` needs; set "
+                f"{self.name}: arm '{name}' has no held-out images, which `choose: validation` needs; set "
                 "data.validation, e.g. 5000"
             ]
         return []
@@ -170,25 +172,25 @@ class Job:
 
     @property
     def folder(self) -> Path:
-        """Where it lies, within the study's folder."""
+        """Its folder, relative to that of the study."""
         return Path(re.sub(r"[^\w.,=+-]+|^\.+", "_", self.arm)) / f"seed{self.seed}"
 
     def experiment(self) -> Experiment:
-        """What it trains."""
+        """The experiment that it trains."""
         return Experiment.from_recipe(self.recipe, self.settings)
 
     @property
-    def words(self) -> list[str]:
-        """The arguments of `resode train`, but for --out."""
-        changes = [f"{path}={json.dumps(value)}" for path, value in self.settings.items()]
-        return [self.recipe, *(word for change in changes for word in ("--set", change))]
+    def arguments(self) -> list[str]:
+        """The arguments of `resode train`, except --out."""
+        overrides = [f"{path}={json.dumps(value)}" for path, value in self.settings.items()]
+        return [self.recipe, *(argument for each in overrides for argument in ("--set", each))]
 
 
 def read(file: Path) -> Study:
-    """A study file.
+    """Read a study file.
 
     Raises:
-        InputError: every mistake, a line each.
+        InputError: a line for each mistake.
     """
     if not file.is_file():
         raise InputError(f"{file}: no such file; a study is a YAML file (`resode study --help` shows one)")
@@ -206,8 +208,8 @@ def read(file: Path) -> Study:
         ) from None
 
 
-def _ending(path: str, paths: Iterable[str]) -> str:
-    """The shortest end of a dotted path that no other path has."""
+def _shortest_suffix(path: str, paths: Iterable[str]) -> str:
+    """The shortest suffix of a dotted path that no other path has."""
     parts = path.split(".")
     ends = (".".join(parts[start:]) for start in range(len(parts) - 1, -1, -1))
     return next(
@@ -215,12 +217,12 @@ def _ending(path: str, paths: Iterable[str]) -> str:
     )
 
 
-def _word(value: Any) -> str:
-    """A value in the name of an arm."""
+def _value_text(value: Any) -> str:
+    """Text of a value in the name of an arm."""
     if isinstance(value, Mapping):
         return str(value.get("name", "-".join(map(str, value.values()))))
-    return "-".join(map(_word, value)) if isinstance(value, list) else str(value)
+    return "-".join(map(_value_text, value)) if isinstance(value, list) else str(value)
 
 
-def _twice(values: Any) -> list[Any]:
+def _duplicates(values: Any) -> list[Any]:
     return [value for number, value in enumerate(values) if value in list(values)[:number]]

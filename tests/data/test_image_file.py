@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from resode.data import decode, fit
-from resode.data.picture import PIXEL_CAP
+from resode.data import decode, resize_and_crop
+from resode.data.image_file import MAX_PIXELS
 from resode.errors import InputError, IntegrityError
 from tests.data.conftest import encoded, random_pixels
 
@@ -125,7 +125,7 @@ def test_of_several_frames_the_first_counts():
 
 @pytest.mark.parametrize("content", [b"", b"label,0\n", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n"])
 def test_a_file_that_is_no_image_is_an_input_error(content):
-    with pytest.raises(InputError, match=r"notes\.txt is no image"):
+    with pytest.raises(InputError, match=r"notes\.txt is not an image"):
         decode(content, name="notes.txt")
 
 
@@ -161,25 +161,40 @@ def bomb(width: int, height: int) -> bytes:
 
 @pytest.mark.parametrize("side", [8193, 9600, 20000, 60000])
 def test_a_decompression_bomb_is_hostile(side):
-    with pytest.raises(IntegrityError, match=f"more than {PIXEL_CAP:,} pixels"):
+    with pytest.raises(IntegrityError, match=f"more than {MAX_PIXELS:,} pixels"):
         decode(bomb(side, side), name="x.png")
 
 
 def test_fit_scales_and_crops_the_centre():
     ramp = np.broadcast_to(np.arange(12, dtype=np.uint8)[None, :, None] * 20, (4, 12, 3))
-    assert np.array_equal(fit(ramp, size=(4, 4), channels=3), ramp[:, 4:8])
-    assert np.array_equal(fit(ramp.transpose(1, 0, 2), size=(4, 4), channels=3), ramp.transpose(1, 0, 2)[4:8])
+    assert np.array_equal(resize_and_crop(ramp, size=(4, 4), channels=3), ramp[:, 4:8])
+    assert np.array_equal(
+        resize_and_crop(ramp.transpose(1, 0, 2), size=(4, 4), channels=3), ramp.transpose(1, 0, 2)[4:8]
+    )
     flat = np.full((37, 91, 1), 77, np.uint8)
-    assert np.array_equal(fit(flat, size=(10, 20), channels=1), np.full((10, 20, 1), 77, np.uint8))
+    assert np.array_equal(
+        resize_and_crop(flat, size=(10, 20), channels=1), np.full((10, 20, 1), 77, np.uint8)
+    )
 
 
 def test_fit_shrinks_by_averaging():
     checker = (np.indices((64, 64)).sum(0) % 2 * 255).astype(np.uint8)[:, :, None]
-    assert np.abs(fit(checker, size=(8, 8), channels=1).astype(int) - 127).max() <= 1
+    assert np.abs(resize_and_crop(checker, size=(8, 8), channels=1).astype(int) - 127).max() <= 1
 
 
 def test_fit_changes_channels():
     red = np.full((2, 2, 3), (255, 0, 0), np.uint8)
-    assert fit(red, size=(2, 2), channels=1).tolist() == [[[76], [76]]] * 2
-    assert np.array_equal(fit(GREY, size=(8, 8), channels=3), np.repeat(GREY, 3, axis=2))
-    assert fit(COLOUR, size=(8, 8), channels=3) is COLOUR
+    assert resize_and_crop(red, size=(2, 2), channels=1).tolist() == [[[76], [76]]] * 2
+    assert np.array_equal(resize_and_crop(GREY, size=(8, 8), channels=3), np.repeat(GREY, 3, axis=2))
+    assert resize_and_crop(COLOUR, size=(8, 8), channels=3) is COLOUR
+
+
+@pytest.mark.parametrize("size", [(28, 28), (7, 7), (64, 64), (10, 20)])
+def test_fit_takes_every_size(size):
+    """Proportions whose product rounds up once asked for a box larger than the image (29x29 to 28)."""
+    for height in range(1, 65):
+        for width in range(1, 65):
+            assert resize_and_crop(np.zeros((height, width, 1), np.uint8), size=size, channels=1).shape == (
+                *size,
+                1,
+            )

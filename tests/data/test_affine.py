@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from resode.data import Dataset, Images, load, sources, warped
-from resode.data.warped import rotated_and_scaled
+from resode.data import Dataset, Images, load, random_affine, sources
+from resode.data.affine import affine_uint8
 from resode.errors import InputError
 from tests.data.conftest import random_pixels
 
@@ -33,12 +33,12 @@ def two_splits(count: int = 40) -> Dataset:
 @pytest.mark.parametrize("channels", [1, 3])
 def test_no_rotation_at_scale_one_changes_nothing(channels):
     images = torch.from_numpy(random_pixels(5, channels=channels))
-    assert torch.equal(rotated_and_scaled(images, *still(5)), images)
+    assert torch.equal(affine_uint8(images, *still(5)), images)
 
 
 def test_a_right_angle_is_rot90():
     images = torch.from_numpy(random_pixels(5, side=9))
-    turned = rotated_and_scaled(images, *still(5, math.pi / 2))
+    turned = affine_uint8(images, *still(5, math.pi / 2))
     assert (turned.int() - torch.rot90(images, 1, (1, 2)).int()).abs().max() <= 1
 
 
@@ -49,7 +49,7 @@ def test_a_smooth_image_is_read_where_the_equation_says():
         return 0.5 + 0.2 * np.sin(5 * x) + 0.2 * np.cos(4 * y - x)
 
     angle, scale = 0.4, 1.3
-    seen = rotated_and_scaled(pixels_of(u(x, y)), *still(1, angle, scale))[0, :, :, 0].numpy() / 255
+    seen = affine_uint8(pixels_of(u(x, y)), *still(1, angle, scale))[0, :, :, 0].numpy() / 255
     # seen counterclockwise with y down: the point at (x, y) came from R(-a) (x, y) / s
     back_x = (math.cos(angle) * x - math.sin(angle) * y) / scale
     back_y = (math.sin(angle) * x + math.cos(angle) * y) / scale
@@ -61,7 +61,7 @@ def test_a_smooth_image_is_read_where_the_equation_says():
 def test_an_oblong_image_turns_without_shear():
     images = torch.zeros(1, 40, 80, 1, dtype=torch.uint8)
     images[0, 20, 40:60] = 255  # a line of 20 pixels to the right of the centre
-    turned = rotated_and_scaled(images, *still(1, math.pi / 2))[0, :, :, 0]
+    turned = affine_uint8(images, *still(1, math.pi / 2))[0, :, :, 0]
     rows, columns = torch.nonzero(turned > 100, as_tuple=True)
     assert 19 <= len(set(rows.tolist())) <= 21
     assert rows.max() <= 21  # up
@@ -73,10 +73,10 @@ def test_the_draws_belong_to_the_content_not_to_the_order():
     order = np.random.default_rng(0).permutation(40)
     shuffled = Images.of(dataset.test.pixels[order], dataset.test.labels[order])
     other = Dataset.of("small", dataset.classes, dataset.train, shuffled)
-    one, two = warped(dataset, "w"), warped(other, "w")
+    one, two = random_affine(dataset, "w"), random_affine(other, "w")
     assert np.array_equal(one.test.pixels[order], two.test.pixels)
     assert one.fingerprint == two.fingerprint != dataset.fingerprint
-    assert one.fingerprint != warped(dataset, "w", seed=1).fingerprint
+    assert one.fingerprint != random_affine(dataset, "w", seed=1).fingerprint
     assert one.train is dataset.train
 
 
@@ -86,7 +86,7 @@ def test_images_get_draws_of_their_own_over_the_whole_range():
     disc[:, 0, 0, 0] = np.arange(300) % 256
     disc[:, 0, 1, 0] = np.arange(300) // 256  # or they would be equal in content
     images = Images.of(disc, np.zeros(300, dtype=np.int64))
-    seen = warped(Dataset.of("discs", ("disc",), images, images), "w", degrees=0).test.pixels
+    seen = random_affine(Dataset.of("discs", ("disc",), images, images), "w", degrees=0).test.pixels
     middle = seen[:, 8:25, 8:25, 0].astype(float)
     area = middle.reshape(300, -1).sum(1) / 255 / (disc[0, 8:25, 8:25, 0] / 255).sum()
     assert 0.45 < area.min() < 0.55  # 0.7^2
@@ -98,14 +98,14 @@ def test_images_get_draws_of_their_own_over_the_whole_range():
     "options", [{"degrees": -1}, {"degrees": math.nan}, {"scales": (0, 1)}, {"scales": (1.3, 0.7)}]
 )
 def test_impossible_options_are_refused(options):
-    with pytest.raises(InputError, match="interval above 0 are needed"):
-        warped(two_splits(), "w", **options)
+    with pytest.raises(InputError, match="give degrees of at least 0 and an interval above 0"):
+        random_affine(two_splits(), "w", **options)
 
 
 def test_a_data_set_without_test_images_is_refused():
     dataset = two_splits()
     with pytest.raises(InputError, match="no test images"):
-        warped(Dataset.of("small", dataset.classes, dataset.train), "w")
+        random_affine(Dataset.of("small", dataset.classes, dataset.train), "w")
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from torch import nn
 import resode
 from resode import analysis
 from resode.analysis import pde
-from resode.analysis.parts import INDEPENDENT, INDEPENDENT_SMOOTHING
+from resode.analysis.decomposition import INDEPENDENT, INDEPENDENT_SMOOTHING
 from resode.errors import InputError
 from resode.fields import Antisymmetric, fields
 from resode.fields.convolutions import Convolution
@@ -165,7 +165,7 @@ def test_other_sizes_are_left_out_and_a_shared_layer_is_one():
 
 
 def test_a_kernel_that_is_not_finite_is_refused():
-    with pytest.raises(InputError, match="0: its kernel is not finite"):
+    with pytest.raises(InputError, match="0: the kernel has NaN or infinite entries"):
         pde(nn.Sequential(convolution(torch.full((1, 1, 3, 3), torch.nan))))
 
 

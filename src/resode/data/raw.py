@@ -1,7 +1,7 @@
-"""What a source holds before its images are decoded: labels first, images on demand.
+"""A data set before decoding: labels in memory, images on demand.
 
-Parquet files, CIFAR batches and folders all become a `Container`; labels and classes are checked
-before the first image is touched.
+Parquet files, CIFAR batches and folders are all opened as a `RawDataset`; labels and classes are checked
+before the first image is decoded.
 """
 
 import hashlib
@@ -14,42 +14,46 @@ from typing import Literal
 from resode.data.images import Labels, Pixels, check_labels
 from resode.errors import InputError
 
-Content = bytes | Path | Pixels  # an image file, where it lies, or pixels (H, W, C) decoded already
+Content = bytes | Path | Pixels  # an image file's bytes, its path, or decoded pixels (H, W, C)
 OnBadImage = Literal["error", "skip"]
 
 
 @dataclass(frozen=True, eq=False)
-class Encoded:
-    """One split: `labels` (N,) and, each time `images()` is called, N pairs of a name and a content."""
+class RawSplit:
+    """One split: `labels` (N,), and `images()`, which yields N pairs (name, content) at each call."""
 
     labels: Labels
     images: Callable[[], Iterator[tuple[str, Content]]]
 
 
 @dataclass(frozen=True, eq=False)
-class Container:
-    """A source that has been opened.
+class RawDataset:
+    """An opened data set whose images are not decoded yet.
 
     Attributes:
-        where: how errors call it.
-        classes: the class names it gives, or None where its labels are bare numbers.
+        where: its name in error messages.
+        classes: the class names, or None if the source has only numbers.
         train: the training split.
-        test: the test split, if there is one.
-        content: the key of what it holds, computed from the bytes of its files; None: do not cache.
+        test: the test split, or None.
+        content: computes the cache key from the bytes of its files; None: do not cache.
     """
 
     where: str
     classes: tuple[str, ...] | None
-    train: Encoded
-    test: Encoded | None
+    train: RawSplit
+    test: RawSplit | None
     content: Callable[[], str] | None = None
 
     def check(self, classes: tuple[str, ...]) -> None:
-        """Raise `InputError` where labels and `classes` do not fit, before anything is decoded."""
+        """Raise `InputError` if the labels do not match `classes`, before anything is decoded."""
         check_labels(self.where, classes, self.train.labels, self.test.labels if self.test else None)
 
     def numbered_classes(self) -> tuple[str, ...]:
-        """The names 0, 1, ... up to the largest training label."""
+        """Class names "0", "1", ... up to the largest training label.
+
+        Raises:
+            InputError: the largest label is far above the number of images.
+        """
         count = int(self.train.labels.max()) + 1 if len(self.train.labels) else 0
         if count > max(1000, len(self.train.labels)):
             raise InputError(f"{self.where}: label {count - 1} is out of range; number the classes from 0")
@@ -57,13 +61,17 @@ class Container:
 
 
 def file_hash(path: Path, algorithm: str = "blake2b") -> str:
-    """The hash of a file's bytes (hex)."""
+    """Hash of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, algorithm).hexdigest()
 
 
-def content_of(root: Path, files: Iterable[Path]) -> str:
-    """One key for a set of files: a hash over their names relative to `root` and their contents."""
+def content_key(root: Path, files: Iterable[Path]) -> str:
+    """Hash over the names (relative to `root`) and contents of a set of files, in hexadecimal.
+
+    Raises:
+        InputError: a file cannot be read.
+    """
     paths = sorted(files)
     try:
         with ThreadPoolExecutor(4) as pool:
@@ -71,6 +79,6 @@ def content_of(root: Path, files: Iterable[Path]) -> str:
     except OSError as error:
         raise InputError(f"{error.filename} cannot be read ({error.strerror})") from error
     lines = (
-        f"{found} {path.relative_to(root).as_posix()}\n" for path, found in zip(paths, hashes, strict=True)
+        f"{digest} {path.relative_to(root).as_posix()}\n" for path, digest in zip(paths, hashes, strict=True)
     )
     return hashlib.blake2b("".join(lines).encode()).hexdigest()

@@ -1,7 +1,7 @@
-"""The data sets that have a name: their classes, and where the hub keeps them.
+"""Named data sets on the Hugging Face hub, pinned to a revision: classes, files and their hashes.
 
-Each pin's revision and hashes were found in at least two independent public records; where only the
-revision was, the hash is None and the hub's own is compared.
+Each revision and hash was found in at least two independent public records. A hash that was not is None; the
+file is then compared with the hub's own hash.
 """
 
 from dataclasses import dataclass
@@ -11,18 +11,18 @@ from resode.data.hub import Pin
 
 
 @dataclass(frozen=True)
-class Known:
+class PinnedDataset:
     """A named data set.
 
     Attributes:
-        name: what the user writes.
-        summary: a line about it.
+        name: its name in `--data` and `load`.
+        summary: one line of description.
         shape: `(C, H, W)` of its images.
-        classes: its class names.
-        pin: the hub's files.
-        folder: the folder that other tools leave it in, looked for in `RESODE_DATA` after `name`.
-        fingerprint: of the decoded data (`images.fingerprint`), where it is known.
-        sizes: training and test images.
+        classes: the class names.
+        pin: revision and files on the hub.
+        sizes: number of training and test images.
+        folder: folder name used by other tools, searched in `RESODE_DATA` after `name`.
+        fingerprint: `images.fingerprint` of the decoded data; None if it was not recorded.
     """
 
     name: str
@@ -48,8 +48,8 @@ _CIFAR100: Final = """
 _STL10: Final = "airplane bird car cat deer dog horse monkey ship truck"
 _FASHION: Final = "T-shirt/top|Trouser|Pullover|Dress|Coat|Sandal|Shirt|Sneaker|Bag|Ankle boot"
 
-KNOWN: Final = (
-    Known(
+PINNED_DATASETS: Final = (
+    PinnedDataset(
         "cifar10",
         "60,000 colour photographs of 10 classes (Krizhevsky 2009)",
         (3, 32, 32),
@@ -70,7 +70,7 @@ KNOWN: Final = (
         "cifar-10-batches-py",
         "fc732a36c4e1a4c37a7daec9bc25c642461585d37a22763b749532267865d748",
     ),
-    Known(
+    PinnedDataset(
         "cifar100",
         "60,000 colour photographs of 100 classes (Krizhevsky 2009)",
         (3, 32, 32),
@@ -90,7 +90,7 @@ KNOWN: Final = (
         (50_000, 10_000),
         "cifar-100-python",
     ),
-    Known(
+    PinnedDataset(
         "stl10",
         "13,000 labelled colour photographs of 10 classes (Coates, Ng, Lee 2011)",
         (3, 96, 96),
@@ -102,7 +102,7 @@ KNOWN: Final = (
         ),
         (5_000, 8_000),
     ),
-    Known(
+    PinnedDataset(
         "mnist",
         "70,000 handwritten digits (LeCun, Cortes, Burges 1998)",
         (1, 28, 28),
@@ -121,7 +121,7 @@ KNOWN: Final = (
         ),
         (60_000, 10_000),
     ),
-    Known(
+    PinnedDataset(
         "fashion_mnist",
         "70,000 grey pictures of 10 kinds of clothing (Xiao, Rasul, Vollgraf 2017)",
         (1, 28, 28),

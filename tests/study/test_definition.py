@@ -1,4 +1,4 @@
-"""Plans: a study file is arms x grid x seeds, and every mistake in it is told at once."""
+"""A study file is arms x grid x seeds, and every mistake in it is reported at once."""
 
 import subprocess
 import sys
@@ -42,19 +42,19 @@ def test_every_arm_has_every_combination_and_seed(study):
     assert str(jobs[4].folder) == "plain,lr=0.05,batch_size=32/seed3"
 
 
-def test_an_arm_is_called_by_the_shortest_end_of_a_path_that_tells_it(study):
+def test_an_arm_is_named_by_the_shortest_unique_suffix_of_each_path(study):
     text = "recipe: dynamicblocks/rk4\nset: {model.states: {steps: 2}, model.controls: {steps: 2}}\n"
     plan = study(text + "grid: {model.states.steps: [2], model.controls.steps: [1], seed_of.steps: [1]}")
     names = [name for name, *_ in plan._arms()]
     assert names == ["states.steps=2,controls.steps=1,seed_of.steps=1"]
 
 
-def test_the_words_of_a_run_are_its_experiment(study):
+def test_the_arguments_of_a_run_are_its_experiment(study):
     """What `resode train` reads from the command line is what the plan says."""
     from resode.training.recipe.reading import parse_overrides
 
     job = study(WIDTHS).jobs()[-1]
-    recipe, *words = job.words
+    recipe, *words = job.arguments
     assert words[::2] == ["--set"] * (len(words) // 2)
     experiment = Experiment.from_recipe(recipe, dict(parse_overrides(words[1::2])))
     assert experiment == Experiment.from_recipe(recipe, job.settings)
@@ -71,7 +71,7 @@ def test_an_arm_may_name_a_recipe_of_its_own(study):
 def test_what_chooses_on_held_out_images_sees_no_test_images(study):
     jobs = study(WIDTHS + "choose: validation").jobs()
     assert all(job.settings["evaluation.test"] is False for job in jobs)
-    with pytest.raises(InputError, match="holds no images out"):
+    with pytest.raises(InputError, match="has no held-out images"):
         study("recipe: quickstart\nset: {data.validation: 0}\nchoose: validation").jobs()
 
 
@@ -82,7 +82,7 @@ def test_what_chooses_on_held_out_images_sees_no_test_images(study):
         ("recipe: quickstrat", "did you mean 'quickstart'"),
         ("recipe: quickstart\nset: {optimiser.lr: 1}", "did you mean 'optimizer'"),
         ("recipe: quickstart\nset: {seed: 1}", "list `seeds` instead"),
-        ("recipe: quickstart\nseeds: [1, 1]", "the seed 1 stands twice"),
+        ("recipe: quickstart\nseeds: [1, 1]", "seed 1 is listed twice"),
         ("recipe: quickstart\ngrid: {epochs: [1, 1]}", "two arms are called 'epochs=1'"),
         ("recipe: quickstart\narms: {a b: , a_b: }", "two arms would share the folder a_b/seed0"),
         ("recipe: quickstart\nseeds: []", "seeds"),
@@ -91,12 +91,12 @@ def test_what_chooses_on_held_out_images_sees_no_test_images(study):
         ("recipe: [", "is not valid YAML"),
     ],
 )
-def test_mistakes_are_told(study, text, message):
+def test_mistakes_are_reported(study, text, message):
     with pytest.raises(InputError, match=message):
         study(text).jobs()
 
 
-def test_all_mistakes_are_told_at_once(study):
+def test_all_mistakes_are_reported_at_once(study):
     with pytest.raises(InputError) as error:
         study("recipe: quickstart\narms: {a: {set: {epochs: none}}, b: {set: {model.width: 3}}}").jobs()
     assert len(error.value.messages) == 2
@@ -107,7 +107,7 @@ def test_no_arm_leaves_the_folder_of_the_study(study):
     assert job.folder.parts[0] == "_"
 
 
-def test_a_file_that_is_no_text_is_told(tmp_path):
+def test_a_file_that_is_not_text_is_refused(tmp_path):
     (tmp_path / "widths.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InputError, match="cannot be read as text"):
         read(tmp_path / "widths.yaml")
