@@ -93,7 +93,7 @@ def test_a_run_is_regridded_and_trained_on(resode, run, tmp_path):
     assert answer.code == 0, answer.err
     assert "[0, 1, 2] -> [0, 0.5, 1, 1.5, 2]" in answer.out
     assert "network  evaluations  8 -> 16" in answer.out
-    assert "estimated anew on 1,000 training images of digits" in answer.err
+    assert "re-estimated on 1,000 training images of digits" in answer.err
     after = json.loads(resode("evaluate", "fine.safetensors", "--json").out)
     assert abs(after["loss"] - before["loss"]) < 0.35 * before["loss"]
     card = weights.read_card(tmp_path / "fine.safetensors")
@@ -122,7 +122,7 @@ def test_a_bare_file_keeps_nearby_statistics_unless_data_is_given(resode, run, t
     file = run / "model.safetensors"
     bare = resode("regrid", file, "--states", "0,0.25,1,2", "--controls", "states", "--out", "a.safetensors")
     assert bare.code == 0, bare.err
-    assert "nearest evaluation" in bare.err
+    assert "nearest old evaluation" in bare.err
     assert not (tmp_path / "a.optimizer.safetensors").exists()
     given = resode("regrid", file, "--states", "0,0.25,1,2", "--controls", "states", "--data", "digits",
                    "--out", "b.safetensors")  # fmt: skip
