@@ -3,14 +3,17 @@
 import json
 import shutil
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 import resode as library
-from resode import weights
+from resode import interop, weights
+from resode.cli import import_
 from resode.integrators import integrators
+from resode.interop import toolbox as toolbox_format
 from resode.models import created_as
 from resode.models.twisting import twisted_convolutions
 
@@ -250,7 +253,7 @@ def test_show_explains_the_blocks_of_a_weights_file(resode, run):
     assert "RK4, order 4" in text
 
 
-def test_bad_grids_are_told_before_anything_is_read(resode):
+def test_bad_grids_are_refused_before_anything_is_read(resode):
     answer = resode("train", RECIPE, "--set", "model.states=[0,2,1]", "--set", "model.widths=[4,6]")
     assert answer.code == 2
     assert answer.lines == [f"resode: {RECIPE}: a time grid has to increase: 2 is followed by 1 in [0, 2, 1]"]
@@ -266,6 +269,11 @@ def toolbox(tmp_path) -> Path:
     state = {n.removeprefix("state."): t.float() for n, t in golden.items() if n.startswith("state.")}
     torch.save(state, tmp_path / "net.pt")
     return tmp_path / "net.pt"
+
+
+def test_every_format_of_the_library_is_a_choice_of_the_command():
+    choices = get_args(get_args(get_type_hints(import_.import_, include_extras=True)["format_"])[0])
+    assert choices == (*interop.FORMATS, toolbox_format.MODEL)
 
 
 GIVEN = ("--set", "scheme=rk4", "--set", "states=[0,1,2]", "--set", "controls=[0,1,2]")

@@ -23,11 +23,11 @@ def compare(
     base: Annotated[
         str | None,
         typer.Option(
-            "--base", metavar="ARM", help="The arm to compare the others with (default: the first)."
+            "--base", metavar="ARM", help="The arm that others are compared with (default: the first)."
         ),
     ] = None,
     on: Annotated[
-        Literal["test", "validation"], typer.Option("--on", help="Which images differences are of.")
+        Literal["test", "validation"], typer.Option("--on", help="Images whose errors are compared.")
     ] = "test",
     as_: Annotated[Literal["table", "markdown", "csv"], typer.Option("--as", help="Format.")] = "table",
     json_: JsonOption = False,

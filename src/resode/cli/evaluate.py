@@ -34,7 +34,9 @@ def evaluate(
     compile_: FreezeOption = "off",
     batch_size: Annotated[
         int | None,
-        typer.Option("--batch-size", metavar="N", min=1, help="Default: 500, and 100 under attack."),
+        typer.Option(
+            "--batch-size", metavar="N", min=1, help="Images at a time (default: 500; attacks: 100)."
+        ),
     ] = None,
     device: DeviceOption = None,
     robustness: RobustnessOption = False,

@@ -1,4 +1,4 @@
-"""`resode train`: train a network by a recipe."""
+"""`resode train`: train a network from a recipe."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -61,7 +61,7 @@ def train(
     ] = None,
     plugin: PluginOption = None,
 ) -> None:
-    """Train a network by a recipe and write a run directory.
+    """Train a network from a recipe and write a run directory.
 
     Ctrl-C saves and stops; `--resume` continues from that step.
 
