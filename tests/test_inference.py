@@ -1,13 +1,16 @@
-"""Frozen networks: the logits of the network, with fewer operations, for batches of any size."""
+"""Inference: evaluation and prediction by stored weights; frozen networks give the logits of the network."""
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+import resode
 from resode.cli import main
-from resode.inference import Frozen
+from resode.errors import InputError, IntegrityError
+from resode.inference import Frozen, evaluate, predict
 from resode.models import create
 from resode.weights import Card, Preprocessing, Specification, save
 
@@ -24,12 +27,82 @@ MODELS = {
 
 
 def trained(model):
-    """With statistics that are no zeros and ones."""
+    """A network whose running statistics are not those of initialisation."""
     torch.manual_seed(0)
     network = create(**model)
     for _ in range(3):
         network(1 + torch.randn(8, 3, 8, 8))
     return network.eval()
+
+
+@pytest.fixture
+def digits(tmp_path):
+    """A weights file of a small network of digits."""
+    torch.manual_seed(0)
+    network = create("digits_resnet8", widths=(4, 4, 8))
+    network(torch.rand(64, 1, 8, 8))
+    file = tmp_path / "net.safetensors"
+    shape = Preprocessing(mean=(0.3,), std=(0.4,), size=(8, 8), channels=1, classes=tuple("0123456789"))
+    made = Specification("digits_resnet8", {"widths": [4, 4, 8]})
+    save(network.eval(), file, Card(made, shape, {"data": "digits"}))
+    return file
+
+
+def logits_of(file):
+    """The logits of the test images of digits, straight from the network."""
+    network, test = resode.load(file), resode.load_data("digits").test
+    pixels = torch.from_numpy(np.array(test.pixels)).permute(0, 3, 1, 2)
+    with torch.inference_mode():
+        return network(network.preprocessing(pixels)), torch.from_numpy(test.labels)
+
+
+def test_scores_are_those_of_the_logits(digits):
+    logits, labels = logits_of(digits)
+    found = evaluate(digits, batch_size=100)
+    assert found.scores.correct == int((logits.argmax(1) == labels).sum())
+    assert found.scores.loss == pytest.approx(
+        torch.nn.functional.cross_entropy(logits, labels).item(), rel=1e-5
+    )
+    assert (found.model, found.data, found.split) == ("digits_resnet8", "digits", "test")
+    assert found.record()["samples"] == len(labels) == len(found.images)
+    assert evaluate(digits, split="train").scores.samples > len(labels)
+
+
+def test_weights_without_data_need_some(digits):
+    network = resode.load(digits)
+    save(network, digits, Card(network.card.specification, network.card.preprocessing))
+    with pytest.raises(InputError, match="give --data"):
+        evaluate(digits)
+    assert evaluate(digits, data="digits").data == "digits"
+
+
+def test_probabilities_are_those_of_the_logits_and_unreadable_files_are_listed(digits, tmp_path):
+    logits, _ = logits_of(digits)
+    test, folder = resode.load_data("digits").test, tmp_path / "images"
+    folder.mkdir()
+    for number in range(3):
+        Image.fromarray(np.array(test.pixels[number, :, :, 0])).save(folder / f"{number}.png")
+    (folder / "notes.txt").write_text("no image")
+    found = predict(digits, [folder, tmp_path / "missing.png"], top=2)
+    assert [each.file.name for each in found.images] == ["0.png", "1.png", "2.png"]
+    for row, each in zip(logits[:3].softmax(1), found.images, strict=True):
+        best = row.topk(2)
+        assert list(each.probabilities) == [str(i) for i in best.indices.tolist()]
+        assert list(each.probabilities.values()) == pytest.approx(best.values.tolist(), abs=1e-6)
+    missing, unreadable = map(str, found.errors)
+    assert missing == f"{tmp_path / 'missing.png'}: no such file"
+    assert unreadable.startswith(f"{folder / 'notes.txt'} is no image")
+
+
+def test_damaged_weights_give_no_result(digits, tmp_path):
+    network = resode.load(digits)
+    torch.nn.init.constant_(network.fc.bias, torch.nan)
+    save(network, digits, network.card)
+    Image.new("L", (8, 8)).save(tmp_path / "image.png")
+    with pytest.raises(IntegrityError, match="not finite"):
+        evaluate(digits)
+    with pytest.raises(IntegrityError, match="not finite"):
+        predict(digits, [tmp_path / "image.png"])
 
 
 @pytest.mark.slow
@@ -46,14 +119,8 @@ def test_frozen_logits_are_those_of_the_network(model):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_what_is_evaluated_and_predicted_frozen_is_the_same(tmp_path, capsys, monkeypatch):
-    network = create("digits_resnet8", widths=(4, 4, 8))
-    network(torch.rand(64, 1, 8, 8))
-    file = tmp_path / "net.safetensors"
-    shape = Preprocessing(mean=(0.3,), std=(0.4,), size=(8, 8), channels=1, classes=tuple("0123456789"))
-    made = Specification("digits_resnet8", {"widths": [4, 4, 8]})
-    save(network.eval(), file, Card(made, shape, {"data": "digits"}))
-    image = tmp_path / "image.png"
+def test_frozen_networks_evaluate_and_predict_the_same(digits, tmp_path, capsys, monkeypatch):
+    file, image = digits, tmp_path / "image.png"
     Image.new("L", (8, 8), 100).save(image)
     asked, logits = [], Frozen.forward
     monkeypatch.setattr(Frozen, "forward", lambda self, x: asked.append(len(x)) or logits(self, x))

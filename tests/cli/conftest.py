@@ -25,7 +25,7 @@ SETTINGS = {"epochs": 2, "batch_size": 256, "precision": "fp32"}
 
 @dataclass(frozen=True)
 class Answer:
-    """What a command said."""
+    """Exit code and output of a command."""
 
     code: int
     out: str

@@ -190,12 +190,12 @@ def test_show_predicts_the_memory_of_every_method(resode):
     for method in ("as the recipe says", "stored", "checkpointed", "reversible", "checkpointed, two levels"):
         assert "in all" in rows[method]
     assert "0.00" not in rows["stored"]
-    assert "1.00 forward passes done again" in rows["reversible"]
+    assert "1.00 forward passes recomputed" in rows["reversible"]
     answer = resode("show", "quickstart", "--set", "memory_budget=3.5MB")
     assert "chosen: checkpointed" in answer.out
 
 
-def test_a_memory_budget_is_told_and_written(resode, tmp_path):
+def test_a_memory_budget_is_printed_and_written(resode, tmp_path):
     answer = resode("train", "quickstart", *TINY, "--out", "small", "--memory-budget", "2.5MB")
     assert answer.code == 0, answer.err
     assert "memory budget 2.5 MB: checkpointed" in answer.err

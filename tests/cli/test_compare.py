@@ -18,10 +18,10 @@ def said(capsys, *words, code=0):
     return capsys.readouterr()
 
 
-def test_runs_of_two_protocols_are_shown_and_it_is_said(capsys):
-    told = said(capsys, *RUNS)
-    assert "protocols differ in validation split" in told.err
-    assert "test error" in told.out
+def test_runs_of_two_protocols_are_shown_with_a_remark(capsys):
+    shown = said(capsys, *RUNS)
+    assert "protocols differ in held out" in shown.err
+    assert "test error" in shown.out
     record = json.loads(said(capsys, *RUNS, "--json").out)
     assert len(record["rows"]) == 2
     assert record["rows"][0]["parameters"] == 269_722
@@ -63,6 +63,6 @@ def test_it_is_printed_as_text(capsys, form):
     assert out.startswith("| arm |" if form == "markdown" else "arm,n,test_error")
 
 
-def test_what_is_no_run_is_told(capsys, tmp_path):
+def test_a_folder_without_runs_is_refused(capsys, tmp_path):
     assert "holds no run" in said(capsys, str(tmp_path), code=2).err
     assert "no such directory" in said(capsys, str(tmp_path / "none"), code=2).err

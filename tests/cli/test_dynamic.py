@@ -3,14 +3,17 @@
 import json
 import shutil
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 import resode as library
-from resode import weights
+from resode import interop, weights
+from resode.cli import import_
 from resode.integrators import integrators
+from resode.interop import toolbox as toolbox_format
 from resode.models import created_as
 from resode.models.twisting import twisted_convolutions
 
@@ -93,7 +96,7 @@ def test_a_run_is_regridded_and_trained_on(resode, run, tmp_path):
     assert answer.code == 0, answer.err
     assert "[0, 1, 2] -> [0, 0.5, 1, 1.5, 2]" in answer.out
     assert "network  evaluations  8 -> 16" in answer.out
-    assert "estimated anew on 1,000 training images of digits" in answer.err
+    assert "re-estimated on 1,000 training images of digits" in answer.err
     after = json.loads(resode("evaluate", "fine.safetensors", "--json").out)
     assert abs(after["loss"] - before["loss"]) < 0.35 * before["loss"]
     card = weights.read_card(tmp_path / "fine.safetensors")
@@ -122,7 +125,7 @@ def test_a_bare_file_keeps_nearby_statistics_unless_data_is_given(resode, run, t
     file = run / "model.safetensors"
     bare = resode("regrid", file, "--states", "0,0.25,1,2", "--controls", "states", "--out", "a.safetensors")
     assert bare.code == 0, bare.err
-    assert "nearest evaluation" in bare.err
+    assert "nearest old evaluation" in bare.err
     assert not (tmp_path / "a.optimizer.safetensors").exists()
     given = resode("regrid", file, "--states", "0,0.25,1,2", "--controls", "states", "--data", "digits",
                    "--out", "b.safetensors")  # fmt: skip
@@ -250,7 +253,7 @@ def test_show_explains_the_blocks_of_a_weights_file(resode, run):
     assert "RK4, order 4" in text
 
 
-def test_bad_grids_are_told_before_anything_is_read(resode):
+def test_bad_grids_are_refused_before_anything_is_read(resode):
     answer = resode("train", RECIPE, "--set", "model.states=[0,2,1]", "--set", "model.widths=[4,6]")
     assert answer.code == 2
     assert answer.lines == [f"resode: {RECIPE}: a time grid has to increase: 2 is followed by 1 in [0, 2, 1]"]
@@ -266,6 +269,11 @@ def toolbox(tmp_path) -> Path:
     state = {n.removeprefix("state."): t.float() for n, t in golden.items() if n.startswith("state.")}
     torch.save(state, tmp_path / "net.pt")
     return tmp_path / "net.pt"
+
+
+def test_every_format_of_the_library_is_a_choice_of_the_command():
+    choices = get_args(get_args(get_type_hints(import_.import_, include_extras=True)["format_"])[0])
+    assert choices == (*interop.FORMATS, toolbox_format.MODEL)
 
 
 GIVEN = ("--set", "scheme=rk4", "--set", "states=[0,1,2]", "--set", "controls=[0,1,2]")

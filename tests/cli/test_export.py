@@ -27,8 +27,8 @@ def test_onnx_runtime_alone_gets_the_error_of_evaluate(resode, run, tmp_path):
     assert float(parity.split()[1].rstrip(":")) <= 1e-5
 
     session = onnxruntime.InferenceSession("net.onnx")
-    told = session.get_modelmeta().custom_metadata_map
-    mean, std = (np.array(json.loads(told[key]), np.float32) for key in ("mean", "std"))
+    metadata = session.get_modelmeta().custom_metadata_map
+    mean, std = (np.array(json.loads(metadata[key]), np.float32) for key in ("mean", "std"))
     test = library.load_data("digits").test
     images = (np.float32(test.pixels.transpose(0, 3, 1, 2)) / 255 - mean) / std
     (logits,) = session.run(None, {"images": images})

@@ -1,4 +1,4 @@
-"""Bad input gets one or two lines that name the thing and the mend, and the right exit code."""
+"""Bad input gets one or two lines that name the thing and the fix, and the right exit code."""
 
 import pickle
 
@@ -21,10 +21,13 @@ from tests.cli.conftest import TINY
         (("train", "quickstart", "--set", "epochs=zero"), "'epochs'"),
         (("train", "quickstart", "--set", "optimiser.lr=1"), "did you mean 'optimizer'"),
         (("train", "quickstart", "--precision", "fp8"), "'precision' cannot be 'fp8'"),
-        (("train", "quickstart", "--compile", "maybe"), "choose one of auto, on, off"),
+        (
+            ("train", "quickstart", "--compile", "maybe"),
+            "'--compile': 'maybe' is not one of 'auto', 'on', 'off' (see",
+        ),
         (("train", "quickstart", "--device", "gpu"), "unknown device 'gpu'"),
-        (("train", "quickstart", "--track", "wandb"), "choose one of tensorboard"),
-        (("study", "widths.yaml", "--executor", "lsf"), "choose one of slurm, local"),
+        (("train", "quickstart", "--track", "wandb"), "'wandb' is not one of 'tensorboard'"),
+        (("study", "widths.yaml", "--executor", "lsf"), "'lsf' is not one of 'slurm', 'local'"),
         (("train", "quickstart", "--memory-budget", "lots"), "'memory_budget'"),
         (("train", "quickstart", "--memory-budget", "0"), "'memory_budget'"),
         (("train", "quickstart", "--memory-budget", "1MB"), "no gradient method meets it"),
@@ -45,13 +48,19 @@ from tests.cli.conftest import TINY
         (("report", "runs/none"), "runs/none"),
         (("predict", "runs/none", "x.png"), "no such"),
         (("show", "he2016/resnet21"), "did you mean"),
-        (("list", "model"), "model"),
+        (("list", "model"), "'model' is not one of 'models', 'recipes'"),
+        (("evaluate", "run", "--split", "tset"), "'tset' is not one of 'test', 'train'"),
+        (("predict", "run", "x.png", "--precision", "fp8"), "'fp8' is not one of 'fp32', 'bf16'"),
+        (("compare", "run", "--as", "html"), "'html' is not one of 'table', 'markdown', 'csv'"),
         (("evaluate", "weights.pth"), "resode import"),
         (
             ("import", "akamaster", "a.safetensors", "--model", "he_resnet20", "--out", "b.safetensors"),
             "is a saf",
         ),
-        (("import", "akamster", "x", "--model", "he_resnet20", "--out", "y.safetensors"), "choose one of"),
+        (
+            ("import", "akamster", "x", "--model", "he_resnet20", "--out", "y.safetensors"),
+            "is not one of 'akamaster'",
+        ),
         (("import", "akamaster", "x.th", "--model", "he_resnet20", "--out", "y.safetensors"), "x.th"),
         (("import", "akamaster", "x.th", "--model", "he_resnet20", "--out", "y.pt"), "end in .safetensors"),
     ],

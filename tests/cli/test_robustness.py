@@ -13,7 +13,7 @@ from PIL import Image
 import resode as library
 from resode import weights
 from resode.analysis import robustness as analysis
-from resode.cli import robustness as column
+from resode.cli import console
 from resode.data.corruptions import CLASSES, STANDARD
 
 LABELS = np.array([7, 7, 2, 0])
@@ -94,7 +94,7 @@ def test_of_all_images_the_clean_error_is_the_usual_one(resode, trained, monkeyp
     assert record["robustness"]["rows"][0]["top1_error"] == pytest.approx(record["top1_error"], abs=1e-6)
 
 
-def test_every_corruption_is_told_by_severity(resode, colour, photographs, tmp_path):
+def test_every_corruption_is_listed_by_severity(resode, colour, photographs, tmp_path):
     folder = written(tmp_path / "CIFAR-10-C", *STANDARD, "saturate")
     words = ("evaluate", colour, "--data", photographs, "--corruptions", folder)
     record = json.loads(resode(*words, "--json").out)
@@ -127,12 +127,12 @@ def test_some_corruptions_have_no_mean(resode, colour, photographs, tmp_path, mo
     assert "fifteen" not in resode(*words).out
 
 
-def test_what_does_not_go_together_is_refused(resode, trained):
+def test_options_that_exclude_each_other_are_refused(resode, trained):
     for words, message in (
-        (("--images", "5"), "--images: goes with --robustness or --corruptions"),
+        (("--images", "5"), "--images: needs --robustness or --corruptions"),
         (("--robustness", "--images", "0"), "--images"),
         (("--robustness", "--compile", "on"), "no gradient to attack"),
-        (("--robustness", "--precision", "bf16"), "leave --precision out"),
+        (("--robustness", "--precision", "bf16"), "drop --precision"),
         (("--corruptions", "CIFAR-10-C"), "the network takes 8x8x1"),
     ):
         answer = resode("evaluate", trained, *words)
@@ -153,12 +153,12 @@ def test_bad_arrays_end_it_before_anything_is_measured(resode, colour, photograp
     assert "fog.npy: is truncated or not a plain array" in answer.err
 
 
-def test_a_long_wait_is_told_on_stderr(monkeypatch, capsys):
+def test_the_progress_of_a_long_measurement_goes_to_stderr(monkeypatch, capsys):
     clock = iter([0.0, 1.0, 8.0, 11.0, 80.0, 200.0])
-    monkeypatch.setattr(column, "time", SimpleNamespace(monotonic=lambda: next(clock)))
-    with column.waiting("measuring") as tell:
+    monkeypatch.setattr(console, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    with console.waiting("measuring") as show:
         for share in (0.01, 0.1, 0.11, 0.8, 1.0):
-            tell(share)
+            show(share)
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err.splitlines() == [

@@ -1,7 +1,7 @@
 """The command line: one module a command; results on stdout, progress and errors on stderr.
 
 Exit codes: 0 done; 2 usage or input; 3 integrity or security; 4 diverged; 5 resources; 128 + n stopped by
-signal n after saving. An error is a line that names the thing and the mend; `--debug` adds the traceback.
+signal n after saving. An error is one line that names the thing and the fix; `--debug` adds the traceback.
 """
 
 import errno
@@ -35,7 +35,7 @@ from resode.errors import ResodeError
 app = typer.Typer(
     name="resode",
     help="Residual networks as the differential equations they discretise.",
-    epilog="A traceback with any command: --debug. Exit codes: 0 done, 2 usage or input, 3 integrity or "
+    epilog="Add --debug to any command for a traceback. Exit codes: 0 done, 2 usage or input, 3 integrity or "
     "security, 4 diverged, 5 resources, 130/143 stopped by a signal after saving.",
     no_args_is_help=True,
     add_completion=True,
@@ -77,14 +77,14 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     words = sys.argv[1:] if arguments is None else arguments
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a file's name may not fit the terminal's alphabet
+            stream.reconfigure(errors="backslashreplace")  # the terminal may not encode the name of a file
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     try:
         code = app(words, standalone_mode=False)
     except KeyboardInterrupt:
         _fail(130, ("interrupted",))
-    except BrokenPipeError:  # the reader of a pipe went away (`resode list | head`)
+    except BrokenPipeError:  # the reader has closed the pipe (`resode list | head`)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except Exception as error:
@@ -95,14 +95,15 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
 
 def _describe(error: Exception) -> tuple[int, tuple[str, ...]]:
-    """The exit code and the lines of an error."""
+    """Exit code and message lines of an error."""
     if isinstance(error, ResodeError):
         return error.exit_code, error.messages
-    usage = getattr(error, "format_message", None)  # typer's usage errors, whichever click it stands on
+    usage = getattr(error, "format_message", None)  # typer's usage errors, whichever click it builds on
     if usage is not None:
-        return 2, (f"{usage().rstrip('.')} (see --help)",) if usage() else ()
+        text = usage().replace("Value error, ", "").rstrip(".")  # pydantic's prefix to a wrong choice
+        return 2, (f"{text} (see --help)",) if text else ()
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return 5, ("no space left on the device that the output goes to",)
+        return 5, ("no space left on the device of the output",)
     if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
         return 2, (f"{str(error.filename)[:60]}...: the name is too long",)
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
@@ -114,7 +115,7 @@ def _describe(error: Exception) -> tuple[int, tuple[str, ...]]:
 
 
 def _fail(code: int, messages: tuple[str, ...]) -> NoReturn:
-    rank = os.environ.get("RANK", "0")  # of several processes; what stops all of them is told by the first
+    rank = os.environ.get("RANK", "0")  # a signal reaches every process: rank 0 reports it for all
     for message in messages if rank == "0" or code < 128 else ():
         print(f"resode: {message}" if rank == "0" else f"resode: rank {rank}: {message}", file=sys.stderr)
     sys.exit(code)

@@ -13,8 +13,8 @@ from resode.cli.options import (
     PluginOption,
     SettingsOption,
     TrainingPrecisionOption,
-    choice,
     load_plugins,
+    overrides,
 )
 from resode.errors import InputError
 
@@ -33,15 +33,15 @@ def bench(
     precision: TrainingPrecisionOption = None,
     compile_: CompileOption = None,
     seconds: Annotated[
-        float, typer.Option("--seconds", metavar="S", help="How long to measure, about.")
+        float, typer.Option("--seconds", metavar="S", help="Time to measure, roughly.")
     ] = 20.0,
     json_: JsonOption = False,
     plugin: PluginOption = None,
 ) -> None:
-    """Measure how fast a recipe trains and infers here, against the plain loop in the same run.
+    """Measure how fast a recipe trains and infers here, against a plain loop measured in alternation.
 
-    The plain loop is fp32, NCHW, eager, with `.item()` each step: once on one fixed batch, once through a
-    DataLoader with transforms of each image. No run is written.
+    The plain loop is fp32, NCHW, eager, with `.item()` in each step: once on one fixed batch, once through a
+    DataLoader with transforms of single images. No run is written.
 
     Examples:
 
@@ -59,25 +59,22 @@ def bench(
     from resode.analysis import bench as measuring
     from resode.cli.console import note
     from resode.training import Experiment
-    from resode.training.recipe.reading import parse_overrides
     from resode.training.records.environment import environment
     from resode.training.setup.preparation import prepare
 
-    choice("--compile", compile_, ("auto", "on", "off"))
     options = {
         "data.source": data,
         "device": device,
         "precision": precision,
-        "compile": {"on": True, "off": False}.get(compile_ or "", compile_),
+        "compile": compile_,
         "plugins": plugins or None,
     }
-    given = {path: value for path, value in options.items() if value is not None}
-    experiment = Experiment.from_recipe(recipe, {**dict(parse_overrides(settings or ())), **given})
+    experiment = Experiment.from_recipe(recipe, overrides(settings, options))
     setup = prepare(experiment, None, note)
     for line in setup.notes:
         note(line)
     if setup.experiment.sizes:
-        note("whole images are measured; the smaller ones of the recipe (sizes) take less")
+        note("measured at full image size; the smaller sizes of the recipe take less time")
     found = measuring.bench(setup, seconds)
     record = {
         "recipe": recipe,
@@ -90,7 +87,7 @@ def bench(
     if json_:
         print(json.dumps(record, ensure_ascii=False))
         return
-    _tell(record)
+    _print(record)
 
 
 def _record(found: "Bench") -> dict[str, Any]:
@@ -113,7 +110,7 @@ def _record(found: "Bench") -> dict[str, Any]:
     }
 
 
-def _tell(record: dict[str, Any]) -> None:
+def _print(record: dict[str, Any]) -> None:
     from resode.cli.console import say
     from resode.quantities import size
 
@@ -122,7 +119,7 @@ def _tell(record: dict[str, Any]) -> None:
 
     shares = ", ".join(f"{part} {share:.0%}" for part, share in record["step_shares"].items())
     share = record["matrix_peak_share"]
-    used = "" if share is None else f", of which training does {share:.0%}"
+    used = "" if share is None else f", of which training reaches {share:.0%}"
     compiled = ", compiled" if record["compile"] else ""
     frozen = []
     if record["frozen_inference_images_per_second"] is not None:

@@ -3,11 +3,11 @@
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from resode.cli.options import JsonOption, choice
+from resode.cli.options import JsonOption
 from resode.errors import InputError
 
 if TYPE_CHECKING:
@@ -22,18 +22,21 @@ def compare(
     ],
     base: Annotated[
         str | None,
-        typer.Option("--base", metavar="ARM", help="Which arm the others are compared with (the first)."),
+        typer.Option(
+            "--base", metavar="ARM", help="The arm that others are compared with (default: the first)."
+        ),
     ] = None,
     on: Annotated[
-        str, typer.Option("--on", metavar="S", help="Differences on the test or the validation images.")
+        Literal["test", "validation"], typer.Option("--on", help="Images whose errors are compared.")
     ] = "test",
-    as_: Annotated[str, typer.Option("--as", metavar="F", help="table, markdown or csv.")] = "table",
+    as_: Annotated[Literal["table", "markdown", "csv"], typer.Option("--as", help="Format.")] = "table",
     json_: JsonOption = False,
 ) -> None:
-    """Compare runs: errors of the last epoch over seeds, paired differences, and what each arm cost.
+    """Compare runs: errors of the last epoch over seeds, paired differences, and the cost of each arm.
 
-    Runs that differ in their seed alone are one arm: mean, standard deviation, interval. Arms are
-    compared over the seeds that they share. Where data, split, epochs or augmentation differ, it says so.
+    Runs that differ only in their seed form one arm, with mean, standard deviation and 95 % interval.
+    Differences to the first arm are paired over common seeds. Differing data, splits, epochs or augmentation
+    are reported.
 
     Examples:
 
@@ -45,8 +48,6 @@ def compare(
 
     \f
     """
-    choice("--as", as_, ("table", "markdown", "csv"))
-    choice("--on", on, ("test", "validation"))
     from resode.cli.console import note
     from resode.report import comparison as comparing
     from resode.report import tables
@@ -67,7 +68,7 @@ def compare(
 
 
 def _with_base(groups: "list[Group]", base: str | None) -> "list[Group]":
-    """The groups, that which the others are compared with first."""
+    """The groups, the base arm first."""
     if base is None:
         return groups
     chosen = [g for g in groups if g.name == base] or [g for g in groups if base in g.name]
@@ -82,7 +83,7 @@ def _with_base(groups: "list[Group]", base: str | None) -> "list[Group]":
 
 
 def show(found: "Comparison") -> None:
-    """Print a comparison, as two tables where one is too wide; what has to be known of it goes to stderr."""
+    """Print a comparison, in two tables if one is too wide; remarks go to stderr."""
     from resode.cli.console import note, out, say
     from resode.report.tables import COSTS, cells, legend
 
@@ -100,7 +101,7 @@ def show(found: "Comparison") -> None:
 
 
 def _table(heads: list[str], rows: list[list[str]], places: Iterable[int]) -> "Table":
-    """Some columns of a table, the first folded where there is no room; an interval has a line of its own."""
+    """The columns at `places`; the first one folds, an interval stands on a line of its own."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -119,5 +120,5 @@ def _table(heads: list[str], rows: list[list[str]], places: Iterable[int]) -> "T
 
 
 def _lines(cell: str) -> str:
-    """A figure, and below it what stands in brackets."""
+    """A cell with its bracketed part on a second line."""
     return cell.replace(" [", "\n[").replace(" (", "\n(")

@@ -1,44 +1,91 @@
-"""What a person sees: a progress bar and an epoch table on a terminal, one line an epoch elsewhere."""
+"""Console: results on stdout; notes and progress on stderr, as a bar on a terminal and as lines elsewhere."""
 
+import contextlib
 import os
 import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
+from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskID,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
 
+from resode.quantities import roughly
 from resode.training.loop.progress import Observer
 from resode.training.setup.preparation import Setup
 
 
 class Screen(Console):
-    """A console that leaves a broken pipe to `resode.cli.main`."""
+    """A console that raises when its pipe is closed, so that `resode.cli.main` decides the exit code."""
 
     def on_broken_pipe(self) -> None:
-        """Raise; `rich` would exit with 1."""
+        """Raise `BrokenPipeError`; rich itself would exit with 1."""
         raise BrokenPipeError
 
 
 out, err = Screen(), Screen(stderr=True)
 if not out.is_terminal and "COLUMNS" not in os.environ:
-    out = Screen(width=120)  # a table in a file or a pipe need not fit a terminal
+    out = Screen(width=120)  # a file or a pipe has no width to fit
 
 
 def say(text: str) -> None:
-    """A line of a result, on stdout, as it is: no markup, no highlighting, no wrapping."""
+    """Print a line of a result on stdout: no markup, no highlighting, no wrapping."""
     out.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def note(text: str) -> None:
-    """A line beside the result, on stderr."""
+    """Print a line on stderr: no markup, no highlighting, no wrapping."""
     err.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def table(*heads: str, words: int = 1, title: str = "") -> Table:
+    """An empty table: the first `words` columns hold text, the others numbers."""
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title or None, title_justify="left")
+    for number, head in enumerate(heads):
+        made.add_column(head, justify="left" if number < words else "right", no_wrap=number >= words)
+    return made
+
+
+@contextlib.contextmanager
+def waiting(what: str) -> Iterator[Callable[[float], None]]:
+    """Show the progress of a long measurement: a bar, or a line after 5 seconds and then once a minute.
+
+    Yields:
+        A function to call with the share of the work that is done, from 0 to 1.
+    """
+    if err.is_terminal:
+        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=err, transient=True) as bar:
+            task = bar.add_task(what, total=1.0)
+            yield lambda share: bar.update(task, completed=share)
+        return
+    begin = time.monotonic()
+    due = begin + 5
+
+    def show(share: float) -> None:
+        nonlocal due
+        now = time.monotonic()
+        if now > due and share < 1:
+            due = now + 60
+            note(f"{what}: {share:.0%} done, about {roughly((now - begin) * (1 / share - 1))} to go")
+
+    yield show
 
 
 _HEADER = "epoch     lr        train loss   train acc   val loss   val acc   images/s"
 
 
 class Narrator(Observer):
-    """Shows a run on stderr."""
+    """Shows the progress of a training on stderr."""
 
     def __init__(self) -> None:
         self.progress: Progress | None = None
@@ -47,11 +94,11 @@ class Narrator(Observer):
         self.shown = 0.0
 
     def message(self, text: str) -> None:
-        """One line."""
+        """Print a line."""
         note(text)
 
     def started(self, setup: Setup, epoch: int) -> None:
-        """What is trained on what, then the head of the table."""
+        """Print network and data, then the head of the epoch table."""
         experiment = setup.experiment
         name = experiment.model.name if experiment.model else type(setup.module).__name__
         held_out = f", {setup.validation.samples:,} held out" if setup.validation else ""
@@ -80,7 +127,7 @@ class Narrator(Observer):
         return f"epoch {min(epoch + 1, self.epochs)}/{self.epochs}"
 
     def stepped(self, epoch: int, step: int, loss: float | None) -> None:
-        """Move the bar, a few times a second."""
+        """Update the bar, a few times a second."""
         if self.progress is None or self.task is None:
             return
         if loss is not None:
@@ -95,12 +142,12 @@ class Narrator(Observer):
             )
 
     def evaluating(self, done: int, samples: int) -> None:
-        """Move the bar through an evaluation."""
+        """Update the bar during an evaluation."""
         if self.progress is not None and self.task is not None:
             self.progress.update(self.task, completed=done, total=samples, note="evaluated")
 
     def epoch_ended(self, row: dict[str, Any]) -> None:
-        """A line of the table."""
+        """Print a row of the epoch table."""
         held_out = row["validation_accuracy"] is not None
         loss = f"{row['validation_loss']:8.4f}" if held_out else "       -"
         accuracy = f"{row['validation_accuracy']:6.2f} %" if held_out else "       -"
@@ -112,7 +159,7 @@ class Narrator(Observer):
             self.progress.reset(self.task, total=self.steps, description=self._title(row["epoch"]), note="")
 
     def close(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         if self.progress is not None:
             self.progress.stop()
             self.progress = None

@@ -1,4 +1,4 @@
-"""`resode doctor`: what resode finds on this machine."""
+"""`resode doctor`: versions, hardware and data of this machine."""
 
 import os
 import shutil
@@ -9,7 +9,7 @@ from resode.errors import ResodeError
 
 
 def doctor() -> None:
-    """Show versions, hardware, where data is found, and what `auto` would choose here.
+    """Show versions, hardware, where data is found, and what `auto` chooses here.
 
     Examples:
 
@@ -75,6 +75,6 @@ def _places() -> Iterator[tuple[str, str]]:
     try:
         from resode.data import load
 
-        yield "digits", f"{len(load('digits').train.labels):,} training images ship with the package"
+        yield "digits", f"{len(load('digits').train.labels):,} training images come with the package"
     except ResodeError as error:
         yield "digits", error.messages[0]

@@ -1,20 +1,21 @@
-"""`resode import`: other people's checkpoints into ours."""
+"""`resode import`: published checkpoints of other programs, converted."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from resode.cli.options import choice
+from resode.cli.options import ForceOption
 from resode.errors import InputError
 
 
 def import_(
     format_: Annotated[
-        str, typer.Argument(metavar="FORMAT", help="akamaster, fattorib, kuangliu or dynamicblocks.")
+        Literal["akamaster", "fattorib", "kuangliu", "dynamicblocks"],
+        typer.Argument(metavar="FORMAT", help="akamaster, fattorib, kuangliu or dynamicblocks."),
     ],
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The published checkpoint (.th, .pth, .pt).")],
-    model: Annotated[str, typer.Option("--model", metavar="NAME", help="As `resode list models` prints it.")],
+    model: Annotated[str, typer.Option("--model", metavar="NAME", help="The model (`resode list models`).")],
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The .safetensors file to write.")],
     settings: Annotated[
         list[str] | None,
@@ -24,13 +25,13 @@ def import_(
             help="dynamicblocks: scheme (rk1, rk4), states, controls; mean, std. Repeatable.",
         ),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+    force: ForceOption = False,
 ) -> None:
     """Convert a published checkpoint; nothing in it is executed.
 
-    Its normalisation is stored with the weights, so that evaluate and predict apply it by themselves. A file
-    of DynamicBlocks tells neither its scheme nor its time grids: --set gives them; its normalisation is taken
-    to be that of the CIFAR-10 training images, unless --set mean=... and --set std=... say otherwise.
+    Its normalisation is stored with the weights, so evaluate and predict apply it. A file of DynamicBlocks
+    holds neither its scheme nor its time grids: give them by --set. Its normalisation defaults to that of the
+    CIFAR-10 training images; --set mean=... and --set std=... override it.
 
     Examples:
 
@@ -47,7 +48,6 @@ def import_(
     from resode.cli.console import note
     from resode.training.recipe.reading import parse_overrides
 
-    choice("format", format_, (*interop.FORMATS, "dynamicblocks"))
     if out.suffix != ".safetensors":
         raise InputError(f"--out {out}: the file must end in .safetensors")
     if out.exists() and not force:
@@ -59,10 +59,10 @@ def import_(
     note(f"{out}: {model}, {tensors} tensors")
     assumed = conversion.card.training["imported"].get("normalisation")
     if assumed:
-        note(f"normalisation {assumed}; --set mean=[...] --set std=[...] give another")
+        note(f"normalisation {assumed}; --set mean=[...] --set std=[...] override it")
     if conversion.unused:
         names = ", ".join(conversion.unused)
         note(
-            f"not carried over, because the network never uses them ({len(conversion.unused)} tensors, "
+            f"not imported, because the network never uses them ({len(conversion.unused)} tensors, "
             f"{conversion.unused_parameters:,} parameters): {names}"
         )

@@ -1,6 +1,6 @@
-"""`resode list`: what there is, by name."""
+"""`resode list`: models, pretrained weights, recipes, fields, integrators and data, by name."""
 
-from enum import StrEnum
+from collections.abc import Iterable, Iterator
 from fnmatch import fnmatch
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -10,30 +10,22 @@ from resode.cli.options import PluginOption, load_plugins
 from resode.errors import InputError
 
 if TYPE_CHECKING:
-    pass
+    from rich.table import Table
 
-
-class Kind(StrEnum):
-    """What can be listed."""
-
-    models = "models"
-    recipes = "recipes"
-    fields = "fields"
-    integrators = "integrators"
-    data = "data"
+Rows = list[tuple[str, ...]]
 
 
 def list_(
     kind: Annotated[
-        Kind | None,
-        typer.Argument(metavar="[models|recipes|fields|integrators|data]", help="Left out: all kinds."),
+        Literal["models", "recipes", "fields", "integrators", "data"] | None,
+        typer.Argument(metavar="[KIND]", help="What to list (default: all)."),
     ] = None,
     pattern: Annotated[
         str | None, typer.Argument(metavar="[PATTERN]", help="Part of a name, or a pattern like 'he_*'.")
     ] = None,
     plugin: PluginOption = None,
 ) -> None:
-    """List models (with their cost) and shipped weights, recipes, fields, integrators, data.
+    """List models (with their cost) and pretrained weights, recipes, fields, integrators, data.
 
     Examples:
 
@@ -51,41 +43,32 @@ def list_(
     from resode.cli.console import out
 
     listings = {
-        Kind.models: _models,
-        Kind.recipes: _recipes,
-        Kind.fields: _fields,
-        Kind.integrators: _integrators,
-        Kind.data: _data,
+        "models": (_models, _pretrained),
+        "recipes": (_recipes,),
+        "fields": (_fields,),
+        "integrators": (_integrators,),
+        "data": (_data,),
     }
     found = False
-    for each in Kind if kind is None else (kind,):
-        tables = {str(each): listings[each](pattern)}
-        if each is Kind.models:
-            tables["shipped weights"] = _shipped(pattern)
-        for title, rows in tables.items():
-            if rows:
+    for each in listings if kind is None else (kind,):
+        for listing in listings[each]:
+            table = listing(pattern)
+            if table.row_count:
                 found = True
-                out.print(_table(title, rows))
+                out.print(table)
     if not found:
         raise InputError(f"nothing is called '{pattern}'; `resode list` shows all names")
 
 
-def _matches(name: str, pattern: str | None) -> bool:
-    return pattern is None or pattern in name or fnmatch(name, pattern)
+def _matching(names: Iterable[str], pattern: str | None) -> Iterator[str]:
+    return (name for name in names if pattern is None or pattern in name or fnmatch(name, pattern))
 
 
-def _table(title: str, rows: list[tuple[str, ...]]) -> object:
+def _table(rows: Rows, *heads: str) -> "Table":
+    """A table of names; columns of words are aligned to the left, those of formulas wrap."""
     from rich import box
     from rich.table import Table
 
-    heads = {
-        "models": (title, "parameters", "multiply-adds", "input", ""),
-        "shipped weights": (title, "test error", "data", "epochs", "seed", "size", "model"),
-        "recipes": (title, "epochs", "published error", ""),
-        "fields": (title, "f(y)", "N", ""),
-        "integrators": (title, "order", "one step", ""),
-        "data": (title, ""),
-    }[title]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     words, wraps = ("", "f(y)", "N", "one step", "model", "data"), ("", "one step")
     for number, head in enumerate(heads):
@@ -96,94 +79,88 @@ def _table(title: str, rows: list[tuple[str, ...]]) -> object:
     return table
 
 
-def _models(pattern: str | None) -> list[tuple[str, ...]]:
-    import torch
-
-    from resode import cost
+def _models(pattern: str | None) -> "Table":
+    from resode.analysis.costs import network_cost
     from resode.models import models
 
-    rows: list[tuple[str, ...]] = []
-    for name in models.names():
-        if not _matches(name, pattern):
-            continue
+    rows: Rows = []
+    for name in _matching(models.names(), pattern):
         entry = models.entry(name)
         if entry.shape is None or entry.required:
             rows.append((name, "", "", "", entry.summary))
             continue
-        with torch.device("meta"):
-            module = entry.build()
-        shape = "x".join(map(str, entry.shape))
-        counts = f"{cost.parameters(module):,}", f"{cost.multiply_adds(module, entry.shape) / 1e6:,.1f} M"
-        rows.append((name, *counts, shape, entry.summary))
-    return rows
+        cost, shape = network_cost(entry.build, entry.shape), "x".join(map(str, entry.shape))
+        work = f"{(cost.multiply_adds or 0) / 1e6:,.1f} M"
+        rows.append((name, f"{cost.parameters:,}", work, shape, entry.summary))
+    return _table(rows, "models", "parameters", "multiply-adds", "input", "")
 
 
-def _shipped(pattern: str | None) -> list[tuple[str, ...]]:
-    """Trained weights by name, which evaluate, predict, export, twist, analyze and --init take for a run."""
+def _pretrained(pattern: str | None) -> "Table":
+    """Weights that evaluate, predict, export, twist, analyze and --init take by name."""
     from resode import pretrained, weights
     from resode.quantities import count, percent, size
 
-    rows: list[tuple[str, ...]] = []
-    for name in pretrained.names():
-        if _matches(name, pattern) and (file := pretrained.file(name)) is not None:
-            card = weights.read_card(file)
-            told, model = card.training, card.specification
-            figures = percent(told.get("test_error")), str(told.get("data")), count(told.get("epochs"))
-            model_name = model.name if model else ""
-            rows.append((name, *figures, str(told.get("seed")), size(file.stat().st_size), model_name))
-    return rows
+    rows: Rows = []
+    for name in _matching(pretrained.names(), pattern):
+        file = pretrained.file(name)
+        assert file is not None
+        card = weights.read_card(file)
+        training, model = card.training, card.specification.name if card.specification else ""
+        figures = (
+            percent(training.get("test_error")),
+            str(training.get("data")),
+            count(training.get("epochs")),
+        )
+        rows.append((name, *figures, str(training.get("seed")), size(file.stat().st_size), model))
+    return _table(rows, "pretrained weights", "test error", "data", "epochs", "seed", "size", "model")
 
 
-def _recipes(pattern: str | None) -> list[tuple[str, ...]]:
+def _recipes(pattern: str | None) -> "Table":
     from resode.training import Experiment
     from resode.training.recipe.reading import recipes
 
-    rows: list[tuple[str, ...]] = []
-    for name in recipes():
-        if _matches(name, pattern):
-            experiment = Experiment.from_recipe(name)
-            published = experiment.about.published
-            error = f"{published.top1_error:.2f} %" if published else ""
-            rows.append((name, str(experiment.epochs), error, experiment.about.summary))
-    return rows
+    rows: Rows = []
+    for name in _matching(recipes(), pattern):
+        experiment = Experiment.from_recipe(name)
+        published = experiment.about.published
+        error = f"{published.top1_error:.2f} %" if published else ""
+        rows.append((name, str(experiment.epochs), error, experiment.about.summary))
+    return _table(rows, "recipes", "epochs", "published error", "")
 
 
-def _fields(pattern: str | None) -> list[tuple[str, ...]]:
+def _fields(pattern: str | None) -> "Table":
     from resode.fields import fields
 
-    rows: list[tuple[str, ...]] = []
-    for name in fields.names():
-        if _matches(name, pattern):
-            entry = fields.entry(name)
-            equation = "" if entry.required else entry.build().equation
-            equation, _, norm = equation.partition(", N = ")
-            rows.append((name, equation, norm.partition("(")[0] or "none", _about(entry.summary)))
-    return rows
+    rows: Rows = []
+    for name in _matching(fields.names(), pattern):
+        entry = fields.entry(name)
+        equation, _, norm = ("" if entry.required else entry.build().equation).partition(", N = ")
+        rows.append((name, equation, norm.partition("(")[0] or "none", _without_equation(entry.summary)))
+    return _table(rows, "fields", "f(y)", "N", "")
 
 
-def _integrators(pattern: str | None) -> list[tuple[str, ...]]:
+def _without_equation(summary: str) -> str:
+    """A summary without the equation that it begins with."""
+    equation, colon, rest = summary.partition(": ")
+    return rest if colon and "(" in equation else summary
+
+
+def _integrators(pattern: str | None) -> "Table":
     from resode.integrators import integrators
 
-    rows: list[tuple[str, ...]] = []
-    for name in integrators.names():
-        if not _matches(name, pattern):
-            continue
+    rows: Rows = []
+    for name in _matching(integrators.names(), pattern):
         entry = integrators.entry(name)
         if entry.required:
             rows.append((name, "", "", entry.summary))
         else:
             scheme = entry.build()
             rows.append((name, str(scheme.order or "-"), scheme.equation, entry.summary))
-    return rows
+    return _table(rows, "integrators", "order", "one step", "")
 
 
-def _about(summary: str) -> str:
-    """What a summary says beside the equation that stands at its beginning."""
-    equation, colon, rest = summary.partition(": ")
-    return rest if colon and "(" in equation else summary
-
-
-def _data(pattern: str | None) -> list[tuple[str, ...]]:
+def _data(pattern: str | None) -> "Table":
     from resode.data import sources
 
-    return [(name, sources.entry(name).summary) for name in sources.names() if _matches(name, pattern)]
+    rows: Rows = [(name, sources.entry(name).summary) for name in _matching(sources.names(), pattern)]
+    return _table(rows, "data", "")

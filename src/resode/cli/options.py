@@ -1,10 +1,10 @@
-"""Options that several commands share, and what they mean."""
+"""Options that several commands share."""
 
 import importlib.util
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -20,8 +20,8 @@ DataOption = Annotated[
     ),
 ]
 OnBadImageOption = Annotated[
-    str | None,
-    typer.Option("--on-bad-image", metavar="A", help="error, or skip (skipped images are listed)."),
+    Literal["error", "skip"] | None,
+    typer.Option("--on-bad-image", help="Stop at an image that cannot be decoded, or skip and list it."),
 ]
 PluginOption = Annotated[
     list[Path] | None,
@@ -31,7 +31,7 @@ PluginOption = Annotated[
         help="A Python file that registers models, fields, integrators or data; repeatable.",
     ),
 ]
-PrecisionOption = Annotated[str | None, typer.Option("--precision", metavar="P", help="fp32 or bf16.")]
+PrecisionOption = Annotated[Literal["fp32", "bf16"], typer.Option("--precision", help="Arithmetic.")]
 DeviceOption = Annotated[
     str | None, typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:1, ...")
 ]
@@ -43,20 +43,21 @@ TrainingPrecisionOption = Annotated[
     str | None, typer.Option("--precision", metavar="P", help="auto, fp32 or bf16.")
 ]
 CompileOption = Annotated[
-    str | None, typer.Option("--compile", metavar="C", help="auto, on or off (torch.compile).")
+    Literal["auto", "on", "off"] | None, typer.Option("--compile", help="torch.compile.")
 ]
 FreezeOption = Annotated[
-    str | None,
-    typer.Option("--compile", metavar="C", help="on or off: faster for many images, after some seconds."),
+    Literal["on", "off"],
+    typer.Option("--compile", help="Compile for inference: takes some seconds, pays for many images."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
+ForceOption = Annotated[bool, typer.Option("--force", help="Replace a file that exists.")]
 
 
 def load_plugins(files: Sequence[Path] | None) -> list[dict[str, str]]:
-    """Run the Python files that the user names, once each; they register what they bring.
+    """Run the Python files that the user names, once each; they register models, fields, ...
 
     Returns:
-        The path and SHA-256 of each, for the record.
+        Path and SHA-256 of each, for the record of a run.
     """
     loaded = []
     for number, file in enumerate(dict.fromkeys(file.expanduser().resolve() for file in files or ())):
@@ -78,8 +79,27 @@ def load_plugins(files: Sequence[Path] | None) -> list[dict[str, str]]:
     return loaded
 
 
-def choice(option: str, value: Any, allowed: Sequence[str]) -> Any:
-    """`value`, if it is one of `allowed`."""
-    if value is not None and value not in allowed:
-        raise InputError(f"{option} {value}: choose one of {', '.join(allowed)}")
-    return value
+def overrides(settings: Sequence[str] | None, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Overrides of a recipe by dotted path: those of --set, then the options that were given.
+
+    An option takes precedence over --set. `compile` may be "on" or "off".
+    """
+    from resode.training.recipe.reading import parse_overrides
+
+    given = {path: value for path, value in options.items() if value is not None}
+    if given.get("compile") in ("on", "off"):
+        given["compile"] = given["compile"] == "on"
+    return {**dict(parse_overrides(settings or ())), **given}
+
+
+def check_out(out: Path, force: bool) -> None:
+    """Refuse an --out that is no .safetensors file, lies among the files of a run, or exists."""
+    if out.suffix != ".safetensors":
+        raise InputError(f"--out {out}: the file must end in .safetensors")
+    from resode.training.optim.optimizers import state_file
+
+    if (out.parent / "experiment.yaml").is_file():
+        raise InputError(f"--out {out}: would lie among the files of a run; choose another folder")
+    for file in (out, state_file(out)):
+        if file.exists() and not force:
+            raise InputError(f"--out {file}: exists already; choose another name or add --force")

@@ -1,4 +1,4 @@
-"""`resode report`: a page about a run, or about a study."""
+"""`resode report`: a page about a run or a study."""
 
 from pathlib import Path
 from typing import Annotated
@@ -14,14 +14,14 @@ def report(
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", metavar="FILE", help="The page (default PATH/report.html, or beside the file)."
+            "--out", metavar="FILE", help="The page (default: PATH/report.html, or beside the file)."
         ),
     ] = None,
 ) -> None:
     """Print the result of a run or a study and write a self-contained page about it.
 
-    The page of a study (a folder of runs) has the error of every run, accuracy against cost, learning curves
-    and confusions, and says where protocols differ.
+    The page of a study (a folder of runs) shows the error of every run, accuracy against cost, learning
+    curves and confusions, and lists where protocols differ.
 
     Examples:
 

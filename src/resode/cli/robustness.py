@@ -1,9 +1,6 @@
-"""The robustness column: what `resode evaluate --robustness` and `--corruptions` measure and show."""
+"""`resode evaluate --robustness` and `--corruptions`: their options, and their results as tables."""
 
-import contextlib
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,160 +9,107 @@ from resode.errors import InputError
 
 if TYPE_CHECKING:
     from rich.table import Table
-    from torch import nn
 
     from resode.analysis.robustness import Row
-    from resode.data import Images
     from resode.data.corruptions import Corruptions
-    from resode.weights import Loaded, Preprocessing
+    from resode.inference import Evaluation
 
 RobustnessOption = Annotated[
     bool,
-    typer.Option("--robustness", help="Errors on rotated, scaled and attacked (FGSM, PGD) images, too."),
+    typer.Option("--robustness", help="Also the errors on rotated, scaled and attacked (FGSM, PGD) images."),
 ]
 CorruptionsOption = Annotated[
     str | None,
     typer.Option(
         "--corruptions",
         metavar="DATA",
-        help="Errors on CIFAR-10-C, too: its folder, or cifar10-c ($RESODE_DATA/CIFAR-10-C).",
+        help="Also the errors on CIFAR-10-C: its folder, or cifar10-c ($RESODE_DATA/CIFAR-10-C).",
     ),
 ]
 ImagesOption = Annotated[
     int | None,
-    typer.Option("--images", metavar="N", min=1, help="How many images these two take (default: all)."),
+    typer.Option(
+        "--images", metavar="N", min=1, help="Images for --robustness and --corruptions (default: all)."
+    ),
 ]
 
 
 def check(
-    robustness: bool,
-    corruptions: str | None,
-    number: int | None,
-    precision: str | None,
-    compile_: str | None,
+    robustness: bool, corruptions: str | None, number: int | None, precision: str, compile_: str
 ) -> None:
-    """Refuse what does not go together."""
+    """Refuse options that exclude each other."""
     if number is not None and not robustness and corruptions is None:
-        raise InputError(
-            "--images: goes with --robustness or --corruptions; the error itself is of all images"
-        )
+        raise InputError("--images: needs --robustness or --corruptions; the plain error is over all images")
     if robustness and compile_ == "on":
-        raise InputError("--compile on: a frozen network has no gradient to attack; leave --compile out")
+        raise InputError("--compile on: a frozen network has no gradient to attack; drop --compile")
     if robustness and precision == "bf16":
-        raise InputError("--precision bf16: attacks by rounded gradients are weaker; leave --precision out")
+        raise InputError("--precision bf16: attacks by rounded gradients are weaker; drop --precision")
 
 
-def opened(source: str, preprocessing: "Preprocessing") -> "Corruptions":
-    """The arrays of CIFAR-10-C, labelled in the network's order of classes."""
-    from resode.cli.evaluate import places
-    from resode.data import corruptions
+def opened(source: str, path: str) -> "Corruptions":
+    """The arrays of CIFAR-10-C, labelled in the order of classes of the weights at `path`."""
+    from resode import weights
+    from resode.analysis.robustness_record import opened
+    from resode.cli.console import note
+    from resode.training.records.locations import weights_file
 
-    takes = (*preprocessing.size, preprocessing.channels)
-    if takes != corruptions.SHAPE:
-        raise InputError(
-            f"--corruptions: images of 32x32x3, but the network takes {'x'.join(map(str, takes))}"
-        )
-    found = corruptions.read(source)
-    order = places(corruptions.NAME, corruptions.CLASSES, preprocessing.classes)
-    return replace(found, labels=order[found.labels])
+    arrays, line = opened(source, weights.read_card(weights_file(path)).preprocessing)
+    if line:
+        note(line)
+    return arrays
 
 
-def changed(
-    module: "Loaded", images: "Images", number: int | None, batch_size: int, *, show: bool
-) -> dict[str, Any]:
-    """Errors on rotated, scaled and attacked images, as a record; shown, too, where asked."""
+def changed(found: "Evaluation", number: int | None, batch_size: int, *, show: bool) -> dict[str, Any]:
+    """Errors on rotated, scaled and attacked images, as JSON; `show` prints them."""
     from resode.analysis import robustness as analysis
-    from resode.cli.console import out, say
+    from resode.analysis.robustness_record import changed_errors
+    from resode.cli.console import out, say, waiting
 
-    some = analysis.random_subset(images, number)
-    network = analysis.Preprocessed(module, module.preprocessing)
-    with waiting(f"robustness on {len(some):,} images") as on_progress:
-        rows = analysis.robustness(network, some, batch_size=batch_size, on_progress=on_progress)
-    record = {
-        "images": len(some),
-        "of": len(images),
-        "norm": "Linf",
-        "pgd": {"steps": analysis.STEPS, "step": analysis.STEP, "start": "random", "seed": analysis.SEED},
-        "rows": [asdict(row) for row in rows],
-    }
+    count = min(number or len(found.images), len(found.images))
+    with waiting(f"robustness on {count:,} images") as on_progress:
+        errors = changed_errors(found, number=number, batch_size=batch_size, on_progress=on_progress)
     if show:
         how = f"{analysis.STEPS} steps of {analysis.STEP:g} eps from a random start, seed {analysis.SEED}"
-        say(f"robustness, {len(some):,} of {len(images):,} images; eps in L-infinity; PGD: {how}")
-        out.print(_changes(rows))
-    return record
+        say(f"robustness, {errors.images:,} of {errors.of:,} images; eps in L-infinity; PGD: {how}")
+        out.print(_changes(errors.rows))
+    return errors.record()
 
 
 def corrupted(
-    network: "nn.Module",
-    module: "Loaded",
-    found: "Corruptions",
+    found: "Evaluation",
+    arrays: "Corruptions",
     number: int | None,
     precision: str,
     batch_size: int,
     *,
     show: bool,
 ) -> dict[str, Any]:
-    """Errors on the arrays of CIFAR-10-C, as a record; shown, too, where asked."""
-    from resode.analysis import robustness as analysis
-    from resode.cli.console import note, out, say
-    from resode.data.corruptions import FOLDER, STANDARD
+    """Errors on the arrays of CIFAR-10-C, as JSON; `show` prints them."""
+    from resode.analysis.robustness_record import corrupted_errors
+    from resode.cli.console import note, out, say, waiting
+    from resode.data.corruptions import FOLDER
 
-    of_pixels = analysis.Preprocessed(network, module.preprocessing)
-    of = len(found.labels)
-    some = min(number or of, of)
-    with waiting(f"{FOLDER}, {len(found.pixels)} x 5 x {some:,} images") as on_progress:
-        errors = analysis.corruption_errors(
-            of_pixels,
-            found,
-            number=number,
-            batch_size=batch_size,
-            precision=precision,
-            on_progress=on_progress,
+    count = min(number or len(arrays.labels), len(arrays.labels))
+    with waiting(f"{FOLDER}, {len(arrays.pixels)} x 5 x {count:,} images") as on_progress:
+        result = corrupted_errors(
+            found, arrays, number=number, batch_size=batch_size, precision=precision, on_progress=on_progress
         )
-    mean = analysis.mean_error(errors)
-    if missing := [name for name in STANDARD if name not in errors]:
-        note(f"{found.folder}: lacks {', '.join(missing)}; the mean is of all fifteen, so there is none")
+    if result.missing:
+        lacks = ", ".join(result.missing)
+        note(f"{result.folder}: lacks {lacks}; no mean is shown, because it is over all fifteen")
     if show:
-        say(f"{FOLDER}, {some:,} of {of:,} images of each severity, top-1 error")
-        out.print(_corruptions(errors, mean))
-    return {"folder": str(found.folder), "images": some, "of": of, "errors": errors, "mean": mean}
-
-
-@contextlib.contextmanager
-def waiting(what: str) -> Iterator[Callable[[float], None]]:
-    """Told the share that is done, says on stderr how long the rest takes: a bar, or a line now and then."""
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-    from resode.cli.console import err, note
-    from resode.quantities import roughly
-
-    if err.is_terminal:
-        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=err, transient=True) as bar:
-            task = bar.add_task(what, total=1.0)
-            yield lambda share: bar.update(task, completed=share)
-        return
-    begin = time.monotonic()
-    due = begin + 5
-
-    def tell(share: float) -> None:
-        nonlocal due
-        now = time.monotonic()
-        if now > due and share < 1:
-            due = now + 60
-            note(f"{what}: {share:.0%} done, about {roughly((now - begin) * (1 / share - 1))} to go")
-
-    yield tell
-
-
-# ---------------------------------------------------------------- tables
+        say(f"{FOLDER}, {result.images:,} of {result.of:,} images of each severity, top-1 error")
+        out.print(_corruptions(result.errors, result.mean))
+    return result.record()
 
 
 def _changes(rows: "Sequence[Row]") -> "Table":
-    table = _table("", "", "top-1 error")
+    from resode.cli.console import table
+
+    shown = table("", "", "top-1 error")
     for row in rows:
-        table.add_row(row.change, _amount(row.change, row.amount), f"{row.top1_error:.2f} %")
-    return table
+        shown.add_row(row.change, _amount(row.change, row.amount), f"{row.top1_error:.2f} %")
+    return shown
 
 
 def _amount(change: str, amount: float) -> str:
@@ -174,22 +118,13 @@ def _amount(change: str, amount: float) -> str:
 
 
 def _corruptions(errors: Mapping[str, Sequence[float]], mean: float | None) -> "Table":
+    from resode.cli.console import table
     from resode.data.corruptions import SEVERITIES, STANDARD
 
-    table = _table("severity", *map(str, range(1, SEVERITIES + 1)), "mean")
+    shown = table("severity", *map(str, range(1, SEVERITIES + 1)), "mean")
     for name, row in errors.items():
         label = name if name in STANDARD else f"{name} (extra)"
-        table.add_row(label, *(f"{error:.2f} %" for error in (*row, sum(row) / len(row))))
+        shown.add_row(label, *(f"{error:.2f} %" for error in (*row, sum(row) / len(row))))
     if mean is not None:
-        table.add_row("the fifteen standard ones", *[""] * SEVERITIES, f"{mean:.2f} %", style="bold")
-    return table
-
-
-def _table(*heads: str) -> "Table":
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for number, head in enumerate(heads):
-        table.add_column(head, justify="right" if number else "left", no_wrap=True)
-    return table
+        shown.add_row("the fifteen standard ones", *[""] * SEVERITIES, f"{mean:.2f} %", style="bold")
+    return shown

@@ -3,11 +3,9 @@
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-
-from resode.cli.options import choice
 
 if TYPE_CHECKING:
     from resode.study import Job, Progress, Study
@@ -16,24 +14,23 @@ if TYPE_CHECKING:
 def study(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The study: a YAML file.")],
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="Where its runs lie (default studies/NAME).")
+        Path | None, typer.Option("--out", metavar="DIR", help="Folder of its runs (default: studies/NAME).")
     ] = None,
     jobs: Annotated[
         int,
         typer.Option(
-            "--jobs", metavar="N", min=0, help="Runs at a time (0: one for each core; what a cluster lets)."
+            "--jobs", metavar="N", min=0, help="Runs at a time (0: one per core, or what the cluster allows)."
         ),
     ] = 0,
     executor: Annotated[
-        str | None,
+        Literal["slurm", "local"] | None,
         typer.Option(
             "--executor",
-            metavar="E",
-            help="slurm: submit each run as a job, and return. local: so on this machine, to try it.",
+            help="slurm: submit each run as a job and return; local: the same on this machine, for a trial.",
         ),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="List the runs, and which are finished; train nothing.")
+        bool, typer.Option("--dry-run", help="List the runs and their states; train nothing.")
     ] = False,
 ) -> None:
     """Train every arm of a study with every seed, then compare them.
@@ -46,15 +43,15 @@ def study(
         arms: {plain: {}, wide: {set: {model.widths: [32, 64, 128]}}}
         seeds: [0, 1, 2]
 
-    `choose: validation` names the arm of the least error on held-out images; its runs never see test images.
-    Stopped or killed, the same command goes on; what is finished is not repeated.
+    `choose: validation` prints the arm with the smallest error on held-out images; no run sees test images.
+    After an interruption the same command continues; finished runs are not repeated.
 
-    On a SLURM cluster (`--executor slurm`) the section `slurm` says what a run asks for:
+    On a SLURM cluster (`--executor slurm`) the section `slurm` gives the resources of a run:
 
         slurm: {partition: gpu, minutes: 240, gpus: 1, cpus: 8, memory: 32G}
 
-    beside account, qos, setup (a list of shell commands) and sbatch (its other options). The same command
-    shows how the jobs stand, submits again what ended early, and compares what is finished.
+    and account, qos, setup (a list of shell commands) and sbatch (other options of sbatch). The same command
+    shows the state of the jobs, resubmits those that ended early, and compares finished runs.
 
     Examples:
 
@@ -68,7 +65,6 @@ def study(
 
     \f
     """
-    choice("--executor", executor, ("slurm", "local"))
     from resode.study import read
 
     plan = read(file)
@@ -93,7 +89,7 @@ def study(
     except ResodeError:
         try:
             _compare(plan, planned, folder)
-        except ResodeError as error:  # what stopped the study is told first
+        except ResodeError as error:  # the error that stopped the study matters more
             note(f"not compared: {error}")
         raise
     _compare(plan, planned, folder)
@@ -102,16 +98,18 @@ def study(
 def _execute(plan: "Study", planned: "tuple[Job, ...]", folder: Path, jobs: int) -> None:
     from resode.cli.console import note
     from resode.study import cluster, execute
-    from resode.study.execution import unfinished
+    from resode.study.execution import default_parallel, unfinished
 
     cluster.refuse_queued(planned, folder)
     left = unfinished(planned, folder)
-    parallel = jobs or _parallel(left)
+    parallel = jobs or default_parallel(left)
     note(f"{plan.name}: {len(planned)} runs in {folder}, {left} to do, {parallel} at a time")
     execute(planned, folder, parallel=parallel, progress=_narrator(), study=plan)
 
 
-def _submit(plan: "Study", planned: "tuple[Job, ...]", folder: Path, jobs: int, executor: Any) -> None:
+def _submit(
+    plan: "Study", planned: "tuple[Job, ...]", folder: Path, jobs: int, executor: Literal["slurm", "local"]
+) -> None:
     from resode.cli.console import note
     from resode.study import cluster
 
@@ -119,16 +117,7 @@ def _submit(plan: "Study", planned: "tuple[Job, ...]", folder: Path, jobs: int, 
         planned, folder, plan.slurm, name=plan.name, executor=executor, parallel=jobs, report=note, study=plan
     )
     if any(each.state != "finished" for each in found):
-        note("the jobs go on by themselves; the same command shows them, and compares what is finished")
-
-
-def _parallel(left: int) -> int:
-    """One run a core, each on one thread, does more than one on all; a GPU is not shared unasked."""
-    import torch
-
-    from resode.study.execution import cores
-
-    return 1 if torch.cuda.is_available() else max(1, min(left, cores()))
+        note("the jobs run in the background; the same command shows them and compares finished runs")
 
 
 def _list(plan: "Study", planned: "tuple[Job, ...]", folder: Path, executor: str | None) -> None:
@@ -147,40 +136,30 @@ def _list(plan: "Study", planned: "tuple[Job, ...]", folder: Path, executor: str
 
 
 def _compare(plan: "Study", planned: "tuple[Job, ...]", folder: Path) -> None:
-    """Show what is finished; write it beside the runs."""
-    from resode import atomic
-    from resode import report as reports
+    """Show the comparison of finished runs, and write it beside them."""
     from resode.cli.compare import show
     from resode.cli.console import note, say
-    from resode.report import tables
+    from resode.report import outcome
     from resode.study.execution import unfinished
 
-    if not reports.is_study(folder):
-        return
-    study = reports.read_study(folder).of_runs({folder / job.folder for job in planned})
-    found = study.comparison
+    found = outcome.write(folder, {folder / job.folder for job in planned})
     if found is None:
         return
-    show(found)
-    atomic.write_text(folder / "comparison.md", tables.as_markdown(found))
-    atomic.write_text(folder / "comparison.csv", tables.as_csv(found))
-    page = reports.write_study(study)
+    show(found.comparison)
     left = unfinished(planned, folder)
     if left:
-        note(f"{left} of {len(planned)} runs are not finished; the same command goes on")
-    if plan.choose is not None and not left:
-        best = min(found.rows, key=lambda row: row.validation.mean if row.validation else float("inf"))
-        if best.validation is not None:
-            seen = any(row.test is not None for row in found.rows)
-            say(
-                f"chosen on the held-out images: {best.name} ({best.validation.mean:.2f} % validation error, "
-                f"{best.validation.n} seeds)" + ("" if seen else "; no run has seen the test images")
-            )
-    note(f"table: {folder / 'comparison.md'}, {folder / 'comparison.csv'}; report: {page}")
+        note(f"{left} of {len(planned)} runs are not finished; the same command continues")
+    best = found.best_on_validation if plan.choose is not None and not left else None
+    if best is not None and best.validation is not None:
+        say(
+            f"chosen on the held-out images: {best.name} ({best.validation.mean:.2f} % validation error, "
+            f"{best.validation.n} seeds)" + ("" if found.test_seen else "; no run has seen the test images")
+        )
+    note(f"table: {found.markdown}, {found.csv}; report: {found.page}")
 
 
 def _narrator() -> "Progress":
-    """Progress on stderr, a line a run."""
+    """Prints the progress of a study on stderr, a line per event."""
     from resode.cli.console import note
     from resode.quantities import duration
     from resode.study import Progress

@@ -1,8 +1,7 @@
-"""`resode train`: train a network as a recipe says."""
+"""`resode train`: train a network from a recipe."""
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -14,8 +13,8 @@ from resode.cli.options import (
     PluginOption,
     SettingsOption,
     TrainingPrecisionOption,
-    choice,
     load_plugins,
+    overrides,
 )
 from resode.errors import InputError
 
@@ -32,20 +31,18 @@ def train(
     on_bad_image: OnBadImageOption = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", metavar="DIR", help="The run directory (default runs/RECIPE-seedN)."),
+        typer.Option("--out", metavar="DIR", help="The run directory (default: runs/RECIPE-seedN)."),
     ] = None,
     init: Annotated[
         Path | None, typer.Option("--init", metavar="FILE", help="Weights to start from (.safetensors).")
     ] = None,
     seed: Annotated[
-        int | None, typer.Option("--seed", metavar="N", help="Decides weights, order, augmentation.")
+        int | None, typer.Option("--seed", metavar="N", help="Seed of weights, order and augmentation.")
     ] = None,
     settings: SettingsOption = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in the directory, from any step.")
-    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in the directory.")] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Do two batches; estimate time and memory; write nothing.")
+        bool, typer.Option("--dry-run", help="Run two batches, estimate time and memory, write nothing.")
     ] = False,
     device: DeviceOption = None,
     precision: TrainingPrecisionOption = None,
@@ -55,18 +52,18 @@ def train(
         typer.Option(
             "--memory-budget",
             metavar="B",
-            help="Bytes of a training step, e.g. 600MB: do steps again to fit.",
+            help="Memory of a training step, e.g. 600MB: recompute activations to fit.",
         ),
     ] = None,
     track: Annotated[
-        str | None,
-        typer.Option("--track", metavar="T", help="tensorboard: events of the run, in RUN/tensorboard."),
+        Literal["tensorboard"] | None,
+        typer.Option("--track", help="Write events of the run to RUN/tensorboard."),
     ] = None,
     plugin: PluginOption = None,
 ) -> None:
-    """Train a network as a recipe says, on real data, and leave a run directory.
+    """Train a network from a recipe and write a run directory.
 
-    Ctrl-C saves and stops; `--resume` goes on from that very step.
+    Ctrl-C saves and stops; `--resume` continues from that step.
 
     Examples:
 
@@ -96,33 +93,22 @@ def train(
     from resode.training import Experiment
     from resode.training.records.locations import weights_file
 
-    choice("--compile", compile_, ("auto", "on", "off"))
-    choice("--track", track, ("tensorboard",))
     options = {
-        "data.source": None if data is None else data,
-        "data.on_bad_image": choice("--on-bad-image", on_bad_image, ("error", "skip")),
+        "data.source": data,
+        "data.on_bad_image": on_bad_image,
         "seed": seed,
         "device": device,
         "precision": precision,
         "memory_budget": memory_budget,
-        "compile": {"on": True, "off": False}.get(compile_ or "", compile_),
+        "compile": compile_,
         "init.path": None if init is None else str(weights_file(init)),
         "plugins": plugins or None,
     }
-    pairs = _overrides(settings or (), options)
-    experiment = Experiment.from_recipe(recipe, pairs)
+    experiment = Experiment.from_recipe(recipe, overrides(settings, options))
     if dry_run:
         _dry_run(experiment)
     else:
         _train(experiment, out, resume, track)
-
-
-def _overrides(settings: Sequence[str], options: Mapping[str, Any]) -> dict[str, Any]:
-    """All overrides by dotted path; an option of its own wins over --set."""
-    from resode.training.recipe.reading import parse_overrides
-
-    given = {path: value for path, value in options.items() if value is not None}
-    return {**dict(parse_overrides(settings)), **given}
 
 
 def _train(experiment: "Experiment", out: Path | None, resume: bool, track: str | None) -> None:

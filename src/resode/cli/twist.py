@@ -1,27 +1,24 @@
 """`resode twist`: the convolutions of a trained network, or of a new one, twisted."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from resode.cli.models import names_a_model, new_model
-from resode.cli.options import PluginOption, load_plugins
+from resode.cli.options import ForceOption, PluginOption, check_out, load_plugins
 from resode.errors import InputError
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from resode.weights import Card
 
 
 def twist(
     path: Annotated[
-        str, typer.Argument(metavar="RUN_OR_MODEL", help="A run, a checkpoint, a .safetensors file, a model.")
+        str,
+        typer.Argument(
+            metavar="RUN_OR_MODEL", help="A run, a checkpoint, a .safetensors file, or the name of a model."
+        ),
     ],
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The .safetensors file to write.")],
     stages: Annotated[
-        str | None, typer.Option("--stages", metavar="LIST", help="Which stages, like 1,2; all if left out.")
+        str | None, typer.Option("--stages", metavar="LIST", help="Which stages, like 1,2 (default: all).")
     ] = None,
     where: Annotated[
         list[str] | None,
@@ -32,23 +29,26 @@ def twist(
     tie: Annotated[
         str, typer.Option("--tie", help="How the kernels are tied: conformal, free, odd, saddle, mixed.")
     ] = "conformal",
-    degree: Annotated[int, typer.Option("--degree", help="Of the polynomials in the coordinates.")] = 1,
+    degree: Annotated[int, typer.Option("--degree", help="Degree of the polynomials in X and Y.")] = 1,
     coordinates: Annotated[
         str, typer.Option("--coordinates", help="centred, per-axis, or published (not centred).")
     ] = "centred",
     form: Annotated[
         str,
-        typer.Option("--form", help="separate (bit for bit at first), stacked, fused, generated, or auto."),
+        typer.Option(
+            "--form",
+            help="How it is computed: separate (at first bit for bit the old network), stacked, fused, "
+            "generated, or auto.",
+        ),
     ] = "auto",
-    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+    force: ForceOption = False,
     plugin: PluginOption = None,
 ) -> None:
     """Twist convolutions: K u becomes K u + X (Wx u) + Y (Wy u), which can rotate and scale an image.
 
-    X and Y are the coordinates of a pixel; Wx and Wy are zero at first, so that the network computes what it
-    did. Left out, --stages and --where mean every 3x3 convolution. Of a run with a checkpoint the
-    optimizer's state comes along, in FILE.optimizer.safetensors: train on with `--init FILE --set
-    init.optimizer=true`.
+    X and Y are the coordinates of a pixel. Wx and Wy are zero at first, so the network computes what it did
+    before. Default: every 3x3 convolution. The optimizer state of a run is carried over to
+    FILE.optimizer.safetensors: continue training with `--init FILE --set init.optimizer=true`.
 
     Examples:
 
@@ -61,7 +61,6 @@ def twist(
     \f
     """
     load_plugins(plugin)
-    from resode.cli.regrid import refuse_place
     from resode.operators.twist import check_twist
 
     check_twist(tie, degree, coordinates, form)
@@ -69,49 +68,12 @@ def twist(
     if any(not str(part).isdecimal() for part in chosen) or (stages is not None and not chosen):
         raise InputError(f"--stages {stages}: numbers with commas between, like 1,2")
     chosen += where or []
-    refuse_place(out, force)
-    from resode import weights
+    check_out(out, force)
     from resode.cli.console import note, say
-    from resode.models import created_as
-    from resode.models import twist as twisted_copy
-    from resode.models.twisting import explain
-    from resode.training.optim import optimizers
-    from resode.training.setup.changes import with_zeros
+    from resode.training.setup.surgery import twist_file
 
-    model, card, state = _read(path, out)
     options = {"tie": tie, "degree": degree, "coordinates": coordinates, "form": form}
-    made = twisted_copy(model, chosen or None, **options)
-    described = created_as(made)
-    if described is None:
-        raise InputError(f"{path}: holds a module that is no registered model; twist it by resode.twist")
-    how = f"from {path}, tie {tie}, degree {degree}"
-    weights.save(made, out, card.of_changed(weights.Specification(*described), "twisted", how))
-    beside = optimizers.state_file(out)
-    beside.unlink(missing_ok=True)
-    if state:
-        optimizers.write_state(out, optimizers.carry_state(state, with_zeros(made)))
-    for line in explain(model, made, (card.preprocessing.channels, *card.preprocessing.size)):
+    done = twist_file(path, out, where=chosen or None, **options)
+    for line in done.changes:
         say(line)
-    note(f"{out}: written" + (f", with {beside.name}" if state else ", without an optimizer's state"))
-
-
-def _read(path: str, out: Path) -> "tuple[nn.Module, Card, dict[str, Tensor]]":
-    """The network, its card, and the state of its optimizer where there is one."""
-    from resode import weights
-    from resode.models import created_as
-    from resode.training.records.locations import locate
-
-    if names_a_model(path):
-        module, (channels, height, width) = new_model(path)
-        names = tuple(map(str, range(10)))
-        preprocessing = weights.Preprocessing(
-            (0.5,) * channels, (0.25,) * channels, (height, width), channels, names
-        )
-        made = created_as(module)
-        assert made is not None
-        return module, weights.Card(weights.Specification(*made), preprocessing, {"new": True}), {}
-    source = locate(path)
-    if out.exists() and Path(path).exists() and out.samefile(source.weights):
-        raise InputError(f"--out {out}: is the file that is read; choose another name")
-    loaded = weights.load(source.weights)
-    return loaded, loaded.card, dict(source.optimizer)
+    note(done.written(out))

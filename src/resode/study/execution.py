@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+import torch
+
 from resode import atomic
 from resode.errors import (
     DivergenceError,
@@ -181,6 +183,14 @@ def _start(job: Job, out: Path, parallel: int) -> _Running:
 def cores() -> int:
     """Number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def default_parallel(left: int) -> int:
+    """How many of `left` runs to train at a time: one on a GPU, else one per core.
+
+    On a CPU, many runs of one thread each train more images a second than one run on all cores.
+    """
+    return 1 if torch.cuda.is_available() else max(1, min(left, cores()))
 
 
 def _threads(parallel: int) -> int:

@@ -1,0 +1,58 @@
+"""Networks by name: what a word on the command line stands for besides the path of a run.
+
+A registered model (`he_resnet20`) stands for a network with new weights, the same at each call.
+"""
+
+from pathlib import Path
+from typing import cast
+
+import torch
+
+from resode import pretrained, weights
+from resode.errors import InputError
+from resode.models import create, created_as, models
+from resode.training.recipe import reading
+
+SEED = 0  # of new weights
+CLASSES = tuple(map(str, range(10)))
+
+
+def is_model(name: str) -> bool:
+    """Whether `name` is a registered model that needs no options, and not a path that exists."""
+    try:
+        return not Path(name).exists() and not models.entry(name).required
+    except InputError:
+        return False
+
+
+def new_network(name: str) -> weights.Loaded:
+    """A registered model with new weights (seed 0), with a card like that of a weights file.
+
+    Its preprocessing is (x - 0.5) / 0.25, its classes are called 0 to 9.
+
+    Raises:
+        InputError: no such model, or one that needs options.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        module = cast(weights.Loaded, create(name))
+    channels, height, width = models.entry(name).shape or (3, 32, 32)
+    preprocessing = weights.Preprocessing(
+        (0.5,) * channels, (0.25,) * channels, (height, width), channels, CLASSES
+    )
+    made = created_as(module)
+    assert made is not None  # `create` made it
+    card = weights.Card(weights.Specification(*made), preprocessing, {"new": True})
+    module.card, module.preprocessing = card, preprocessing
+    return module
+
+
+def weights_rather_than_recipe(name: str) -> Path | None:
+    """The weights file that `name` stands for where a recipe is expected; None for a recipe or a run.
+
+    It is a .safetensors file, or pretrained weights whose name no recipe has.
+    """
+    path = Path(name)
+    if path.suffix == ".safetensors" and not path.is_dir():
+        return path
+    return None if path.exists() or name in reading.recipes() else pretrained.file(name)
