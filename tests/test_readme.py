@@ -1,6 +1,6 @@
 """README and the documentation run as printed; their figures are those of the records.
 
-Commands in a `console` block and Python blocks run, page by page, from top to bottom. Commands on CIFAR-10 need
+Commands in `console` blocks and Python blocks run, page by page, from top to bottom. Those on CIFAR-10 need
 real data; trainings on it run as dry runs. Blocks without a language are not run.
 """
 
