@@ -1,11 +1,11 @@
-"""A field and an integrator of your own.
+"""Your own field and integrator.
 
 resode train quickstart-parabolic --plugin examples/plugin.py --set model.name=dynamic \\
     --set "model.stages=[{width: 16, field: reaction_diffusion, integrator: ralston, states: 3}]"
 
-Both are frozen dataclasses that are registered by a name; recipes, weights files, `resode list` and every
-command that is given `--plugin` know them from then on. `resode.integrators.runge_kutta` would build this
-scheme from its tableau alone; it is written out here to show what an integrator says of itself.
+Both are frozen dataclasses, registered by name; recipes, weights files, `resode list` and every command with
+`--plugin` can use them. `resode.integrators.runge_kutta` builds the same scheme from its tableau; it is
+written out here to show what an integrator declares.
 """
 
 from dataclasses import dataclass
@@ -23,15 +23,15 @@ from resode.integrators.base import Carry, Coefficients, RightHandSide
 @fields.register("reaction_diffusion", summary="d Laplace y + tanh(R y + b): spreads and reacts")
 @dataclass(frozen=True)
 class ReactionDiffusion(Field):
-    """f(y) = d Laplace y + tanh(R y + b), d >= 0 for each channel, R a mixing of channels.
+    """f(y) = d Laplace y + tanh(R y + b), with d >= 0 for each channel and R a 1x1 convolution.
 
-    A. M. Turing, The chemical basis of morphogenesis, Phil. Trans. R. Soc. B 237 (1952); as a reading of
-    residual networks: Haber et al. 2019, arXiv:1903.02639. The Laplacian is the five-point stencil with
-    y = 0 outside the image, its eigenvalues lie in (-8, 0): the step must keep 8 d h within the scheme's
-    stability interval.
+    A. M. Turing, The chemical basis of morphogenesis, Phil. Trans. R. Soc. B 237 (1952); for residual
+    networks: Haber et al. 2019, arXiv:1903.02639. The Laplacian is the five-point stencil with
+    y = 0 outside the image. Its eigenvalues lie in (-8, 0), so 8 d h must stay within the stability
+    interval of the scheme.
 
     Args:
-        diffusion: the initial d.
+        diffusion: initial value of d.
     """
 
     diffusion: float = 0.1
@@ -88,5 +88,5 @@ class Ralston(FixedStep):
         return (y + s.h / 4 * (k1 + 3 * k2),)
 
     def growth(self, z: complex) -> float:
-        """|1 + z + z^2/2|, as of any scheme of order 2 with two stages."""
+        """|1 + z + z^2/2|, the same for every two-stage scheme of order 2."""
         return abs(1 + z + z**2 / 2)

@@ -1,12 +1,12 @@
-"""ResNet-1202 trained on CIFAR-10 within a memory budget: the first iterations, and what they cost.
+"""ResNet-1202 trained on CIFAR-10 within a memory budget: the first iterations and their cost.
 
     python experiments/deep.py [--budget 600MB] [--batch 32] [--iterations 200] [--out runs/deep] [--record]
 
 The recipe is `he2016/resnet1202` (19,421,274 parameters) with another batch size and residual branches that
-start from zero (`model.zero_init`): with the paper's initial weights the loss of the first hundred iterations
-at batch 32 jumps up to 140. The run is a common one (`resode train --resume --out DIR` would go on with it),
-stopped after so many iterations. Every iteration's loss and time goes to DIR-losses.csv; a run that was
-interrupted goes on. `--record` writes results/resnet1202.json.
+start at zero (`model.zero_init`): with the paper's initial weights, the loss in the first hundred iterations
+at batch 32 reaches 140. It is an ordinary run (`resode train --resume --out DIR` continues it), stopped after
+the given number of iterations. Loss and time of every iteration go to DIR-losses.csv; an interrupted run is
+resumed. `--record` writes results/resnet1202.json.
 """
 
 import argparse
@@ -31,7 +31,7 @@ HERE = Path(__file__).resolve().parent.parent
 
 
 class Watching(Observer):
-    """Writes each iteration's loss, and asks for a stop after the last."""
+    """Write the loss of each iteration, and stop after the last one."""
 
     def __init__(self, file: Path, iterations: int) -> None:
         self.file, self.iterations, self.steps = file, iterations, 0
@@ -55,7 +55,7 @@ class Watching(Observer):
 
 
 def losses(file: Path) -> list[tuple[int, float, float]]:
-    """Iteration, loss and seconds; of an iteration that was done twice the later."""
+    """Iteration, loss and seconds; the later ones where an iteration ran twice."""
     if not file.exists():
         return []
     with file.open(encoding="utf-8") as lines:
@@ -64,11 +64,11 @@ def losses(file: Path) -> list[tuple[int, float, float]]:
 
 
 def record(out: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """All that is to be known of the run."""
+    """The record of the run."""
     experiment = Run(out).read_experiment()
     assert experiment.model is not None
     network = create(experiment.model.name, **experiment.model.options)
-    _, told = fitted(experiment.replace(gradients=None), network, (3, 32, 32))
+    _, choice = fitted(experiment.replace(gradients=None), network, (3, 32, 32))
     rows = losses(out.parent / f"{out.name}-losses.csv")
     values = [loss for _, loss, _ in rows]
     tenth = max(1, len(values) // 10)
@@ -80,13 +80,13 @@ def record(out: Path, options: argparse.Namespace) -> dict[str, Any]:
         "loss_last_tenth": round(statistics.mean(values[-tenth:]), 4),
         "losses": [round(value, 4) for value in values],
         "seconds_an_iteration": round(statistics.median(seconds for *_, seconds in rows), 3),
-        "told": told,
+        "memory": choice,
         "environment": json.loads((out / "environment.json").read_text(encoding="utf-8")),
     }
 
 
 def main() -> None:
-    """Run, or go on, and record."""
+    """Run or resume, then record."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

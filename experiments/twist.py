@@ -5,19 +5,20 @@
     python experiments/twist.py --record             also writes results/twist.json
 
 Each run is `resode train short/resnet20 --data cifar10 --set data.validation=0` (10 epochs, all 50,000
-training images) of another network; a run that was stopped goes on, one that is finished is not repeated.
-Scored are the last weights, on the 10,000 test images as they are, and rotated by up to 30 degrees and scaled
-by 0.7 to 1.3 (`cifar10-warped`), which no network saw in training.
+training images) with another network; interrupted runs are resumed, finished ones are not repeated. The
+final weights are evaluated on the 10,000 test images, and on the same images rotated by up to 30 degrees and
+scaled by 0.7 to 1.3 (`cifar10-warped`), which no network saw in training.
 
     plain       ResNet-20 (He et al. 2016)
-    wider       the same, of as many parameters as the conformal twist
-    widest      the same, of as many multiply-adds as both twists, and as many parameters as the free one
+    wider       the same with as many parameters as the conformal twist
+    widest      the same with as many multiply-adds as both twists, and as many parameters as the free one
     conformal   ResNet-20, every 3x3 convolution twisted, Wy tied to Wx: scaling and rotation
     free        ResNet-20, every 3x3 convolution twisted, Wx and Wy free
 
-An effect is the error of an arm less that of the plain network, in points. With two seeds or more its 95 %
-interval is Student's over the seeds' differences. With one seed it is over the test images only, from those
-that one network has right and the other wrong (McNemar): it does not know how much seeds differ.
+An effect is the error of an arm minus that of the plain network, in points. With two seeds or more, its 95 %
+interval is Student's over the paired differences. With one seed it is over the test images only, from those
+that exactly one of the two networks classifies correctly (McNemar), and does not include the variation
+between seeds.
 """
 
 import argparse
@@ -50,7 +51,7 @@ QUANTILE = 0.975
 
 
 def train(arm: str, seed: int, out: Path, more: list[str]) -> None:
-    """Train one arm with one seed, or go on with it."""
+    """Train one arm with one seed, or resume it."""
     recipe = ["short/resnet20", "--data", "cifar10", "--set", "data.validation=0", "--set", f"seed={seed}"]
     changes = [part for change in ARMS[arm] for part in ("--set", change)]
     command = [sys.executable, "-m", "resode", "train", *recipe, *changes, *more, "--out", str(out)]
@@ -58,7 +59,7 @@ def train(arm: str, seed: int, out: Path, more: list[str]) -> None:
 
 
 def scores(out: Path) -> dict[str, np.ndarray]:
-    """Which test images a run has right, on each data set; kept beside the run."""
+    """Which test images a run classifies correctly, on each data set; cached in the run directory."""
     kept = out / "correct.npz"
     if not kept.exists():
         module = weights.load(out / "model.safetensors")
@@ -70,7 +71,7 @@ def scores(out: Path) -> dict[str, np.ndarray]:
 
 def _save(path: Path, arrays: dict[str, np.ndarray]) -> None:
     with path.open("wb") as file:
-        np.savez(file, **arrays)  # type: ignore[arg-type]  # a name of ours is none of its options
+        np.savez(file, **arrays)  # type: ignore[arg-type]  # no data set is named like an option of savez
 
 
 def _correct(module: Any, name: str) -> np.ndarray:
@@ -87,7 +88,7 @@ def _correct(module: Any, name: str) -> np.ndarray:
 
 
 def effect(plain: list[np.ndarray], other: list[np.ndarray]) -> dict[str, Any]:
-    """The difference of the errors in points, with its 95 % interval; one array for each seed."""
+    """The difference of the errors in points, with its 95 % interval; the lists have one array a seed."""
     differences = [100 * float(p.mean() - o.mean()) for p, o in zip(plain, other, strict=True)]
     mean, count = statistics.mean(differences), len(differences)
     if count > 1:
@@ -107,7 +108,7 @@ def effect(plain: list[np.ndarray], other: list[np.ndarray]) -> dict[str, Any]:
 
 
 def gather(folder: Path, arms: list[str], seeds: list[int]) -> dict[str, Any]:
-    """What the finished runs say."""
+    """The record of the finished runs."""
     done = {arm: [s for s in seeds if (folder / f"{arm}-seed{s}" / "summary.json").exists()] for arm in arms}
     runs, effects = [], []
     for arm in arms:
@@ -156,21 +157,26 @@ def table(record: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Train what is asked for, score it, print the table."""
+    """Train the chosen arms, evaluate them, print the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--arms", default=",".join(ARMS), help="which, with commas between")
-    parser.add_argument("--seeds", default="0", help="which, with commas between")
-    parser.add_argument("--out", type=Path, default=HERE / "runs" / "twist", help="where the runs go")
-    parser.add_argument("--only-score", action="store_true", help="train nothing")
+    parser.add_argument("--arms", default=",".join(ARMS), help="comma-separated (default: %(default)s)")
+    parser.add_argument("--seeds", default="0", help="comma-separated (default: %(default)s)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=HERE / "runs" / "twist",
+        help="directory of the runs (default: %(default)s)",
+    )
+    parser.add_argument("--only-score", action="store_true", help="evaluate finished runs only")
     parser.add_argument("--record", action="store_true", help="write results/twist.json")
     parser.add_argument("more", nargs="*", help="further options of `resode train`, after --")
     asked = parser.parse_args()
     arms, seeds = asked.arms.split(","), [int(seed) for seed in asked.seeds.split(",")]
     unknown = [arm for arm in arms if arm not in ARMS]
     if unknown:
-        parser.error(f"no such arm: {', '.join(unknown)} ({', '.join(ARMS)})")
+        parser.error(f"unknown arm: {', '.join(unknown)} ({', '.join(ARMS)})")
     if not asked.only_score:
         for seed in seeds:
             for arm in arms:

@@ -1,8 +1,8 @@
-"""Gather finished runs of three hundred iterations into first_iterations.json, a line a recipe.
+"""Gather finished runs of three hundred iterations into first_iterations.json, an entry for each recipe.
 
-python results/first_iterations.py runs/first/*      (runs that `resode train` left)
+python results/first_iterations.py runs/first/*      (run directories)
 
-Each was made by: resode train RECIPE --data cifar10 --set epochs=1 --set batch_size=128
+Each run is: resode train RECIPE --data cifar10 --set epochs=1 --set batch_size=128
 --set data.validation=11600 --precision fp32 (38,400 images in 300 steps; the others are held out).
 """
 
@@ -16,11 +16,11 @@ KEPT = ("commit", "torch", "cpu", "threads", "device")
 
 
 def record(folder: Path) -> dict[str, Any]:
-    """What a run did, in a few lines."""
+    """The record of one run."""
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
     if summary["iterations"] != 300 or summary["test"]["samples"] != 10_000:
-        raise SystemExit(f"{folder}: {summary['iterations']} iterations, not 300")
+        raise SystemExit(f"{folder}: {summary['iterations']} iterations, expected 300")
     return {
         "recipe": summary["name"],
         "model": summary["model"],

@@ -1,9 +1,9 @@
-"""Ship the weights of a finished run: into the package under a name, with a model card beside them.
+"""Copy the weights of a finished run into the package as pretrained weights, with a model card.
 
 python results/ship.py RUN NAME
 
-NAME is that of the recipe, or `RECIPE-what` where something was changed. The file keeps what that of the run
-has, and the licence; the card (NAME.md) is written from the records of the run.
+NAME is the name of the recipe, or `RECIPE-what` where settings were changed. The licence is added to the
+weights file; the card (NAME.md) is written from the records of the run.
 """
 
 import json
@@ -22,10 +22,10 @@ LARGEST = 4_000_000  # bytes of a file
 
 
 def ship(run: Path, name: str) -> Path:
-    """Copy the weights of a run to the package; returns their file."""
+    """Copy the weights of a run into the package and return their path."""
     found = reader.read(run)
     if not found.finished or found.result.test is None:
-        sys.exit(f"{run}: is not finished, or was not tested")
+        sys.exit(f"{run}: not finished, or not evaluated on the test images")
     file = run / "model.safetensors"
     card = weights.read_card(file)
     if file.stat().st_size > LARGEST:
@@ -38,7 +38,7 @@ def ship(run: Path, name: str) -> Path:
 
 
 def model_card(run: reader.RunRecord, card: weights.Card, name: str) -> str:
-    """The card as Markdown."""
+    """The model card as Markdown."""
     result, environment, taken = run.result, run.environment, card.preprocessing
     test, data, about = result.test, result.data, run.setting("about", "summary") or ""
     assert test is not None
@@ -57,13 +57,13 @@ def model_card(run: reader.RunRecord, card: weights.Card, name: str) -> str:
         "Training": f"recipe `{result.name}`, seed {result.seed}, {result.epochs} epochs of "
         f"{quantities.count(data.train)} images{held_out}, {result.precision}.{command}",
         "Hardware": f"{hardware(environment)}, {quantities.duration(result.seconds)}.",
-        "Input": f"{taken.size[0]}x{taken.size[1]} images in [0, 1] with {taken.channels} channels, less the "
-        f"mean {_numbers(taken.mean)}, divided by {_numbers(taken.std)} (`model.preprocessing` does so).",
+        "Input": f"{taken.size[0]}x{taken.size[1]} images in [0, 1] with {taken.channels} channels, minus "
+        f"the mean {_numbers(taken.mean)}, divided by {_numbers(taken.std)} (done by `model.preprocessing`).",
         "Output": f"logits of {', '.join(taken.classes)}.",
         "Licence": f"{LICENCE}. For research and teaching on small images; its errors elsewhere are unknown.",
     }
-    told = [f"- **{name}**: {text}" for name, text in facts.items()]
-    return "\n".join([f"# {name}", "", about, "", *told, "", "```python", *_use(name), "```", ""])
+    lines = [f"- **{name}**: {text}" for name, text in facts.items()]
+    return "\n".join([f"# {name}", "", about, "", *lines, "", "```python", *_use(name), "```", ""])
 
 
 def _use(name: str) -> list[str]:

@@ -14,7 +14,7 @@ from resode import report
 
 
 def record(study: Path) -> dict[str, Any]:
-    """A row a finished run: scheme, steps, seed, error on the held-out images, cost."""
+    """A row for each finished run: scheme, steps, seed, error on the held-out images, cost."""
     groups = report.read_study(study).groups
     finished = [run for group in groups for run in group.finished.values()]
     rows = []

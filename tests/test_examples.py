@@ -1,4 +1,4 @@
-"""The examples do what they say."""
+"""The examples work as documented."""
 
 import os
 import signal
@@ -27,7 +27,7 @@ SETTINGS = (
 
 @pytest.fixture
 def fresh(monkeypatch):
-    """Call it to forget what plug-ins have registered, as in a process of its own."""
+    """Call it to remove what plug-ins have registered, as in a new process."""
     registries = (fields, integrators)
     before = [dict(registry._entries) for registry in registries]
 

@@ -1,4 +1,4 @@
-"""The bytes of a training step over depth, from results/memory.json: writes memory.png beside this file.
+"""Draw the bytes of a training step over depth from results/memory.json into memory.png beside this file.
 
 python docs/figures/memory.py
 """
@@ -17,7 +17,7 @@ FAMILIES = {"he": ("ResNet", "-"), "reversible": ("reversible network", "--")}
 
 
 def draw(rows: list[dict[str, Any]], file: Path) -> None:
-    """Bytes of activations over depth, a line for each network and method."""
+    """Draw the bytes of activations over depth, a line for each network and method."""
     figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
     kinds = dict.fromkeys((r["family"], r["method"]) for r in rows if not r["method"].startswith("within"))
     for family, method in kinds:

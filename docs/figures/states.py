@@ -1,4 +1,4 @@
-"""The figure of docs/dynamic-blocks.md: states along time of three networks trained on the digits.
+"""Draw the states of three networks trained on digits along time, for docs/dynamic-blocks.md.
 
 python docs/figures/states.py [--epochs 5] [--out docs/figures/states.png]
 """
@@ -29,13 +29,13 @@ NETWORKS: dict[str, tuple[Field, Integrator]] = {
 
 
 def network(field: Field, integrator: Integrator) -> DynamicNet:
-    """The ten lines of the page, for grey 8x8 images."""
+    """The network of the page, for grey 8x8 images."""
     stages = [Stage(width, field, integrator, TimeGrid.uniform(STEPS)) for width in WIDTHS]
     return DynamicNet(stages, stem=1, classes=10)
 
 
 def trained(field: Field, integrator: Integrator, epochs: int) -> tuple[torch.nn.Module, float]:
-    """A network after so many epochs on the digits, and its test error."""
+    """A network trained on digits, and its test error."""
     torch.manual_seed(0)
     experiment = resode.Experiment.from_recipe("quickstart-parabolic", {"epochs": epochs})
     with tempfile.TemporaryDirectory() as folder:
@@ -46,7 +46,7 @@ def trained(field: Field, integrator: Integrator, epochs: int) -> tuple[torch.nn
 
 
 def sizes(times: tuple[float, ...], states: tuple[Tensor, ...]) -> list[tuple[list[float], list[float]]]:
-    """||y(t)|| / ||y(0)|| of each stage, mean over the images."""
+    """Times and ||y(t)|| / ||y(0)|| (mean over the images) for each stage."""
     curves, count = [], STEPS + 1
     for first in range(0, len(states), count):
         norms = torch.stack([y.flatten(1).norm(dim=1) for y in states[first : first + count]])
@@ -55,7 +55,7 @@ def sizes(times: tuple[float, ...], states: tuple[Tensor, ...]) -> list[tuple[li
 
 
 def main() -> None:
-    """Train, follow, draw."""
+    """Train the networks, record their trajectories, draw them."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -69,7 +69,7 @@ def main() -> None:
 
     plt.rcParams.update({"font.size": 9, "text.color": INK, "axes.edgecolor": MUTED, "axes.labelcolor": INK})
     figure = plt.figure(figsize=(9, 6.6), layout="constrained")
-    upper, lower = figure.subfigures(2, 1, height_ratios=(1.45, 1))  # type: ignore[misc]  # two of them are two
+    upper, lower = figure.subfigures(2, 1, height_ratios=(1.45, 1))  # type: ignore[misc]  # two rows give two subfigures
     strips = upper.subplots(len(NETWORKS), STEPS + 1)
     curves = lower.subplots(1, 1)
     for row, (name, choice) in enumerate(NETWORKS.items()):

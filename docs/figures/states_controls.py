@@ -1,4 +1,4 @@
-"""The figure of docs/dynamic-blocks.md: errors over numbers of states and controls, from results/.
+"""Draw errors over numbers of states and controls from results/, for docs/dynamic-blocks.md.
 
 python docs/figures/states_controls.py [--out docs/figures/states-controls.png]
 """
@@ -20,7 +20,7 @@ SCHEMES = {"euler": "Euler", "rk4": "RK4"}
 
 
 def main() -> None:
-    """Draw it."""
+    """Read the records, draw tables and curves."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("states-controls.png"))
     arguments = parser.parse_args()

@@ -1,4 +1,4 @@
-"""The statistics of the paired experiment, by hand."""
+"""The statistics of the paired experiment against formulas written by hand."""
 
 import importlib.util
 import math
@@ -24,13 +24,13 @@ def experiment():
 
 
 def right(*numbers: int, of: int = 100) -> np.ndarray:
-    """Which of so many images are right: those numbered."""
+    """A mask of `of` images with the given indices set."""
     found = np.zeros(of, dtype=bool)
     found[list(numbers)] = True
     return found
 
 
-def test_of_one_seed_the_interval_is_mcnemars(experiment):
+def test_with_one_seed_the_interval_is_mcnemars(experiment):
     plain, other = right(*range(50)), right(*range(10, 55))  # 10 are lost, 5 are won
     found = experiment.effect([plain], [other])
     half = 1.95996 * math.sqrt((15 - 25 / 100) / 100**2) * 100
@@ -40,7 +40,7 @@ def test_of_one_seed_the_interval_is_mcnemars(experiment):
     assert found["over"] == "100 images, one seed"
 
 
-def test_of_several_seeds_it_is_students(experiment):
+def test_with_several_seeds_it_is_students(experiment):
     plain = [right(*range(50)), right(*range(60)), right(*range(55))]
     other = [right(*range(53)), right(*range(61)), right(*range(57))]  # -3, -1, -2 points of error
     found = experiment.effect(plain, other)
@@ -50,7 +50,7 @@ def test_of_several_seeds_it_is_students(experiment):
     assert found["low"] == pytest.approx(-2 - half, abs=1e-3)
 
 
-def test_the_arms_are_matched_as_they_say():
+def test_the_arms_match_in_parameters_and_multiply_adds():
     with torch.device("meta"):
         plain = resode.create("he_resnet20")
         nets = {tie: resode.twist(plain, tie=tie) for tie in ("conformal", "free")}
