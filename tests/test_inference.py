@@ -91,7 +91,7 @@ def test_probabilities_are_those_of_the_logits_and_unreadable_files_are_listed(d
         assert list(each.probabilities.values()) == pytest.approx(best.values.tolist(), abs=1e-6)
     missing, unreadable = map(str, found.errors)
     assert missing == f"{tmp_path / 'missing.png'}: no such file"
-    assert unreadable.startswith(f"{folder / 'notes.txt'} is no image")
+    assert unreadable.startswith(f"{folder / 'notes.txt'} is not an image")
 
 
 def test_damaged_weights_give_no_result(digits, tmp_path):

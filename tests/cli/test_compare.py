@@ -20,7 +20,7 @@ def said(capsys, *words, code=0):
 
 def test_runs_of_two_protocols_are_shown_with_a_remark(capsys):
     shown = said(capsys, *RUNS)
-    assert "protocols differ in held out" in shown.err
+    assert "protocols differ in validation split" in shown.err
     assert "test error" in shown.out
     record = json.loads(said(capsys, *RUNS, "--json").out)
     assert len(record["rows"]) == 2
