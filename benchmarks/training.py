@@ -22,7 +22,6 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,10 +29,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from resode.training import Experiment
-from resode.training.loop.progress import Observer, Position
-from resode.training.loop.trainer import Trainer
+from resode.training.loop.step import Position, Trainer
 from resode.training.process.device import choose_device
-from resode.training.records.run import Run, environment
+from resode.training.records.run import environment
 from resode.training.setup.preparation import prepare
 
 RECIPES = "short/resnet20,he2016/resnet56,modern/resnet18,dynamicblocks/rk4"
@@ -58,8 +56,7 @@ def loop(module: nn.Module, layout: torch.memory_format, fused: bool) -> Callabl
 
 def engine(recipe: str, **keys: Any) -> Trainer:
     """The engine on a recipe."""
-    setup = prepare(Experiment.from_recipe(recipe, keys))
-    return Trainer(setup, Run(Path("/nonexistent")), Observer())
+    return Trainer(prepare(Experiment.from_recipe(recipe, keys)))
 
 
 def measure(recipe: str, rounds: int, seconds: float, compile_: bool, device: str) -> dict[str, Any]:

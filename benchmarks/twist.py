@@ -29,7 +29,7 @@ from resode.operators.twist import FORMS
 from resode.training.process.allocator import keep_freed_memory
 from resode.training.process.device import place
 from resode.training.records.run import environment
-from resode.training.setup.memory import compiled
+from resode.training.setup.execution import compiled
 
 ARMS = ("plain", *(form for form in FORMS if form != "auto"))
 IMAGE = (3, 32, 32)

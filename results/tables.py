@@ -19,7 +19,7 @@ from resode.report.statistics import mean_of
 from resode.training import Experiment
 from resode.training.recipe.experiment import OneCycle
 from resode.training.recipe.reading import shipped as shipped_recipes
-from resode.training.setup.image_sizes import parts
+from resode.training.setup.image_sizes import phases
 
 HERE = Path(__file__).parent
 
@@ -487,7 +487,7 @@ def fast_trials() -> list[str]:
         experiment = Experiment.from_recipe(folder / "experiment.yaml")
         length = summary["iterations"]
         shares = zip(
-            parts(experiment.sizes, length), [part.size for part in experiment.sizes] + [32], strict=True
+            phases(experiment.sizes, length), [sizing.size for sizing in experiment.sizes] + [32], strict=True
         )
         whole = experiment.epochs * sum(count / length * (size / 32) ** 2 for (_, count), size in shares)
         rows.append(

@@ -137,7 +137,7 @@ def _estimate_statistics(
     from resode.training import Experiment
     from resode.training.optim.averaging import RECALIBRATION, estimate_statistics, has_statistics
     from resode.training.process.device import choose_device, place
-    from resode.training.setup.preparation import training_inputs
+    from resode.training.setup.data import training_inputs
 
     module = regridding.module
     if not has_statistics(module):

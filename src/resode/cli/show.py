@@ -178,7 +178,7 @@ def _options(experiment: "Experiment") -> dict[str, Any]:
     """The options of the model, with what the data decides where it is known."""
     from resode.data.catalogue import KNOWN
     from resode.models import models
-    from resode.training.setup.checks import refuse_misfits
+    from resode.training.setup.checks import check_fits_data
 
     model, shape = experiment.model, _shape(experiment)
     assert model is not None
@@ -186,7 +186,7 @@ def _options(experiment: "Experiment") -> dict[str, Any]:
     found = {"classes": classes, "in_channels": None if shape is None else shape[0]}
     taken = models.entry(model.name).options()
     decided = {key: value for key, value in found.items() if value is not None and key in taken}
-    refuse_misfits(model.options, decided, experiment.data.source)
+    check_fits_data(model.options, decided, experiment.data.source)
     return {**decided, **model.options}
 
 
@@ -237,9 +237,10 @@ def _memory(
     """The memory of a training step, as the recipe says and with the fewest bytes of each gradient method."""
     from resode.models.budget import set_gradients
     from resode.quantities import size
-    from resode.training.setup.memory import budget, fitted, fixed_bytes
+    from resode.training.setup.memory import StepMemory
 
-    fixed = fixed_bytes(experiment, module)
+    memory = StepMemory.of(experiment, shape)
+    fixed = memory.fixed_bytes(module)
     precision = "bf16" if experiment.precision == "bf16" else "fp32"
     parts = zip(("parameters", "gradients", "optimizer"), map(size, fixed), strict=True)
     listed = ", ".join(f"{name} {bytes_}" for name, bytes_ in parts)
@@ -254,12 +255,12 @@ def _memory(
 
     if experiment.gradients is not None:
         set_gradients(module, experiment.gradients)
-    choices = budget(experiment, module, shape)
+    choices = memory.choices(module)
     if experiment.memory_budget is None or experiment.gradients is not None:
         line("as the recipe says", choices.present(), 0)
     for choice in choices.smallest():
         line(choice.name, choice.activation_bytes, choice.again)
     if experiment.memory_budget is not None and experiment.gradients is None:
-        chosen, _ = fitted(experiment, module, shape, choices)
+        chosen = memory.choose(module, choices)
         line("chosen: " + chosen.name, chosen.activation_bytes, chosen.again)
     return rows

@@ -76,7 +76,7 @@ def twist(
     from resode.models import twist as twisted_copy
     from resode.models.twisting import explain
     from resode.training.optim import optimizers
-    from resode.training.setup.changes import with_zeros
+    from resode.training.setup.changes import zero_extended
 
     model, card, state = _read(path, out)
     options = {"tie": tie, "degree": degree, "coordinates": coordinates, "form": form}
@@ -89,7 +89,7 @@ def twist(
     beside = optimizers.state_file(out)
     beside.unlink(missing_ok=True)
     if state:
-        optimizers.write_state(out, optimizers.carry_state(state, with_zeros(made)))
+        optimizers.write_state(out, optimizers.carry_state(state, zero_extended(made)))
     for line in explain(model, made, (card.preprocessing.channels, *card.preprocessing.size)):
         say(line)
     note(f"{out}: written" + (f", with {beside.name}" if state else ", without an optimizer's state"))

@@ -83,7 +83,7 @@ class Tape(Watching):
 
 
 class Tapes:
-    """A recorder (`resode.training.loop.cuda_graphs.Recorder`) of the CPU; counts its recordings.
+    """`resode.training.loop.cuda_graphs.Graphs` on the CPU; counts its recordings.
 
     Args:
         blind: whether it is seen only in recording what cannot be recorded.
@@ -92,12 +92,12 @@ class Tapes:
     def __init__(self, blind=False):
         self.recordings, self.blind = 0, blind
 
-    def apart(self, work):
+    def warm_up(self, work):
         with Watching() as watching:
             results = work()
         return results, "" if self.blind or not watching.waits else watching.waits[0]
 
-    def record(self, work):
+    def capture(self, work):
         tape = Tape()
         try:
             with tape:

@@ -18,11 +18,10 @@ from resode.data import Batch
 from resode.errors import Stopped
 from resode.training import Experiment
 from resode.training.launch import train
-from resode.training.loop import cuda_graphs, trainer
-from resode.training.loop.cuda_graphs import Captured, known, recorder
-from resode.training.loop.progress import Observer
-from resode.training.loop.trainer import Trainer
-from resode.training.records.run import Run
+from resode.training.loop import cuda_graphs, step
+from resode.training.loop.cuda_graphs import GraphedStep
+from resode.training.loop.step import Trainer
+from resode.training.setup.execution import is_known, wants_cuda_graph
 from resode.training.setup.preparation import prepare
 from tests.training.loop.tape import Tapes, Watching
 from tests.training.loop.test_trainer import VARIANTS, Listener, StopAt, assert_same, metrics
@@ -51,12 +50,12 @@ def tapes(monkeypatch):
     """Steps are recorded on tapes, after one of each shape; the recorders that were made."""
     made = []
 
-    def recorder(*_, **__):
+    def tapes(setup):
         made.append(Tapes())
         return made[-1]
 
-    monkeypatch.setattr(trainer, "recorder", recorder)
-    monkeypatch.setattr(cuda_graphs, "WARM", 1)
+    monkeypatch.setattr(step, "cuda_graphs", tapes)
+    monkeypatch.setattr(cuda_graphs, "WARM_UP", 1)
     return made
 
 
@@ -77,7 +76,7 @@ def test_recorded_steps_are_those_that_are_written(tmp_path, monkeypatch, tapes,
     train(None, experiment, out=tmp_path / "recorded", observer=listener)
     assert sum(tape.recordings for tape in tapes) >= 2  # of a whole and of a last batch
     assert not [line for line in listener.lines if "CUDA" in line]
-    monkeypatch.setattr(cuda_graphs, "WARM", 10**9)
+    monkeypatch.setattr(cuda_graphs, "WARM_UP", 10**9)
     train(None, experiment, out=tmp_path / "written")
     assert_same(tmp_path / "recorded", tmp_path / "written")
 
@@ -104,14 +103,14 @@ def test_what_cannot_be_recorded_is_done_as_it_is_written(tmp_path, monkeypatch,
     """It is told once, nothing of the attempt is left, and no memory is held for it."""
     made = []
 
-    def recorder(*_, **__):
+    def tapes(setup):
         made.append(Tapes(blind))
         return made[-1]
 
-    monkeypatch.setattr(trainer, "recorder", recorder)
+    monkeypatch.setattr(step, "cuda_graphs", tapes)
     experiment = experiment_of("quickstart", {})
     for name, warm in (("tried", 1), ("written", 10**9)):
-        monkeypatch.setattr(cuda_graphs, "WARM", warm)
+        monkeypatch.setattr(cuda_graphs, "WARM_UP", warm)
         module = prepare(experiment).module
         module.bn1 = nn.Sequential(module.bn1, Reader())
         listener = Listener()
@@ -124,9 +123,9 @@ def test_what_cannot_be_recorded_is_done_as_it_is_written(tmp_path, monkeypatch,
 
 
 def test_a_shape_that_cannot_be_recorded_ends_the_recording_of_all(monkeypatch):
-    monkeypatch.setattr(cuda_graphs, "WARM", 1)
+    monkeypatch.setattr(cuda_graphs, "WARM_UP", 1)
     told, seen = [], torch.zeros(())
-    captured = Captured(Tapes(), told.append)
+    graphed = GraphedStep(Tapes(), told.append)
 
     def work(batch):
         seen.add_(batch.inputs.sum())
@@ -136,23 +135,23 @@ def test_a_shape_that_cannot_be_recorded_ends_the_recording_of_all(monkeypatch):
 
     total = 0.0
     for number, size in enumerate([2, 2, 2, 3, 2, 3, 3, 2]):
-        loss, logits = captured(work, Batch(torch.full((size, 1), float(number)), torch.zeros(size)))
+        loss, logits = graphed(work, Batch(torch.full((size, 1), float(number)), torch.zeros(size)))
         total += number * size
         assert float(loss) == (total if size == 3 else 2 * total)
         assert torch.equal(logits, torch.full((size, 1), number + 1.0))
-        assert len(captured.recorded) == (1 if 0 < number < 3 else 0)
+        assert len(graphed.captured) == (1 if 0 < number < 3 else 0)
     assert len(told) == 1
 
 
-def test_nothing_keeps_a_trainer_that_is_done(tmp_path, tapes):
+def test_nothing_keeps_a_trainer_that_is_done(tapes):
     """Its images and its optimizer go at once, not when the garbage collector comes."""
     gc.disable()
     try:
-        trainer = Trainer(prepare(experiment_of("quickstart", {})), Run(tmp_path), Observer())
+        trainer = Trainer(prepare(experiment_of("quickstart", {})))
         for _ in range(3):
             trainer.step()
-        assert trainer.captured.recorded
-        gone = weakref.ref(trainer), weakref.ref(trainer.captured)
+        assert trainer.graphed.captured
+        gone = weakref.ref(trainer), weakref.ref(trainer.graphed)
         del trainer
         assert [each() for each in gone] == [None, None]
     finally:
@@ -170,11 +169,11 @@ def test_a_run_goes_on_without_graphs_where_one_says_so(tmp_path):
 
 
 @pytest.mark.parametrize("case", list(CASES))
-def test_a_step_asks_the_device_for_no_number(tmp_path, case):
+def test_a_step_asks_the_device_for_no_number(case):
     """Nor does it send one that it did not send before: a GPU is never waited for within an epoch."""
     experiment = experiment_of(*CASES[case]).replace(refine=(), twist=())
-    trainer = Trainer(prepare(experiment), Run(tmp_path), Observer())
-    trainer.free_reading = False
+    trainer = Trainer(prepare(experiment))
+    trainer.reads_freely = False
     trainer.step()
     with Watching() as watching:
         trainer.step()
@@ -197,21 +196,20 @@ def test_what_a_step_would_wait_for_is_noticed(ask):
     assert watching.waits
 
 
-def test_networks_with_parts_of_ones_own_are_recorded_only_where_that_is_asked_for(monkeypatch):
+def test_networks_with_modules_of_the_user_are_recorded_only_on_request():
     """What they do in Python may change from step to step."""
-    monkeypatch.setattr(cuda_graphs, "CudaGraphs", lambda device: "graphs")
     gpu, plain = torch.device("cuda"), Experiment.from_recipe("quickstart", FLASH)
     module = prepare(plain).module
     assert plain.cuda_graph == "auto"
 
-    def records(asked, network=module, device=gpu, processes=1, sparing=False):
-        made = recorder(network, device, asked, processes=processes, sparing=sparing)
-        assert made in (None, "graphs")
-        return made is not None
+    def records(setting, network=module, device=gpu, processes=1, short_of_memory=False):
+        return wants_cuda_graph(
+            network, device, setting, processes=processes, short_of_memory=short_of_memory
+        )
 
     assert records("auto")
-    assert not records("auto", sparing=True)
-    assert records(True, sparing=True)
+    assert not records("auto", short_of_memory=True)
+    assert records(True, short_of_memory=True)
     assert not records(False)
     assert not records(True, device=torch.device("cpu"))
     assert not records(True, processes=2)
@@ -219,7 +217,7 @@ def test_networks_with_parts_of_ones_own_are_recorded_only_where_that_is_asked_f
     module.layer1[0].conv1.register_forward_hook(lambda *_: None)
     assert not records("auto")
     assert records(True)
-    assert not known(nn.Sequential(nn.ReLU(), Reader()))
+    assert not is_known(nn.Sequential(nn.ReLU(), Reader()))
 
 
 def test_where_graphs_are_asked_for_in_vain_that_is_told():
@@ -280,7 +278,7 @@ def test_cuda_is_asked_in_order(monkeypatch):
     """Work apart waits for what was asked before, and what is asked later for it; waiting is watched for."""
     cuda = Cuda(monkeypatch)
     graphs = cuda_graphs.CudaGraphs(torch.device("cuda"))
-    assert graphs.apart(cuda.do) == (("loss", "logits"), "")
+    assert graphs.warm_up(cuda.do) == (("loss", "logits"), "")
     around = ["apart waits for outside", "work in apart, warn", "outside waits for apart"]
     assert cuda.asked == around
     assert cuda.mode == 0
@@ -290,15 +288,15 @@ def test_cuda_is_asked_in_order(monkeypatch):
         return cuda.do()
 
     with pytest.warns(UserWarning, match="of the network's own"):
-        assert graphs.apart(warning)[1] == ""
+        assert graphs.warm_up(warning)[1] == ""
 
     def waiting():
         warnings.warn("called a synchronizing CUDA operation (Triggered internally)", stacklevel=1)
         return cuda.do()
 
-    assert graphs.apart(waiting) == (("loss", "logits"), "it waits for the GPU")
+    assert graphs.warm_up(waiting) == (("loss", "logits"), "it waits for the GPU")
     cuda.asked.clear()
-    _, results = graphs.record(cuda.do)
+    _, results = graphs.capture(cuda.do)
     assert results == ("loss", "logits")
     recorded = ["capture in apart, pool", "work in apart, 0", "captured"]
     assert cuda.asked == [around[0], *recorded, around[2]]
@@ -307,9 +305,9 @@ def test_cuda_is_asked_in_order(monkeypatch):
         raise RuntimeError("no")
 
     with pytest.raises(RuntimeError):
-        graphs.record(failing)
+        graphs.capture(failing)
     with pytest.raises(RuntimeError):
-        graphs.apart(failing)
+        graphs.warm_up(failing)
     assert [stream.name for stream in cuda.now] == ["outside"]
     assert cuda.mode == 0
 
@@ -332,15 +330,15 @@ def test_a_gpu_records_every_network_and_trains_it_alike(tmp_path, case):
 
 
 @needs_gpu
-def test_a_gpu_launches_what_it_recorded_without_waiting(tmp_path):
+def test_a_gpu_launches_what_it_recorded_without_waiting():
     experiment = experiment_of("quickstart", VARIANTS["all options"]).replace(device="cuda", average=None)
-    trainer = Trainer(prepare(experiment), Run(tmp_path), Observer())
-    for _ in range(cuda_graphs.WARM):
+    trainer = Trainer(prepare(experiment))
+    for _ in range(cuda_graphs.WARM_UP):
         trainer.step()
-    assert not trainer.captured.recorded
+    assert not trainer.graphed.captured
     trainer.position.step = 0
     trainer.step()
-    assert len(trainer.captured.recorded) == 1
+    assert len(trainer.graphed.captured) == 1
     torch.cuda.set_sync_debug_mode("error")
     try:
         trainer.step()

@@ -15,9 +15,9 @@ from resode.blocks import DynamicBlock
 from resode.controls import controls_of
 from resode.errors import DivergenceError, InputError, IntegrityError, Stopped
 from resode.models import DynamicNet, regrid
-from resode.training import Experiment, Run
+from resode.training import Experiment
 from resode.training.launch import train
-from resode.training.loop.trainer import Trainer
+from resode.training.loop.step import Trainer
 from resode.training.optim import optimizers
 from resode.training.optim.averaging import RECALIBRATION, estimate_statistics
 from resode.training.records import checkpoints
@@ -43,15 +43,11 @@ def dynamic(**settings) -> Experiment:
 @pytest.fixture
 def no_data(monkeypatch):
     """Reading data fails the test."""
-    monkeypatch.setattr(
-        "resode.training.setup.preparation.load", lambda *_, **__: pytest.fail("data was read")
-    )
+    monkeypatch.setattr("resode.training.setup.data.load", lambda *_, **__: pytest.fail("data was read"))
 
 
-def trainer_of(experiment, tmp_path) -> Trainer:
-    run = Run(tmp_path / "trainer")
-    run.path.mkdir(exist_ok=True)
-    return Trainer(prepare(experiment), run, training.Observer())
+def trainer_of(experiment) -> Trainer:
+    return Trainer(prepare(experiment))
 
 
 # ---------------------------------------------------------------- multilevel
@@ -119,9 +115,9 @@ def test_a_finished_refined_run_is_shown_to_a_module_of_the_user(tmp_path):
         assert torch.equal(p, q)
 
 
-def test_refining_carries_theta_momentum_and_average_and_estimates_statistics(tmp_path):
+def test_refining_carries_theta_momentum_and_average_and_estimates_statistics():
     experiment = dynamic(refine=[{"at": 0.3}], average={"decay": 0.9, "samples": 300})
-    trainer = trainer_of(experiment, tmp_path)
+    trainer = trainer_of(experiment)
     for _ in range(2):
         trainer.step()
     before = trainer.module
@@ -195,12 +191,12 @@ def test_a_refinement_at_the_very_end_still_happens(tmp_path):
 # ---------------------------------------------------------------- regular in time
 
 
-def test_smoothness_adds_its_gradient(tmp_path):
+def test_smoothness_adds_its_gradient():
     """d/d theta_j of a |theta_{j+1} - theta_j|_1 + b/2 |...|^2 / h, at the first step."""
     a, b = 0.01, 0.1
     settings = {"model": TINY["model"] | {"states": [0, 0.5, 2]}, "optimizer.weight_decay": 0.0}
-    plain = trainer_of(dynamic(**settings), tmp_path)
-    smooth = trainer_of(dynamic(smoothness={"total_variation": a, "dirichlet": b}, **settings), tmp_path)
+    plain = trainer_of(dynamic(**settings))
+    smooth = trainer_of(dynamic(smoothness={"total_variation": a, "dirichlet": b}, **settings))
     initial = copy.deepcopy(dict(plain.module.named_parameters()))
     for trainer in (plain, smooth):
         trainer.step()
@@ -218,8 +214,8 @@ def test_smoothness_adds_its_gradient(tmp_path):
         torch.testing.assert_close(gradients[1][name] - gradients[0][name], expected, rtol=1e-4, atol=1e-6)
 
 
-def test_the_box_holds_after_every_step_on_controls_alone(tmp_path):
-    trainer = trainer_of(dynamic(box=0.05), tmp_path)
+def test_the_box_holds_after_every_step_on_controls_alone():
+    trainer = trainer_of(dynamic(box=0.05))
     for _ in range(3):
         trainer.step()
         sizes = [
@@ -397,10 +393,10 @@ def test_training_begins_with_the_state_beside_the_weights(carried, tmp_path):
         train(None, Experiment.from_recipe(run.path), out=tmp_path / "again")
 
 
-def test_the_very_first_step_uses_the_state(carried, tmp_path):
+def test_the_very_first_step_uses_the_state(carried):
     setup = prepare(dynamic(init={"path": str(carried), "optimizer": True}))
-    trainer = Trainer(setup, Run(tmp_path), training.Observer())
-    trainer.start_from(setup.optimizer_state)
+    trainer = Trainer(setup)
+    trainer.load_optimizer(setup.optimizer_state)
     for name, tensor in optimizers.state_tensors(trainer.optimizer, trainer.module):
         assert torch.equal(tensor, setup.optimizer_state[name])
     assert max(t.abs().max() for t in setup.optimizer_state.values()) > 0

@@ -10,18 +10,18 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import resode
-from resode import training, weights
+from resode import atomic, training, weights
 from resode.data import Dataset, Images
 from resode.errors import DivergenceError, InputError, IntegrityError, ResourceError, Stopped
 from resode.training import Experiment, Observer, Run
 from resode.training.launch import train
 from resode.training.records import checkpoints
 from resode.training.records.run import environment
-from resode.training.setup import form, memory
+from resode.training.setup import execution, form
 from resode.training.setup.preparation import prepare
 from tests.conftest import DIGITS_IN_A_FLASH
 
@@ -204,7 +204,7 @@ def test_the_order_of_the_images_does_not_matter(tiny, tmp_path, monkeypatch):
     assert other.fingerprint == digits.fingerprint
     experiment = tiny.replace(average={"decay": 0.9, "samples": 300}, augment={"mixup": 0.2, "crop": 1})
     train(None, experiment, out=tmp_path / "one")
-    monkeypatch.setattr("resode.training.setup.preparation.load", lambda *_, **__: other)
+    monkeypatch.setattr("resode.training.setup.data.load", lambda *_, **__: other)
     train(None, experiment, out=tmp_path / "other")
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "other"))
     assert all(torch.equal(one[name], two[name]) for name in one)
@@ -234,7 +234,7 @@ def test_frozen_parts_stay_frozen(tiny, tmp_path):
 
 
 def test_compiled_training_saves_plain_names(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(memory, "fused", "aot_eager")  # in place of the full compiler
+    monkeypatch.setattr(execution, "fused", "aot_eager")  # in place of the full compiler
     train(None, tiny.replace(compile=True), out=tmp_path / "run")
     names = load_file(tmp_path / "run" / "model.safetensors").keys()
     assert names == resode.create("digits_resnet8").state_dict().keys()
@@ -247,7 +247,7 @@ def test_the_fewer_images_of_a_last_step_are_not_compiled_for(tiny, tmp_path, mo
         sizes.extend(x.shape[0] for x in inputs if x.ndim == 4 and x.shape[-1] == 8)
         return graph.forward
 
-    monkeypatch.setattr(memory, "fused", noting)
+    monkeypatch.setattr(execution, "fused", noting)
     train(None, tiny.replace(compile=True, batch_size=100), out=tmp_path / "run")
     samples = prepare(tiny).training.samples
     assert samples % 100 != 0
@@ -358,6 +358,30 @@ class TestDirectory:
         assert any("state.json" in line and "an older checkpoint is used" in line for line in listener.lines)
         assert_same(tmp_path / "whole", tmp_path / "run")
 
+    def test_resume_refuses_a_checkpoint_with_the_former_spelling(self, tiny, tmp_path):
+        with pytest.raises(Stopped):
+            train(None, tiny, out=tmp_path / "run", observer=StopAt(1))
+        newest, _ = checkpoints.newest(tmp_path / "run" / "checkpoints")
+        former = {name.replace("optimizer/", "optimiser/"): t for name, t in newest.training.items()}
+        save_file(former, newest.path / "training.safetensors")
+        manifest = json.loads((newest.path / "manifest.json").read_text())
+        manifest["training.safetensors"] = atomic.sha256(newest.path / "training.safetensors")
+        (newest.path / "manifest.json").write_text(json.dumps(manifest))
+        with pytest.raises(InputError, match=r"'optimiser/\.\.\.', called 'optimizer/\.\.\.' now") as error:
+            train(None, tiny, out=tmp_path / "run", resume=True)
+        assert len(error.value.messages) == 1
+
+    def test_resume_refuses_settings_with_the_former_spelling(self, tiny, tmp_path):
+        weights_of = train(None, tiny, out=tmp_path / "first").run.model
+        started = tiny.replace(init={"path": str(weights_of)})
+        with pytest.raises(Stopped):
+            train(None, started, out=tmp_path / "run", observer=StopAt(1))
+        path = tmp_path / "run" / "experiment.yaml"
+        path.write_text(path.read_text().replace("  optimizer: false", "  optimiser: false"))
+        with pytest.raises(InputError, match=r"'init\.optimiser'; did you mean 'optimizer'") as error:
+            train(None, started, out=tmp_path / "run", resume=True)
+        assert len(error.value.messages) == 1
+
     def test_resume_refuses_changed_data(self, tiny, tmp_path):
         with pytest.raises(Stopped):
             train(None, tiny, out=tmp_path / "run", observer=StopAt(1))
@@ -419,7 +443,7 @@ def test_a_run_keeps_to_the_commit_of_its_hub_data(tiny, tmp_path, monkeypatch):
         asked.append(source)
         return dataclasses.replace(digits, name="hf://owner/digits@" + "1" * 40)
 
-    monkeypatch.setattr("resode.training.setup.preparation.load", load)
+    monkeypatch.setattr("resode.training.setup.data.load", load)
     experiment = tiny.replace(data={"source": "hf://owner/digits"})
     with pytest.raises(Stopped):
         train(None, experiment, out=tmp_path / "run", observer=StopAt(1))

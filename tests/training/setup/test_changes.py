@@ -14,7 +14,7 @@ from resode.training import Experiment
 from resode.training.launch import train
 from resode.training.optim import optimizers
 from resode.training.records import checkpoints
-from resode.training.setup.changes import with_zeros
+from resode.training.setup.changes import zero_extended
 from tests.training.loop.test_dynamic import dynamic, trainer_of
 from tests.training.loop.test_trainer import Listener, StopAt, assert_same
 
@@ -88,8 +88,8 @@ def test_a_checkpoint_before_the_twist_is_plain(tmp_path):
     assert not twisted_convolutions(training.load(tmp_path / "run"))
 
 
-def test_twisting_carries_weights_momentum_and_average(tmp_path):
-    trainer = trainer_of(digits(twist=[{"at": 0.3}], average={"decay": 0.9, "samples": 300}), tmp_path)
+def test_twisting_carries_weights_momentum_and_average():
+    trainer = trainer_of(digits(twist=[{"at": 0.3}], average={"decay": 0.9, "samples": 300}))
     for _ in range(2):
         trainer.step()
     before = trainer.module.eval()
@@ -146,9 +146,7 @@ def test_a_network_of_dynamic_blocks_is_refined_and_twisted(tmp_path):
     ],
 )
 def test_a_mistake_is_told_before_data_is_read(monkeypatch, settings, message):
-    monkeypatch.setattr(
-        "resode.training.setup.preparation.load", lambda *_, **__: pytest.fail("data was read")
-    )
+    monkeypatch.setattr("resode.training.setup.data.load", lambda *_, **__: pytest.fail("data was read"))
     with pytest.raises(InputError, match=message):
         train(None, digits(**settings))
 
@@ -156,7 +154,7 @@ def test_a_mistake_is_told_before_data_is_read(monkeypatch, settings, message):
 def test_states_of_steps_begin_at_zero():
     module = nn.Sequential(TwistConv2d(2, 2, 3))
     known = {"0.weight": torch.tensor(5.0), "0.bias": torch.tensor(5.0)}
-    carried = with_zeros(module)(known)
+    carried = zero_extended(module)(known)
     assert {name: t.shape for name, t in carried.items()} == dict.fromkeys(carried, torch.Size([]))
     assert carried["0.twist"] == 0
 

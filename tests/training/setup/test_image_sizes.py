@@ -8,7 +8,7 @@ from resode.training import Experiment
 from resode.training.estimate import estimate
 from resode.training.launch import train
 from resode.training.recipe.experiment import Sizing
-from resode.training.setup.image_sizes import parts, resized, size_at
+from resode.training.setup.image_sizes import phases, resized, size_at
 from tests.training.loop.test_dynamic import trainer_of
 from tests.training.loop.test_trainer import StopAt, assert_same
 
@@ -28,11 +28,11 @@ def digits(**settings) -> Experiment:
 def test_each_iteration_has_its_size():
     sizes = [Sizing(until=0.25, size=16), Sizing(until=0.5, size=24)]
     assert [size_at(sizes, i, 8) for i in range(8)] == [16, 16, 24, 24, None, None, None, None]
-    assert parts(sizes, 8) == [(0, 2), (2, 2), (4, 4)]
-    assert parts([], 8) == [(0, 8)]
-    assert parts([Sizing(until=0.01, size=16)], 8) == [(0, 8)]
+    assert phases(sizes, 8) == [(0, 2), (2, 2), (4, 4)]
+    assert phases([], 8) == [(0, 8)]
+    assert phases([Sizing(until=0.01, size=16)], 8) == [(0, 8)]
     late = [Sizing(until=0.95, size=16)]
-    assert parts(late, 8) == [(0, 7), (7, 1)]  # the last iteration sees whole images
+    assert phases(late, 8) == [(0, 7), (7, 1)]  # the last iteration sees whole images
     assert [size_at(late, i, 8) for i in (6, 7)] == [16, None]
 
 
@@ -63,8 +63,8 @@ def test_a_last_batch_of_one_image_is_refused_before_training(tmp_path):
         train(None, experiment, out=tmp_path / "run")
 
 
-def test_a_step_sees_the_size_of_its_iteration(tmp_path):
-    trainer = trainer_of(digits(sizes=SIZES), tmp_path)
+def test_a_step_sees_the_size_of_its_iteration():
+    trainer = trainer_of(digits(sizes=SIZES))
     seen = []
     trainer.module.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape[-1]))
     for _ in range(trainer.steps):

@@ -16,7 +16,9 @@ from resode.integrators import Momentum
 from resode.models import create
 from resode.models.budget import differentiated, method_of
 from resode.training import Experiment, Observer, train
-from resode.training.setup.memory import budget, compiled, fitted, fixed_bytes, reconstruction_error
+from resode.training.setup.execution import compiled
+from resode.training.setup.extension import DynamicExtension, Regularity
+from resode.training.setup.memory import StepMemory
 
 DIGITS = {"name": "test", "data": {"source": "digits", "validation": 200}, "epochs": 2, "precision": "fp32"}
 NET = {"name": "digits_resnet14", "widths": [4, 8, 8]}
@@ -24,6 +26,16 @@ NET = {"name": "digits_resnet14", "widths": [4, 8, 8]}
 
 def experiment(model, **keys):
     return Experiment.from_values({**DIGITS, "model": model, **keys}, "test")
+
+
+def memory_of(asked):
+    """The memory of a step on the digits."""
+    return StepMemory.of(asked, (1, 8, 8))
+
+
+def reconstruction_error(network, inputs):
+    extension = DynamicExtension(network, memory_of(experiment(NET)), Regularity(None, None, ()))
+    return extension.drift(inputs)
 
 
 def methods_of(module):
@@ -56,14 +68,14 @@ def metrics(run):
 
 def least_budget(model):
     network = create(**model)
-    asked = experiment(model, memory_budget=10**9)
-    (choice, line) = fitted(asked, network, (1, 8, 8))
+    memory = memory_of(experiment(model, memory_budget=10**9))
+    choice = memory.choose(network)
     assert choice.name == "stored"
-    assert "1.00 GB: stored" in line
+    assert "1.00 GB: stored" in memory.describe(network, choice)
     with pytest.raises(
         InputError, match=r"no gradient method meets it.* give [\d.]+ MB, or a smaller batch"
     ) as e:
-        fitted(experiment(model, memory_budget=10**6), network, (1, 8, 8))
+        memory_of(experiment(model, memory_budget=10**6)).choose(network)
     return float(str(e.value).split("give ")[1].split(" MB")[0])
 
 
@@ -85,10 +97,11 @@ def test_a_budget_chooses_once_and_is_written_obeyed_and_kept(tmp_path):
 
 def test_the_smallest_budget_that_is_named_is_met_and_no_smaller_one():
     megabytes, network = least_budget(NET), create(**NET)
-    choice, _ = fitted(experiment(NET, memory_budget=round(megabytes * 10**6)), network, (1, 8, 8))
-    assert sum(fixed_bytes(experiment(NET), network)) + choice.activation_bytes <= round(megabytes * 10**6)
+    memory = memory_of(experiment(NET, memory_budget=round(megabytes * 10**6)))
+    needed = sum(memory.fixed_bytes(network)) + memory.choose(network).activation_bytes
+    assert needed <= round(megabytes * 10**6)
     with pytest.raises(InputError, match="no gradient method meets it"):
-        fitted(experiment(NET, memory_budget=round((megabytes - 0.2) * 10**6)), network, (1, 8, 8))
+        memory_of(experiment(NET, memory_budget=round((megabytes - 0.2) * 10**6))).choose(network)
 
 
 @pytest.mark.parametrize("text", ["1e9", "1GB", "1000 MB", 10**9, 1e9])
@@ -113,8 +126,9 @@ def test_a_budget_holds_after_a_change_on_the_way(tmp_path):
     asked = experiment(model, refine={"at": 0.5}, twist={"at": 0.7})
     network = create(**model, in_channels=1)
     plain = train(None, asked, out=tmp_path / "plain")
-    least = sum(fixed_bytes(asked, plain.module))
-    least += min(c.activation_bytes for c in budget(asked, plain.module, (1, 8, 8)).smallest())
+    memory = memory_of(asked)
+    least = sum(memory.fixed_bytes(plain.module))
+    least += min(c.activation_bytes for c in memory.choices(plain.module).smallest())
     assert methods_of(network) == [Stored()] * 2
     result = train(None, asked.replace(memory_budget=least), out=tmp_path / "run")
     assert any(isinstance(method, Checkpointed) for method in methods_of(result.module))
@@ -205,7 +219,7 @@ def test_methods_by_hand_are_checked_before_the_run_begins(tmp_path):
         ({"gradients": ["stored", "stored"]}, "2 methods for a network of 1 parts"),
         (
             {"gradients": "stored", "memory_budget": "1MB"},
-            "more than memory_budget 1.0 MB: leave gradients out",
+            "more than memory_budget 1.0 MB: remove gradients",
         ),
     ):
         with pytest.raises(InputError, match=told):
@@ -215,16 +229,17 @@ def test_methods_by_hand_are_checked_before_the_run_begins(tmp_path):
 
 def test_falling_back_keeps_the_budget(tmp_path):
     network = create(**SMALL, in_channels=1)
-    choices = budget(experiment(SMALL), network, (1, 8, 8))
+    memory = memory_of(experiment(SMALL))
+    choices = memory.choices(network)
     room = next(
         c.activation_bytes for c in choices.smallest(undo=False) if c.name == "checkpointed, two levels"
     )
-    room += sum(fixed_bytes(experiment(SMALL), network)) + 1000
+    room += sum(memory.fixed_bytes(network)) + 1000
     asked = experiment(SMALL, memory_budget=room, drift={"limit": 1e-9})
     result = train(None, asked, out=tmp_path / "run")
     rows = metrics(result.run)
     assert all(not isinstance(method, Reversible) for method in methods_of(result.module))
-    assert fitted(experiment(SMALL, memory_budget=room), result.module, (1, 8, 8))
+    assert memory_of(asked).choose(result.module)
     assert len(rows) == 2
 
 
