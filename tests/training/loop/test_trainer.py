@@ -1,4 +1,4 @@
-"""The loop: deterministic, resumable at any step, and nothing is lost."""
+"""Runs: deterministic, resumable at any step, and nothing is lost."""
 
 import csv
 import dataclasses
@@ -62,7 +62,7 @@ class StopAt(Observer):
 
 
 class Listener(Observer):
-    """Keeps what it is told."""
+    """Collects messages."""
 
     def __init__(self):
         self.lines = []
@@ -116,16 +116,16 @@ def test_a_run_is_rebuilt_from_its_directory_alone(tiny, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("called", "told"),
+    ("called", "command"),
     [
         ("/venv/bin/resode", ["resode", "train", "quickstart"]),
         ("/venv/lib/resode/__main__.py", ["resode", "train", "quickstart"]),  # python -m resode
         ("my_resode_study.py", None),
     ],
 )
-def test_the_record_has_the_command_line_and_that_of_no_other_program(monkeypatch, called, told):
+def test_the_record_has_the_command_line_and_that_of_no_other_program(monkeypatch, called, command):
     monkeypatch.setattr("sys.argv", [called, "train", "quickstart"])
-    assert environment(torch.device("cpu"))["command"] == told
+    assert environment(torch.device("cpu"))["command"] == command
 
 
 def test_a_run_directory_holds_what_the_design_says(tiny, tmp_path):
@@ -177,7 +177,7 @@ def test_a_module_of_the_user_is_trained_in_place(tiny, tmp_path):
     assert torch.equal(again[1].weight, module[1].weight)
 
 
-def test_dropout_and_shared_parameters_go_on_where_they_were(tiny, tmp_path):
+def test_dropout_and_shared_parameters_resume_to_the_same_bits(tiny, tmp_path):
     def module():
         torch.manual_seed(2)
         shared = nn.Linear(32, 32)
@@ -225,7 +225,7 @@ def test_a_module_edited_since_is_the_users_own(tiny, tmp_path):
         resode.load(result.run.model)
 
 
-def test_frozen_parts_stay_frozen(tiny, tmp_path):
+def test_frozen_modules_stay_frozen(tiny, tmp_path):
     network = resode.create("digits_resnet8", classes=10, widths=[4, 4, 8])
     network.bn1.eval()
     train(network, tiny, out=tmp_path / "run")
@@ -240,7 +240,7 @@ def test_compiled_training_saves_plain_names(tiny, tmp_path, monkeypatch):
     assert names == resode.create("digits_resnet8").state_dict().keys()
 
 
-def test_the_fewer_images_of_a_last_step_are_not_compiled_for(tiny, tmp_path, monkeypatch):
+def test_a_smaller_last_batch_is_not_compiled_for(tiny, tmp_path, monkeypatch):
     sizes = []
 
     def noting(graph, inputs):
@@ -426,7 +426,7 @@ class TestDirectory:
         assert_same(tmp_path / "whole", tmp_path / "run")
 
 
-def test_what_auto_chose_is_written_and_obeyed_by_resume(tiny, tmp_path, monkeypatch):
+def test_resume_keeps_what_auto_chose(tiny, tmp_path, monkeypatch):
     experiment = tiny.replace(precision="auto")
     monkeypatch.setattr(form, "SHORT", 0)
     monkeypatch.setattr(form, "step_seconds", lambda *of: 0.1 if of[2].precision == "bf16" else 1.0)
@@ -476,7 +476,7 @@ def test_initial_weights_that_are_not_finite_are_refused(tiny, tmp_path):
         train(module, tiny, out=tmp_path / "run")
 
 
-def test_images_that_are_skipped_are_told(tiny, tmp_path):
+def test_skipped_images_are_reported(tiny, tmp_path):
     from PIL import Image
 
     for name in ("zero", "one"):

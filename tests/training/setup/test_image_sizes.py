@@ -1,4 +1,4 @@
-"""Smaller images at first: which, when, and nothing else changed."""
+"""Small images at first: which, when, and nothing else changes."""
 
 import pytest
 import torch
@@ -36,8 +36,8 @@ def test_each_iteration_has_its_size():
     assert [size_at(late, i, 8) for i in (6, 7)] == [16, None]
 
 
-def test_images_are_scaled_as_pictures_are():
-    """A linear ramp stays one (away from its ends), a constant stays itself, and the format is kept."""
+def test_images_are_scaled_linearly():
+    """A linear ramp stays linear (away from its ends), a constant stays constant; memory format is kept."""
     ramp = torch.arange(32.0).expand(2, 3, 32, 32).contiguous(memory_format=torch.channels_last)
     half = resized(ramp, 16)
     assert half.shape == (2, 3, 16, 16)
@@ -105,7 +105,7 @@ def test_an_estimate_weighs_the_sizes():
         ([{"until": 0.5, "size": 0}], "greater than 0"),
     ],
 )
-def test_mistakes_are_told_before_training(tmp_path, sizes, message):
+def test_mistakes_are_refused_before_training(tmp_path, sizes, message):
     with pytest.raises(InputError, match=message):
         train(None, digits(sizes=sizes), out=tmp_path / "run")
     assert not (tmp_path / "run" / "metrics.csv").exists()

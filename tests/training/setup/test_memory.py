@@ -17,7 +17,7 @@ from resode.models import create
 from resode.models.budget import differentiated, method_of
 from resode.training import Experiment, Observer, train
 from resode.training.setup.execution import compiled
-from resode.training.setup.extension import DynamicExtension, Regularity
+from resode.training.setup.extension import DynamicExtension, ExtensionSettings
 from resode.training.setup.memory import StepMemory
 
 DIGITS = {"name": "test", "data": {"source": "digits", "validation": 200}, "epochs": 2, "precision": "fp32"}
@@ -34,7 +34,7 @@ def memory_of(asked):
 
 
 def reconstruction_error(network, inputs):
-    extension = DynamicExtension(network, memory_of(experiment(NET)), Regularity(None, None, ()))
+    extension = DynamicExtension(network, memory_of(experiment(NET)), ExtensionSettings(None, None, ()))
     return extension.drift(inputs)
 
 
@@ -42,7 +42,7 @@ def methods_of(module):
     return [method_of(part) for part in differentiated(module)]
 
 
-class Told(Observer):
+class Listener(Observer):
     def __init__(self):
         self.lines = []
 
@@ -79,12 +79,12 @@ def least_budget(model):
     return float(str(e.value).split("give ")[1].split(" MB")[0])
 
 
-def test_a_budget_chooses_once_and_is_written_obeyed_and_kept(tmp_path):
-    megabytes, told = least_budget(NET), Told()
+def test_a_budget_chooses_once_and_the_run_keeps_the_choice(tmp_path):
+    megabytes, listener = least_budget(NET), Listener()
     asked = experiment(NET, memory_budget=f"{megabytes}MB")
     assert asked.memory_budget == round(megabytes * 10**6)
-    result = train(None, asked, out=tmp_path / "run", observer=told)
-    assert any(line.startswith(f"memory budget {megabytes:.1f} MB: checkpointed") for line in told.lines)
+    result = train(None, asked, out=tmp_path / "run", observer=listener)
+    assert any(line.startswith(f"memory budget {megabytes:.1f} MB: checkpointed") for line in listener.lines)
     stored = result.run.read_experiment()
     assert stored.gradients is not None
     (method,) = methods_of(result.module)
@@ -109,7 +109,7 @@ def test_a_budget_is_given_in_any_usual_form(text):
     assert experiment(NET, memory_budget=text).memory_budget == 10**9
 
 
-def test_a_run_that_was_interrupted_goes_on_with_what_the_budget_chose(tmp_path):
+def test_an_interrupted_run_resumes_with_what_the_budget_chose(tmp_path):
     asked = experiment(NET, memory_budget=f"{least_budget(NET)}MB")
     whole = train(None, asked, out=tmp_path / "whole")
     with pytest.raises(Stopped):
@@ -120,8 +120,8 @@ def test_a_run_that_was_interrupted_goes_on_with_what_the_budget_chose(tmp_path)
         assert torch.equal(resumed.module.state_dict()[name], tensor)
 
 
-def test_a_budget_holds_after_a_change_on_the_way(tmp_path):
-    """Twice as many steps, or twisted ones, keep more: the methods are chosen anew."""
+def test_a_budget_holds_after_a_change_of_the_network(tmp_path):
+    """Twice as many steps, or twisted ones, keep more: the methods are chosen again."""
     model = {"name": "dynamicblocks", "widths": [4, 4, 4], "states": [0, 1, 2], "scheme": "euler"}
     asked = experiment(model, refine={"at": 0.5}, twist={"at": 0.7})
     network = create(**model, in_channels=1)
@@ -164,16 +164,16 @@ def test_drift_is_recorded_each_epoch(tmp_path):
 
 
 def test_a_run_that_drifts_falls_back_and_stays_so(tmp_path):
-    told = Told()
-    result = train(None, experiment(SMALL, drift={"limit": 1e-9}), out=tmp_path / "run", observer=told)
-    (line,) = (line for line in told.lines if "differ from the first ones" in line)
+    listener = Listener()
+    result = train(None, experiment(SMALL, drift={"limit": 1e-9}), out=tmp_path / "run", observer=listener)
+    (line,) = (line for line in listener.lines if "differ from the first ones" in line)
     assert "epoch 1:" in line
     assert "checkpointed gradients from here on" in line
     assert methods_of(result.module) == [Checkpointed()]
     assert [bool(row["reconstruction_error"]) for row in metrics(result.run)] == [True, False]
 
 
-def test_a_run_that_has_fallen_back_goes_on_so_after_an_interruption(tmp_path):
+def test_a_run_that_has_fallen_back_resumes_with_checkpointed_gradients(tmp_path):
     asked = experiment(SMALL, drift={"limit": 1e-9})
     whole = train(None, asked, out=tmp_path / "whole")
     with pytest.raises(Stopped):
@@ -184,14 +184,14 @@ def test_a_run_that_has_fallen_back_goes_on_so_after_an_interruption(tmp_path):
         assert torch.equal(resumed.module.state_dict()[name], tensor), name
 
 
-def test_a_run_that_drifts_stops_where_that_is_asked_for(tmp_path):
+def test_a_run_that_drifts_stops_on_request(tmp_path):
     asked = experiment(SMALL, drift={"limit": 1e-9, "beyond": "stop"})
     with pytest.raises(DivergenceError, match=r"differ from the first ones by .*drift.limit 1e-09"):
         train(None, asked, out=tmp_path / "run")
     assert list((tmp_path / "run" / "checkpoints").iterdir())
 
 
-def test_measuring_drift_leaves_no_trace():
+def test_measuring_drift_changes_nothing():
     torch.manual_seed(0)
     network, x = create(**SMALL), torch.randn(4, 3, 8, 8)
     before = {name: t.clone() for name, t in network.state_dict().items()}
@@ -203,7 +203,7 @@ def test_measuring_drift_leaves_no_trace():
     assert reconstruction_error(create("he_resnet8"), x) is None
 
 
-def test_what_overflows_has_drifted(monkeypatch):
+def test_overflow_counts_as_drift(monkeypatch):
     network, x = create(**SMALL), torch.randn(4, 3, 8, 8)
     scheme = type(network.stages[0].stage.integrator)
     inverse = scheme.inverse
@@ -214,7 +214,7 @@ def test_what_overflows_has_drifted(monkeypatch):
 def test_methods_by_hand_are_checked_before_the_run_begins(tmp_path):
     stage = {**SMALL["stages"][0], "states": 15, "gradient": "stored"}
     model = {"name": "dynamic", "stages": [stage]}
-    for keys, told in (
+    for keys, message in (
         ({"gradients": "reversible"}, "amplifies the rounding of float32"),
         ({"gradients": ["stored", "stored"]}, "2 methods for a network of 1 parts"),
         (
@@ -222,7 +222,7 @@ def test_methods_by_hand_are_checked_before_the_run_begins(tmp_path):
             "more than memory_budget 1.0 MB: remove gradients",
         ),
     ):
-        with pytest.raises(InputError, match=told):
+        with pytest.raises(InputError, match=message):
             train(None, experiment(model, **keys), out=tmp_path / "run")
         assert not (tmp_path / "run").exists()
 
@@ -280,7 +280,7 @@ def test_averages_clipping_and_precision_work_with_every_method(model, precision
 @pytest.mark.parametrize(
     "model", [{**NET, "gradient": "checkpointed"}, small(0.99)], ids=["checkpointed", "reversible"]
 )
-def test_the_parts_between_recomputations_are_compiled(model):
+def test_the_units_between_recomputations_are_compiled(model):
     torch.manual_seed(0)
     plain = create(**{**model, "in_channels": 3})
     network = copy.deepcopy(plain)

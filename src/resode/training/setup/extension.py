@@ -51,8 +51,8 @@ class Extension(Protocol):
 
 
 @dataclass(frozen=True)
-class Regularity:
-    """What an experiment demands of theta(t), and its changes of the network.
+class ExtensionSettings:
+    """What an experiment asks of a network's extension.
 
     Args:
         smoothness: weights of the roughness of theta(t) in the loss.
@@ -69,8 +69,8 @@ class Regularity:
         if network is None:
             return
         refined = any(isinstance(change, Refinement) for change in self.changes)
-        demands = {"smoothness": self.smoothness is not None, "box": self.box is not None, "refine": refined}
-        keys = [key for key, demanded in demands.items() if demanded]
+        given = {"smoothness": self.smoothness is not None, "box": self.box is not None, "refine": refined}
+        keys = [key for key, present in given.items() if present]
         if keys and not controls_of(network):
             without = "the network has no dynamic blocks whose theta(t) it could act on; remove it"
             raise InputError(*(f"{key}: {without}" for key in keys))
@@ -87,12 +87,12 @@ class DynamicExtension:
     Args:
         module: the network.
         memory: of its training step; changes and `fall_back` keep its budget.
-        regularity: what the experiment demands.
+        settings: of the experiment.
     """
 
     module: nn.Module
     memory: StepMemory
-    regularity: Regularity
+    settings: ExtensionSettings
 
     @cached_property
     def blocks(self) -> tuple[DynamicBlock, ...]:
@@ -101,14 +101,14 @@ class DynamicExtension:
 
     def penalty(self) -> Tensor | None:
         """The roughness of theta(t) (`resode.controls.roughness`)."""
-        weights = self.regularity.smoothness
+        weights = self.settings.smoothness
         return None if weights is None else roughness(self.module, weights.total_variation, weights.dirichlet)
 
     def project(self) -> None:
         """Project theta(t) onto the box."""
-        if self.regularity.box is not None:
+        if self.settings.box is not None:
             for controls in controls_of(self.module):
-                controls.clamp(self.regularity.box)
+                controls.clamp(self.settings.box)
 
     def evaluations(self) -> int | None:
         """Evaluations of fields: of the forward pass with fixed steps; of adaptive solvers also backwards."""
@@ -189,7 +189,7 @@ class DynamicExtension:
             notes = (self.memory.describe(self.module, choice),)
         if self.memory.budget is not None:
             network = self.module
-            for change in self.regularity.changes:
+            for change in self.settings.changes:
                 network = changed(network, change).module
                 self.memory.choose(network)
         return None if chosen is None else tuple(chosen), notes

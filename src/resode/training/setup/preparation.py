@@ -25,7 +25,7 @@ from resode.training.setup.changes import Change, Changed
 from resode.training.setup.checks import check_images
 from resode.training.setup.data import TrainingData, statistics_index
 from resode.training.setup.execution import cuda_graph_obstacle
-from resode.training.setup.extension import DynamicExtension, Extension, Regularity
+from resode.training.setup.extension import DynamicExtension, Extension, ExtensionSettings
 from resode.training.setup.form import Form, choose
 from resode.training.setup.memory import StepMemory
 from resode.training.setup.network import Network
@@ -136,8 +136,8 @@ def prepare(
     network = Network(
         module, start.model, start.section, experiment.seed, experiment.name, experiment.plugins
     )
-    regularity = Regularity(experiment.smoothness, experiment.box, experiment.changes)
-    regularity.check(network.abstract())  # before any data is read
+    settings = ExtensionSettings(experiment.smoothness, experiment.box, experiment.changes)
+    settings.check(network.abstract())  # before any data is read
     on_message(f"reading {experiment.data.source}")
     data = TrainingData(experiment.data, experiment.seed, start)
     network = network.resolved(data)
@@ -148,7 +148,7 @@ def prepare(
         data.shape, experiment.batch_size, form.precision, experiment.optimizer, experiment.average,
         experiment.memory_budget,
     )  # fmt: skip
-    extension = DynamicExtension(module, memory, regularity)
+    extension = DynamicExtension(module, memory, settings)
     gradients, notes = extension.resolve_gradients(experiment.gradients)
     notes = (*start.notes, *form.notes(), *notes, *_warnings(experiment.cuda_graph, module, data, where))
     training = _training_loader(experiment, data, where, memory.dtype)
