@@ -10,7 +10,7 @@ from resode.errors import Stopped
 from resode.training import Run, train
 from resode.training.loop.progress import Observers
 from resode.training.tracking import TensorBoard
-from tests.training.loop.test_trainer import StopAt
+from tests.training.loop.test_session import StopAt
 
 
 def events(run):

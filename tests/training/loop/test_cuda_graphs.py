@@ -24,7 +24,7 @@ from resode.training.loop.step import Trainer
 from resode.training.setup.execution import is_known, wants_cuda_graph
 from resode.training.setup.preparation import prepare
 from tests.training.loop.tape import Tapes, Watching
-from tests.training.loop.test_trainer import VARIANTS, Listener, StopAt, assert_same, metrics
+from tests.training.loop.test_session import VARIANTS, Listener, StopAt, assert_same, metrics
 
 FLASH = {"epochs": 3, "batch_size": 256, "precision": "fp32"}
 CASES = {

@@ -23,7 +23,7 @@ from resode.training.optim.averaging import RECALIBRATION, estimate_statistics
 from resode.training.records import checkpoints
 from resode.training.records.run import weights_file
 from resode.training.setup.preparation import prepare
-from tests.training.loop.test_trainer import Listener, StopAt, assert_same, metrics
+from tests.training.loop.test_session import Listener, StopAt, assert_same, metrics
 
 TINY = {
     "epochs": 2,

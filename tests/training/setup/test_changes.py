@@ -16,7 +16,7 @@ from resode.training.optim import optimizers
 from resode.training.records import checkpoints
 from resode.training.setup.changes import zero_extended
 from tests.training.loop.test_dynamic import dynamic, trainer_of
-from tests.training.loop.test_trainer import Listener, StopAt, assert_same
+from tests.training.loop.test_session import Listener, StopAt, assert_same
 
 TINY = {
     "epochs": 2,

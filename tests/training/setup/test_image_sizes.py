@@ -10,7 +10,7 @@ from resode.training.launch import train
 from resode.training.recipe.experiment import Sizing
 from resode.training.setup.image_sizes import phases, resized, size_at
 from tests.training.loop.test_dynamic import trainer_of
-from tests.training.loop.test_trainer import StopAt, assert_same
+from tests.training.loop.test_session import StopAt, assert_same
 
 TINY = {
     "epochs": 2,
