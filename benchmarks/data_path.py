@@ -10,12 +10,11 @@ import argparse
 import json
 import statistics
 import time
-from pathlib import Path
 
 import torch
 
-from resode.training import Experiment, Observer, Run
-from resode.training.loop.trainer import Trainer
+from resode.training import Experiment
+from resode.training.loop.step import Trainer
 from resode.training.records.environment import environment
 from resode.training.setup.preparation import prepare
 
@@ -24,7 +23,7 @@ def measure(recipe: str, steps: int, data: str | None) -> dict[str, object]:
     """Median seconds of a batch and of a step, over `steps` pairs after three for warming up."""
     experiment = Experiment.from_recipe(recipe, {"data.source": data} if data else {})
     setup = prepare(experiment)
-    trainer = Trainer(setup, Run(Path()), Observer())
+    trainer = Trainer(setup)
     batches, whole = [], []
     for number in range(steps + 3):
         begin = time.perf_counter()

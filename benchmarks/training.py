@@ -34,7 +34,6 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -44,12 +43,10 @@ from torch.nn import functional as F
 
 from resode.kernels import convolution, fusion
 from resode.training import Experiment
-from resode.training.loop.progress import Observer, Position
-from resode.training.loop.trainer import Trainer
+from resode.training.loop.step import Position, Trainer
 from resode.training.process.device import choose_device
 from resode.training.records.environment import environment
-from resode.training.records.run import Run
-from resode.training.setup.memory import compiled
+from resode.training.setup.execution import compiled
 from resode.training.setup.preparation import prepare
 
 RECIPES = "short/resnet20,he2016/resnet56,modern/resnet18,dynamicblocks/rk4"
@@ -75,8 +72,7 @@ def loop(module: nn.Module, layout: torch.memory_format, fused: bool) -> Callabl
 
 def engine(recipe: str, **keys: Any) -> Trainer:
     """The engine on a recipe."""
-    setup = prepare(Experiment.from_recipe(recipe, keys))
-    return Trainer(setup, Run(Path("/nonexistent")), Observer())
+    return Trainer(prepare(Experiment.from_recipe(recipe, keys)))
 
 
 def engine_step(trainer: Trainer) -> None:
@@ -93,7 +89,7 @@ def compiled_step(trainer: Trainer, backend: str | Callable[..., Any]) -> Callab
         module=copy.deepcopy(trainer.module),
         experiment=trainer.setup.experiment.model_copy(update={"compile": True}),
     )
-    made = Trainer(setup, Run(Path("/nonexistent")), Observer())
+    made = Trainer(setup)
     made.forward = compiled(made.module, backend)
     return partial(engine_step, made)
 

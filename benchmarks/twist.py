@@ -33,7 +33,7 @@ from resode.operators.twist import FORMS
 from resode.training.process.allocator import keep_freed_memory
 from resode.training.process.device import place
 from resode.training.records.environment import environment
-from resode.training.setup.memory import compiled
+from resode.training.setup.execution import compiled
 
 PLAIN_GENERATORS = "plain generators"
 ARMS = ("plain", *(form for form in FORMS if form != "auto"), PLAIN_GENERATORS)

@@ -24,7 +24,7 @@ from resode.errors import Stopped
 from resode.models import create
 from resode.training import Experiment, Observer, train
 from resode.training.records.run import Run
-from resode.training.setup.memory import fitted, fixed_bytes
+from resode.training.setup.memory import StepMemory
 from resode.training.setup.preparation import Setup
 
 HERE = Path(__file__).resolve().parent.parent
@@ -41,7 +41,7 @@ class Watching(Observer):
 
     def started(self, setup: Setup, epoch: int) -> None:
         self.steps = setup.training.steps
-        self.fixed = sum(fixed_bytes(setup.experiment, setup.module))
+        self.fixed = sum(setup.memory.fixed_bytes(setup.module))
         self.began = time.perf_counter()
 
     def stepped(self, epoch: int, step: int, loss: float | None) -> None:
@@ -68,7 +68,8 @@ def record(out: Path, options: argparse.Namespace) -> dict[str, Any]:
     experiment = Run(out).read_experiment()
     assert experiment.model is not None
     network = create(experiment.model.name, **experiment.model.options)
-    _, choice = fitted(experiment.replace(gradients=None), network, (3, 32, 32))
+    memory = StepMemory.of(experiment, (3, 32, 32))
+    choice = memory.describe(network, memory.choose(network))
     rows = losses(out.parent / f"{out.name}-losses.csv")
     values = [loss for _, loss, _ in rows]
     tenth = max(1, len(values) // 10)

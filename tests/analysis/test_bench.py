@@ -37,13 +37,13 @@ def test_the_plain_loop_is_the_same_network_stored_and_contiguous(setup):
 
 
 def test_images_of_the_plain_loader_are_crops_of_the_images(setup):
-    images = TransformedImages(setup.dataset.train, setup.train_index, setup.training)
+    images = TransformedImages(setup.data.dataset.train, setup.data.train_index, setup.training)
     torch.manual_seed(0)
     inputs, label = images[3]
-    at = setup.train_index[3]
+    at = setup.data.train_index[3]
     assert inputs.shape == (1, 8, 8)
-    assert label == setup.dataset.train.labels[at]
-    pixels = torch.from_numpy(setup.dataset.train.pixels[at].copy()).permute(2, 0, 1)
+    assert label == setup.data.dataset.train.labels[at]
+    pixels = torch.from_numpy(setup.data.dataset.train.pixels[at].copy()).permute(2, 0, 1)
     values = {round(v, 5) for v in ((pixels.float() / 255 - 0.5) / 0.25).flatten().tolist()} | {-2.0}
     assert {round(v, 5) for v in inputs.flatten().tolist()} <= values
 

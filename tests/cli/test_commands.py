@@ -211,7 +211,13 @@ def test_a_weights_file_has_a_report(resode, trained):
     error = json.loads((trained / "summary.json").read_text())["test"]["top1_error"]
     assert f"{error:.2f} %" in answer.out
     page = (trained / "model.html").read_text()
-    for part in (f"{error:.2f}", "digits_resnet8", "weights file", "Card of the weights file", "resode evaluate"):
+    for part in (
+        f"{error:.2f}",
+        "digits_resnet8",
+        "weights file",
+        "Card of the weights file",
+        "resode evaluate",
+    ):
         assert part in page, part
 
 

@@ -10,7 +10,7 @@ from resode.errors import Stopped
 from resode.training import Run, train
 from resode.training.loop.progress import Observers
 from resode.training.tracking import TensorBoard
-from tests.training.loop.test_trainer import StopAt
+from tests.training.loop.test_session import StopAt
 
 
 def events(run):
@@ -24,8 +24,8 @@ def assert_tracked(run):
     columns = [column for column in rows[0] if column != "epoch" and any(row[column] for row in rows)]
     assert set(columns) | {"test_error"} == set(found.Tags()["scalars"])
     for column in columns:
-        told = [(event.step, event.value) for event in found.Scalars(column)]
-        assert told == [(int(row["epoch"]), np.float32(row[column])) for row in rows if row[column]]
+        points = [(event.step, event.value) for event in found.Scalars(column)]
+        assert points == [(int(row["epoch"]), np.float32(row[column])) for row in rows if row[column]]
     (end,) = found.Scalars("test_error")
     summary = Run(run).read_summary()
     assert (end.step, end.value) == (summary["epochs"], np.float32(summary["test"]["top1_error"]))
@@ -49,8 +49,8 @@ def test_events_are_the_metrics(tiny, tmp_path):
     assert [event.step for event in events(run).Scalars("validation_loss")] == [2]
 
 
-def test_a_run_that_was_killed_tells_each_epoch_once(tiny, tmp_path):
-    """It is stopped in its second epoch of three; of both that are left there are events without rows."""
+def test_a_killed_run_has_each_epoch_once(tiny, tmp_path):
+    """It is stopped in its second epoch of three; the event file already has the two remaining epochs."""
     run, experiment = tmp_path / "run", tiny.replace(epochs=3)
     with pytest.raises(Stopped):
         tracked(experiment, run, StopAt(iteration=7))

@@ -10,7 +10,6 @@ import copy
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -26,12 +25,10 @@ from resode.data import Batch, Images, Loader
 from resode.inference import Frozen
 from resode.mode import mode
 from resode.models.budget import differentiated, set_gradients
-from resode.training.loop.cuda_graphs import WARM
+from resode.training.loop.cuda_graphs import WARM_UP
 from resode.training.loop.evaluation import evaluate
-from resode.training.loop.progress import Observer, Position
-from resode.training.loop.trainer import Trainer
-from resode.training.records.run import Run
-from resode.training.setup.preparation import Setup, image_shape
+from resode.training.loop.step import Position, Trainer
+from resode.training.setup.preparation import Setup
 
 PHASES = ("data", "forward", "backward", "update")
 
@@ -80,8 +77,8 @@ def bench(setup: Setup, seconds: float = 20.0, rounds: int = 4) -> Bench:
         rounds: windows of each kind, of which the median is reported.
     """
     setup = replace(setup, experiment=setup.experiment.replace(sizes=()))
-    trainer = Trainer(setup, Run(Path("/nonexistent")), Observer())
-    for _ in range(1 if trainer.captured is None else WARM):
+    trainer = Trainer(setup)
+    for _ in range(1 if trainer.graphed is None else WARM_UP):
         _rate(lambda: _step(trainer), 0.0, setup.device)
     peak_memory_bytes, plain = setup.peak_memory(), PlainLoop(setup)
     evaluation = setup.test() or setup.validation or setup.training
@@ -119,7 +116,7 @@ def bench(setup: Setup, seconds: float = 20.0, rounds: int = 4) -> Bench:
 def _operations(setup: Setup) -> int | None:
     """Operations of training for one image; None for a user's network that cannot run on meta tensors."""
     try:
-        return 3 * 2 * cost.multiply_adds(setup.module, image_shape(setup.dataset))
+        return 3 * 2 * cost.multiply_adds(setup.module, setup.data.shape)
     except Exception:  # user code that reads values can raise anything
         return None
 
@@ -173,7 +170,7 @@ def _phases(trainer: Trainer, seconds: float) -> dict[str, float]:
         logits, loss = trainer.predict(batch)
         mark()
         trainer.optimizer.zero_grad()
-        trainer.with_smoothness(loss).backward()
+        trainer.objective(loss).backward()
         mark()
         trainer.update()
         trainer.count(loss.detach(), logits.detach(), batch)
@@ -225,7 +222,7 @@ class PlainLoop:
 
     def _endless(self) -> Iterator[tuple[Tensor, Tensor]]:
         setup = self.setup
-        dataset = TransformedImages(setup.dataset.train, setup.train_index, setup.training)
+        dataset = TransformedImages(setup.data.dataset.train, setup.data.train_index, setup.training)
         size = min(setup.experiment.batch_size, len(dataset))
         loader = DataLoader(dataset, size, shuffle=True, drop_last=True)
         while True:

@@ -17,8 +17,10 @@ from resode.memory import Shape
 from resode.models import DynamicNet, create, models
 from resode.models.budget import set_gradients
 from resode.training import Experiment
-from resode.training.setup.checks import refuse_misfits
-from resode.training.setup.memory import budget, fitted, fixed_bytes
+from resode.training.setup.checks import check_fits_data
+from resode.training.setup.memory import StepMemory
+
+NO_IMAGE: Shape = (0, 0, 0)  # parameters take the same bytes for images of any shape
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ def network_cost(build: Callable[[], nn.Module], shape: Shape | None) -> Network
 
 
 @dataclass(frozen=True)
-class StepMemory:
+class MethodMemory:
     """Activation memory of a training step with one choice of gradient methods.
 
     Args:
@@ -68,7 +70,7 @@ class RecipeCost:
     shape: Shape | None
     network: NetworkCost
     fixed_bytes: tuple[int, int, int]
-    steps: tuple[StepMemory, ...]
+    steps: tuple[MethodMemory, ...]
 
 
 def recipe_cost(experiment: Experiment) -> RecipeCost | None:
@@ -86,7 +88,7 @@ def recipe_cost(experiment: Experiment) -> RecipeCost | None:
         name,
         shape,
         NetworkCost(cost.parameters(module), work),
-        fixed_bytes(experiment, module),
+        StepMemory.of(experiment, shape or NO_IMAGE).fixed_bytes(module),
         () if shape is None else tuple(_step_memory(experiment, module, shape)),
     )
 
@@ -132,20 +134,21 @@ def model_options(experiment: Experiment) -> dict[str, Any]:
     found = {"classes": classes, "in_channels": None if shape is None else shape[0]}
     accepted = models.entry(model.name).options()
     decided = {key: value for key, value in found.items() if value is not None and key in accepted}
-    refuse_misfits(model.options, decided, experiment.data.source)
+    check_fits_data(model.options, decided, experiment.data.source)
     return {**decided, **model.options}
 
 
-def _step_memory(experiment: Experiment, module: nn.Module, shape: Shape) -> list[StepMemory]:
+def _step_memory(experiment: Experiment, module: nn.Module, shape: Shape) -> list[MethodMemory]:
     if experiment.gradients is not None:
         set_gradients(module, experiment.gradients)
-    choices = budget(experiment, module, shape)
+    memory = StepMemory.of(experiment, shape)
+    choices = memory.choices(module)
     by_budget = experiment.memory_budget is not None and experiment.gradients is None
-    steps = [] if by_budget else [StepMemory("as the recipe says", choices.present(), 0)]
-    steps += [StepMemory(each.name, each.activation_bytes, each.again) for each in choices.smallest()]
+    steps = [] if by_budget else [MethodMemory("as the recipe says", choices.present(), 0)]
+    steps += [MethodMemory(each.name, each.activation_bytes, each.again) for each in choices.smallest()]
     if by_budget:
-        chosen, _ = fitted(experiment, module, shape, choices)
-        steps.append(StepMemory(f"chosen: {chosen.name}", chosen.activation_bytes, chosen.again))
+        chosen = memory.choose(module, choices)
+        steps.append(MethodMemory(f"chosen: {chosen.name}", chosen.activation_bytes, chosen.again))
     return steps
 
 

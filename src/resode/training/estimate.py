@@ -1,29 +1,32 @@
-"""Estimate: what a run will take, from two batches, before anything is written."""
+"""Estimate: time and memory of a run, from a few batches, before anything is written."""
 
 import copy
-import statistics
-import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import nn
+from torch.utils.benchmark import Timer
 
 from resode import cost
 from resode.data import Loader
 from resode.training.loop.evaluation import evaluate
-from resode.training.loop.progress import Observer, Position
-from resode.training.loop.trainer import Trainer
+from resode.training.loop.step import Position, Trainer
 from resode.training.recipe.experiment import Experiment
-from resode.training.records.run import Run
-from resode.training.setup.image_sizes import parts
-from resode.training.setup.memory import predicted_cost
-from resode.training.setup.preparation import Setup, image_shape, prepare
+from resode.training.setup.image_sizes import phases
+from resode.training.setup.preparation import Setup, prepare
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run would take, from two batches; `step_seconds` is the mean over the sizes of its images."""
+    """What a run would take.
+
+    Args:
+        setup: the resolved experiment, data and network.
+        step_seconds: time of a training step, the mean over the image sizes of the run.
+        seconds: time of the run.
+        memory_bytes: measured peak memory.
+        predicted: cost of a step by counting.
+    """
 
     setup: Setup
     step_seconds: float
@@ -33,48 +36,52 @@ class Estimate:
 
 
 def estimate(experiment: Experiment, module: nn.Module | None = None) -> Estimate:
-    """Do two batches (one to warm up, one timed several times over for its median); write nothing.
+    """Time a training step and an evaluation; write nothing.
 
-    The time of the whole run is (steps x time of a step) + (evaluations x time of an evaluation).
+        time of the run = steps x time of a step + evaluated images x time of an image
+
+    Args:
+        experiment: the run.
+        module: the user's network, of which a copy is trained; default: the experiment's model.
+
+    Raises:
+        InputError: what `prepare` refuses.
     """
     setup = prepare(experiment, copy.deepcopy(module))
-    experiment = setup.experiment
-    trainer = Trainer(setup, Run(Path("/nonexistent")), Observer())
-    divided = parts(experiment.sizes, trainer.iterations)
-    step = sum(many * _step_seconds(trainer, first) for first, many in divided) / trainer.iterations
-    evaluated = 0
-    rounds = -(-experiment.epochs // experiment.evaluation.every)
-    if setup.validation is not None:
-        evaluated += setup.validation.samples * rounds
-        evaluated += rounds * experiment.average.samples if experiment.average else 0
-    test = setup.test()
-    evaluated += test.samples if test is not None else 0
-    seconds = experiment.epochs * trainer.steps * step
-    if evaluated and (loader := test or setup.validation) is not None:
-        seconds += evaluated * _evaluation_seconds(setup, loader)
-    predicted = predicted_cost(experiment, setup.module, image_shape(setup.dataset))
-    return Estimate(setup, step, seconds, setup.peak_memory(), predicted)
+    trainer = Trainer(setup)
+    timed = phases(setup.experiment.sizes, trainer.iterations)
+    step = sum(count * _step_seconds(trainer, first) for first, count in timed) / trainer.iterations
+    seconds = trainer.iterations * step + _evaluation_seconds(setup)
+    return Estimate(setup, step, seconds, setup.peak_memory(), setup.memory.cost(setup.module))
 
 
 def _step_seconds(trainer: Trainer, iteration: int) -> float:
-    """Seconds of a step at this iteration: the median of several, after one to warm up."""
-    times: list[float] = []
-    while sum(times[1:]) < 3.0 and len(times) < 12:
+    """The median time of a step at an iteration, whose images have the size of its phase."""
+
+    def step() -> None:
         trainer.position = Position(iteration=iteration)  # a whole batch
-        begin = time.perf_counter()
         trainer.step()
-        if trainer.setup.device.type == "cuda":
-            torch.cuda.synchronize(trainer.setup.device)
-        times.append(time.perf_counter() - begin)
-    return statistics.median(times[1:])
+
+    timer = Timer("step()", globals={"step": step}, num_threads=torch.get_num_threads())
+    return timer.blocked_autorange(min_run_time=3.0).median
 
 
-def _evaluation_seconds(setup: Setup, loader: Loader) -> float:
-    """Seconds per evaluated image, from the second of two batches."""
-    batch = next(iter(loader))
-    times = []
-    for _ in range(2):
-        begin = time.perf_counter()
-        evaluate(setup.module, [batch], precision=setup.experiment.evaluation.precision)
-        times.append(time.perf_counter() - begin)
-    return times[1] / len(batch.targets)
+def _evaluation_seconds(setup: Setup) -> float:
+    """Time of all evaluations of a run, by one batch."""
+    settings, samples = setup.experiment, 0
+    rounds = -(-settings.epochs // settings.evaluation.every)
+    if setup.validation is not None:
+        of_average = settings.average.samples if settings.average else 0
+        samples += rounds * (setup.validation.samples + of_average)
+    test = setup.test()
+    samples += test.samples if test is not None else 0
+    loader = test or setup.validation
+    return samples * _image_seconds(setup, loader) if loader is not None else 0.0
+
+
+def _image_seconds(setup: Setup, loader: Loader) -> float:
+    """Time per image of an evaluation."""
+    batch, precision = next(iter(loader)), setup.experiment.evaluation.precision
+    run = {"evaluate": lambda: evaluate(setup.module, [batch], precision=precision)}
+    timer = Timer("evaluate()", globals=run, num_threads=torch.get_num_threads())
+    return timer.timeit(1).median / len(batch.targets)

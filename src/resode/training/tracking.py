@@ -1,7 +1,7 @@
 """Tracking: a run's metrics as events of TensorBoard in `RUN/tensorboard`, a step an epoch (extra `track`).
 
-It is no part of the experiment: a run may be tracked from any epoch on, or when it is finished, and all its
-epochs are there.
+Tracking is not part of the experiment: it may start at any epoch, or after the run is finished, and always
+covers all epochs.
 """
 
 import csv
@@ -19,7 +19,7 @@ from resode.training.setup.preparation import Setup
 
 
 class TensorBoard(Observer):
-    """Writes each column of metrics.csv by epoch, the error on the test images, and the resolved experiment.
+    """Writes each column of metrics.csv by epoch, the test error, and the resolved experiment.
 
     Args:
         run: the run directory.
@@ -32,7 +32,7 @@ class TensorBoard(Observer):
         self.run = Run(Path(run))
         self.folder = self.run.path / "tensorboard"
         self.writer: Any = None
-        self.known: dict[str, set[int]] = {}  # by tag the steps of earlier processes
+        self.written: dict[str, set[int]] = {}  # by tag: the steps in event files of earlier processes
         try:
             self.write_to = importlib.import_module("torch.utils.tensorboard").SummaryWriter
             processing = importlib.import_module("tensorboard.backend.event_processing.event_accumulator")
@@ -41,42 +41,42 @@ class TensorBoard(Observer):
         self.read_from = processing.EventAccumulator
 
     def started(self, setup: Setup, epoch: int) -> None:
-        """Go on after `epoch` epochs; what a killed run had told of later ones is forgotten."""
+        """Open the event file after `epoch` epochs; events of later ones, from a killed run, are purged."""
         self._open(epoch)
 
     def epoch_ended(self, row: dict[str, Any]) -> None:
-        """A step."""
+        """Write the row."""
         self._write(row)
         self.writer.flush()
 
     def finished(self, summary: Mapping[str, Any]) -> None:
-        """The error on the test images, where there are any."""
-        if self.writer is None:  # the run was finished before
+        """Write the error on the test images, if there are any."""
+        if self.writer is None:  # the run had been finished before
             self._open(summary["epochs"])
-        if summary["test"] and "test_error" not in self.known:
+        if summary["test"] and "test_error" not in self.written:
             self.writer.add_scalar("test_error", summary["test"]["top1_error"], summary["epochs"])
 
     def close(self) -> None:
-        """Write what is left to write."""
+        """Flush and close the event file."""
         if self.writer is not None:
             self.writer.close()
 
     def _open(self, epochs: int) -> None:
-        self.known = self._steps()
+        self.written = self._steps()
         with atomic.writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-        self.writer = self.write_to(self.folder, purge_step=epochs + 1 if self.known else None)
-        if not self.known:
+        self.writer = self.write_to(self.folder, purge_step=epochs + 1 if self.written else None)
+        if not self.written:
             text = (self.run.path / "experiment.yaml").read_text(encoding="utf-8")
             self.writer.add_text("experiment", textwrap.indent(text, "    "), 0)
         metrics = self.run.path / "metrics.csv"
         rows = csv.DictReader(metrics.read_text(encoding="utf-8").splitlines()) if metrics.is_file() else ()
         for row in rows:
-            if int(row["epoch"]) not in self.known.get("train_loss", ()):
+            if int(row["epoch"]) not in self.written.get("train_loss", ()):
                 self._write(row)
 
     def _steps(self) -> dict[str, set[int]]:
-        """What is known, by the event files that are there."""
+        """The steps in the event files, by tag."""
         if not self.folder.is_dir():
             return {}
         events = self.read_from(str(self.folder), {"scalars": 0}, purge_orphaned_data=False).Reload()

@@ -1,8 +1,8 @@
-"""A CUDA graph in software: records the operations on tensors of the CPU, and does them again.
+"""A CUDA graph in software: captures operations on CPU tensors, and replays them.
 
-As of a graph: recording changes nothing; numbers of the host are those of the recording for ever; tensors are
-places of memory, which every replay reads and writes again; a number that is asked of the device is refused.
-It has no streams, gives no memory away while it is recorded, and knows nothing of a driver's moods.
+It shares these rules with a CUDA graph: capturing changes nothing; host values are frozen; tensors are fixed
+addresses, which every replay reads and writes; reading a value from the device is refused. It has no streams,
+frees no memory while capturing, and knows nothing of a driver.
 """
 
 import torch
@@ -10,12 +10,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 aten = torch.ops.aten
-WAITS = {  # what reads a number or a size from the device, or copies from the host's memory
+WAITS = {  # operations that read a value or a size from the device, or copy from host memory
     aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten.bincount, aten.equal, aten._unique2,
     aten.unique_dim, aten.unique_consecutive, aten.repeat_interleave, aten.lift_fresh,
 }  # fmt: skip
 BY_MASK = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_}
-UNTOLD = ("running_mean", "running_var")  # are written by normalisations whose schema does not say so
+WRITTEN = ("running_mean", "running_var")  # by normalisations whose schema does not declare it
 
 
 def tensors(tree):
@@ -27,7 +27,7 @@ def place(tensor):
 
 
 class Watching(TorchDispatchMode):
-    """Notes the operations that would wait for a GPU (not all: a copy to the host is none on a CPU)."""
+    """Collects the operations that would synchronise a GPU, except copies to the host."""
 
     def __init__(self):
         super().__init__()
@@ -36,15 +36,15 @@ class Watching(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         mask = func.overloadpacket in BY_MASK and any(t.dtype == torch.bool for t in tensors(args[1]))
         if mask or func.overloadpacket in WAITS:
-            self.found(f"{func} waits")
+            self.waits_for(f"{func} waits")
         return func(*args, **(kwargs or {}))
 
-    def found(self, what):
+    def waits_for(self, what):
         self.waits.append(what)
 
 
 class Tape(Watching):
-    """The operations of one recording."""
+    """The operations of one capture."""
 
     def __init__(self):
         super().__init__()
@@ -54,7 +54,7 @@ class Tape(Watching):
         kwargs = kwargs or {}
         given = dict(zip((each.name for each in func._schema.arguments), args, strict=False)) | kwargs
         for each in func._schema.arguments:
-            if each.name in UNTOLD or (each.alias_info is not None and each.alias_info.is_write):
+            if each.name in WRITTEN or (each.alias_info is not None and each.alias_info.is_write):
                 for tensor in tensors(given.get(each.name)):
                     if place(tensor) not in self.made:
                         storage = tensor.untyped_storage()
@@ -66,7 +66,7 @@ class Tape(Watching):
             self.calls.append((func, *tree_map_only(torch.Tensor, torch.Tensor.detach, (args, kwargs, out))))
         return out
 
-    def found(self, what):
+    def waits_for(self, what):
         raise RuntimeError(f"{what}, which is not permitted here")
 
     def undo(self):
@@ -83,26 +83,26 @@ class Tape(Watching):
 
 
 class Tapes:
-    """A recorder (`resode.training.loop.cuda_graphs.Recorder`) of the CPU; counts its recordings.
+    """`resode.training.loop.cuda_graphs.Graphs` on the CPU; counts its captures.
 
     Args:
-        blind: whether it is seen only in recording what cannot be recorded.
+        blind: whether obstacles show in the capture only, not in the warm-up.
     """
 
     def __init__(self, blind=False):
-        self.recordings, self.blind = 0, blind
+        self.captures, self.blind = 0, blind
 
-    def apart(self, work):
+    def warm_up(self, work):
         with Watching() as watching:
             results = work()
         return results, "" if self.blind or not watching.waits else watching.waits[0]
 
-    def record(self, work):
+    def capture(self, work):
         tape = Tape()
         try:
             with tape:
                 results = work()
         finally:
             tape.undo()
-        self.recordings += 1
+        self.captures += 1
         return tape.play, results

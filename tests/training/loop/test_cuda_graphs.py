@@ -1,6 +1,6 @@
-"""A step that is recorded and launched as a whole is the step as it is written.
+"""A step replayed as a CUDA graph equals the eager step.
 
-CUDA graphs need a GPU; a recorder in software (`tape`) keeps most of their rules, to the bit.
+CUDA graphs need a GPU; a graph in software (`tape`) keeps most of their rules, to the bit.
 """
 
 import contextlib
@@ -18,14 +18,13 @@ from resode.data import Batch
 from resode.errors import Stopped
 from resode.training import Experiment
 from resode.training.launch import train
-from resode.training.loop import cuda_graphs, trainer
-from resode.training.loop.cuda_graphs import Captured, known, recorder
-from resode.training.loop.progress import Observer
-from resode.training.loop.trainer import Trainer
-from resode.training.records.run import Run
+from resode.training.loop import cuda_graphs, step
+from resode.training.loop.cuda_graphs import GraphedStep
+from resode.training.loop.step import Trainer
+from resode.training.setup.execution import is_known, wants_cuda_graph
 from resode.training.setup.preparation import prepare
 from tests.training.loop.tape import Tapes, Watching
-from tests.training.loop.test_trainer import VARIANTS, Listener, StopAt, assert_same, metrics
+from tests.training.loop.test_session import VARIANTS, Listener, StopAt, assert_same, metrics
 
 FLASH = {"epochs": 3, "batch_size": 256, "precision": "fp32"}
 CASES = {
@@ -48,15 +47,15 @@ CASES = {
 
 @pytest.fixture
 def tapes(monkeypatch):
-    """Steps are recorded on tapes, after one of each shape; the recorders that were made."""
+    """Steps are captured on tapes after one warm-up; gives the tapes."""
     made = []
 
-    def recorder(*_, **__):
+    def tapes(setup):
         made.append(Tapes())
         return made[-1]
 
-    monkeypatch.setattr(trainer, "recorder", recorder)
-    monkeypatch.setattr(cuda_graphs, "WARM", 1)
+    monkeypatch.setattr(step, "cuda_graphs", tapes)
+    monkeypatch.setattr(cuda_graphs, "WARM_UP", 1)
     return made
 
 
@@ -70,19 +69,19 @@ def experiment_of(recipe, settings) -> Experiment:
 
 
 @pytest.mark.parametrize("case", list(CASES))
-def test_recorded_steps_are_those_that_are_written(tmp_path, monkeypatch, tapes, case):
-    """Each is done once: whole batches, last ones, other sizes, on finer grids, at every learning rate."""
+def test_replayed_steps_equal_eager_ones(tmp_path, monkeypatch, tapes, case):
+    """For whole batches, last ones, other sizes, on finer grids, at every learning rate."""
     experiment = experiment_of(*CASES[case])
     listener = Listener()
-    train(None, experiment, out=tmp_path / "recorded", observer=listener)
-    assert sum(tape.recordings for tape in tapes) >= 2  # of a whole and of a last batch
+    train(None, experiment, out=tmp_path / "replayed", observer=listener)
+    assert sum(tape.captures for tape in tapes) >= 2  # a whole batch and a last one
     assert not [line for line in listener.lines if "CUDA" in line]
-    monkeypatch.setattr(cuda_graphs, "WARM", 10**9)
-    train(None, experiment, out=tmp_path / "written")
-    assert_same(tmp_path / "recorded", tmp_path / "written")
+    monkeypatch.setattr(cuda_graphs, "WARM_UP", 10**9)
+    train(None, experiment, out=tmp_path / "eager")
+    assert_same(tmp_path / "replayed", tmp_path / "eager")
 
 
-def test_a_run_of_recorded_steps_stopped_anywhere_ends_in_the_same_bits(tmp_path, tapes):
+def test_a_run_of_replayed_steps_stopped_anywhere_ends_in_the_same_bits(tmp_path, tapes):
     experiment = experiment_of("quickstart", VARIANTS["all options"])
     train(None, experiment, out=tmp_path / "whole")
     for iteration in (1, 4, 3):
@@ -93,40 +92,40 @@ def test_a_run_of_recorded_steps_stopped_anywhere_ends_in_the_same_bits(tmp_path
 
 
 class Reader(nn.Module):
-    """A part that asks the device for a number."""
+    """A module that reads a value from the device."""
 
     def forward(self, u):
         return u * (1 if u.sum().item() > -1e9 else 2)
 
 
 @pytest.mark.parametrize("blind", [False, True])
-def test_what_cannot_be_recorded_is_done_as_it_is_written(tmp_path, monkeypatch, blind):
-    """It is told once, nothing of the attempt is left, and no memory is held for it."""
+def test_what_cannot_be_captured_runs_eagerly(tmp_path, monkeypatch, blind):
+    """With one message; the attempt changes nothing and leaves no memory allocated."""
     made = []
 
-    def recorder(*_, **__):
+    def tapes(setup):
         made.append(Tapes(blind))
         return made[-1]
 
-    monkeypatch.setattr(trainer, "recorder", recorder)
+    monkeypatch.setattr(step, "cuda_graphs", tapes)
     experiment = experiment_of("quickstart", {})
-    for name, warm in (("tried", 1), ("written", 10**9)):
-        monkeypatch.setattr(cuda_graphs, "WARM", warm)
+    for name, warm in (("tried", 1), ("eager", 10**9)):
+        monkeypatch.setattr(cuda_graphs, "WARM_UP", warm)
         module = prepare(experiment).module
         module.bn1 = nn.Sequential(module.bn1, Reader())
         listener = Listener()
         train(module, experiment, out=tmp_path / name, observer=listener)
-        told = [line for line in listener.lines if "CUDA graph" in line]
-        assert len(told) == (warm == 1)
-        assert all("_local_scalar_dense.default waits" in line for line in told)
-    assert not any(tapes.recordings for tapes in made)
-    assert_same(tmp_path / "tried", tmp_path / "written")
+        lines = [line for line in listener.lines if "CUDA graph" in line]
+        assert len(lines) == (warm == 1)
+        assert all("_local_scalar_dense.default waits" in line for line in lines)
+    assert not any(tapes.captures for tapes in made)
+    assert_same(tmp_path / "tried", tmp_path / "eager")
 
 
-def test_a_shape_that_cannot_be_recorded_ends_the_recording_of_all(monkeypatch):
-    monkeypatch.setattr(cuda_graphs, "WARM", 1)
-    told, seen = [], torch.zeros(())
-    captured = Captured(Tapes(), told.append)
+def test_a_shape_that_cannot_be_captured_disables_the_graphs_of_all(monkeypatch):
+    monkeypatch.setattr(cuda_graphs, "WARM_UP", 1)
+    messages, seen = [], torch.zeros(())
+    graphed = GraphedStep(Tapes(), messages.append)
 
     def work(batch):
         seen.add_(batch.inputs.sum())
@@ -136,31 +135,31 @@ def test_a_shape_that_cannot_be_recorded_ends_the_recording_of_all(monkeypatch):
 
     total = 0.0
     for number, size in enumerate([2, 2, 2, 3, 2, 3, 3, 2]):
-        loss, logits = captured(work, Batch(torch.full((size, 1), float(number)), torch.zeros(size)))
+        loss, logits = graphed(work, Batch(torch.full((size, 1), float(number)), torch.zeros(size)))
         total += number * size
         assert float(loss) == (total if size == 3 else 2 * total)
         assert torch.equal(logits, torch.full((size, 1), number + 1.0))
-        assert len(captured.recorded) == (1 if 0 < number < 3 else 0)
-    assert len(told) == 1
+        assert len(graphed.captured) == (1 if 0 < number < 3 else 0)
+    assert len(messages) == 1
 
 
-def test_nothing_keeps_a_trainer_that_is_done(tmp_path, tapes):
-    """Its images and its optimizer go at once, not when the garbage collector comes."""
+def test_a_trainer_is_freed_without_garbage_collection(tapes):
+    """So are its images and its optimizer."""
     gc.disable()
     try:
-        trainer = Trainer(prepare(experiment_of("quickstart", {})), Run(tmp_path), Observer())
+        trainer = Trainer(prepare(experiment_of("quickstart", {})))
         for _ in range(3):
             trainer.step()
-        assert trainer.captured.recorded
-        gone = weakref.ref(trainer), weakref.ref(trainer.captured)
+        assert trainer.graphed.captured
+        gone = weakref.ref(trainer), weakref.ref(trainer.graphed)
         del trainer
         assert [each() for each in gone] == [None, None]
     finally:
         gc.enable()
 
 
-def test_a_run_goes_on_without_graphs_where_one_says_so(tmp_path):
-    """Which changes no result, so that a run is not another one."""
+def test_a_run_may_be_resumed_without_graphs(tmp_path):
+    """The setting changes no result."""
     experiment = experiment_of("quickstart", {})
     with pytest.raises(Stopped):
         train(None, experiment, out=tmp_path / "run", observer=StopAt(2))
@@ -170,11 +169,11 @@ def test_a_run_goes_on_without_graphs_where_one_says_so(tmp_path):
 
 
 @pytest.mark.parametrize("case", list(CASES))
-def test_a_step_asks_the_device_for_no_number(tmp_path, case):
-    """Nor does it send one that it did not send before: a GPU is never waited for within an epoch."""
+def test_a_step_does_not_synchronise(case):
+    """It reads nothing from the device and copies no new values to it."""
     experiment = experiment_of(*CASES[case]).replace(refine=(), twist=())
-    trainer = Trainer(prepare(experiment), Run(tmp_path), Observer())
-    trainer.free_reading = False
+    trainer = Trainer(prepare(experiment))
+    trainer.reads_freely = False
     trainer.step()
     with Watching() as watching:
         trainer.step()
@@ -191,45 +190,44 @@ def test_a_step_asks_the_device_for_no_number(tmp_path, case):
         lambda x: torch.bincount(x.long()),
     ],
 )
-def test_what_a_step_would_wait_for_is_noticed(ask):
+def test_synchronising_operations_are_noticed(ask):
     with Watching() as watching:
         ask(torch.ones(3))
     assert watching.waits
 
 
-def test_networks_with_parts_of_ones_own_are_recorded_only_where_that_is_asked_for(monkeypatch):
-    """What they do in Python may change from step to step."""
-    monkeypatch.setattr(cuda_graphs, "CudaGraphs", lambda device: "graphs")
+def test_networks_with_modules_of_the_user_run_as_graphs_only_on_request():
+    """Their Python code may differ from step to step."""
     gpu, plain = torch.device("cuda"), Experiment.from_recipe("quickstart", FLASH)
     module = prepare(plain).module
     assert plain.cuda_graph == "auto"
 
-    def records(asked, network=module, device=gpu, processes=1, sparing=False):
-        made = recorder(network, device, asked, processes=processes, sparing=sparing)
-        assert made in (None, "graphs")
-        return made is not None
+    def wants(setting, network=module, device=gpu, processes=1, short_of_memory=False):
+        return wants_cuda_graph(
+            network, device, setting, processes=processes, short_of_memory=short_of_memory
+        )
 
-    assert records("auto")
-    assert not records("auto", sparing=True)
-    assert records(True, sparing=True)
-    assert not records(False)
-    assert not records(True, device=torch.device("cpu"))
-    assert not records(True, processes=2)
-    assert not records(True, network=resode.create("neural_ode"))
+    assert wants("auto")
+    assert not wants("auto", short_of_memory=True)
+    assert wants(True, short_of_memory=True)
+    assert not wants(False)
+    assert not wants(True, device=torch.device("cpu"))
+    assert not wants(True, processes=2)
+    assert not wants(True, network=resode.create("neural_ode"))
     module.layer1[0].conv1.register_forward_hook(lambda *_: None)
-    assert not records("auto")
-    assert records(True)
-    assert not known(nn.Sequential(nn.ReLU(), Reader()))
+    assert not wants("auto")
+    assert wants(True)
+    assert not is_known(nn.Sequential(nn.ReLU(), Reader()))
 
 
-def test_where_graphs_are_asked_for_in_vain_that_is_told():
+def test_a_setting_without_effect_is_reported():
     notes = prepare(experiment_of("quickstart", {}).replace(cuda_graph=True)).notes
     assert [line for line in notes if "cuda_graph: true has no effect here: no GPU" in line]
     assert not [line for line in prepare(experiment_of("quickstart", {})).notes if "cuda_graph" in line]
 
 
 class Cuda:
-    """What `torch.cuda` is asked for, in order; a replay and a capture are words only."""
+    """Records the calls of `torch.cuda`, in order; capture and replay do nothing."""
 
     def __init__(self, monkeypatch):
         self.asked, self.now, self.mode = [], [SimpleNamespace(name="outside", device="gpu")], 0
@@ -276,29 +274,29 @@ class Cuda:
         return "loss", "logits"
 
 
-def test_cuda_is_asked_in_order(monkeypatch):
-    """Work apart waits for what was asked before, and what is asked later for it; waiting is watched for."""
+def test_the_calls_of_cuda_are_ordered(monkeypatch):
+    """The side stream waits for earlier work, and later work for the side stream."""
     cuda = Cuda(monkeypatch)
     graphs = cuda_graphs.CudaGraphs(torch.device("cuda"))
-    assert graphs.apart(cuda.do) == (("loss", "logits"), "")
+    assert graphs.warm_up(cuda.do) == (("loss", "logits"), "")
     around = ["apart waits for outside", "work in apart, warn", "outside waits for apart"]
     assert cuda.asked == around
     assert cuda.mode == 0
 
     def warning():
-        warnings.warn("of the network's own", stacklevel=1)
+        warnings.warn("raised by the network", stacklevel=1)
         return cuda.do()
 
-    with pytest.warns(UserWarning, match="of the network's own"):
-        assert graphs.apart(warning)[1] == ""
+    with pytest.warns(UserWarning, match="raised by the network"):
+        assert graphs.warm_up(warning)[1] == ""
 
     def waiting():
         warnings.warn("called a synchronizing CUDA operation (Triggered internally)", stacklevel=1)
         return cuda.do()
 
-    assert graphs.apart(waiting) == (("loss", "logits"), "it waits for the GPU")
+    assert graphs.warm_up(waiting) == (("loss", "logits"), "it waits for the GPU")
     cuda.asked.clear()
-    _, results = graphs.record(cuda.do)
+    _, results = graphs.capture(cuda.do)
     assert results == ("loss", "logits")
     recorded = ["capture in apart, pool", "work in apart, 0", "captured"]
     assert cuda.asked == [around[0], *recorded, around[2]]
@@ -307,9 +305,9 @@ def test_cuda_is_asked_in_order(monkeypatch):
         raise RuntimeError("no")
 
     with pytest.raises(RuntimeError):
-        graphs.record(failing)
+        graphs.capture(failing)
     with pytest.raises(RuntimeError):
-        graphs.apart(failing)
+        graphs.warm_up(failing)
     assert [stream.name for stream in cuda.now] == ["outside"]
     assert cuda.mode == 0
 
@@ -319,8 +317,8 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GP
 
 @needs_gpu
 @pytest.mark.parametrize("case", list(CASES))
-def test_a_gpu_records_every_network_and_trains_it_alike(tmp_path, case):
-    """Its kernels may add in another order each time: the losses are equal up to rounding."""
+def test_a_gpu_trains_every_network_alike_with_graphs(tmp_path, case):
+    """Its kernels may sum in another order each time: the losses are equal up to rounding."""
     rows = {}
     for graph in (True, False):
         listener = Listener()
@@ -332,15 +330,15 @@ def test_a_gpu_records_every_network_and_trains_it_alike(tmp_path, case):
 
 
 @needs_gpu
-def test_a_gpu_launches_what_it_recorded_without_waiting(tmp_path):
+def test_a_gpu_replays_without_synchronising():
     experiment = experiment_of("quickstart", VARIANTS["all options"]).replace(device="cuda", average=None)
-    trainer = Trainer(prepare(experiment), Run(tmp_path), Observer())
-    for _ in range(cuda_graphs.WARM):
+    trainer = Trainer(prepare(experiment))
+    for _ in range(cuda_graphs.WARM_UP):
         trainer.step()
-    assert not trainer.captured.recorded
+    assert not trainer.graphed.captured
     trainer.position.step = 0
     trainer.step()
-    assert len(trainer.captured.recorded) == 1
+    assert len(trainer.graphed.captured) == 1
     torch.cuda.set_sync_debug_mode("error")
     try:
         trainer.step()
@@ -349,7 +347,7 @@ def test_a_gpu_launches_what_it_recorded_without_waiting(tmp_path):
 
 
 @needs_gpu
-def test_a_gpu_does_what_it_cannot_record_as_it_is_written(tmp_path):
+def test_a_gpu_runs_eagerly_what_it_cannot_capture(tmp_path):
     experiment = experiment_of("quickstart", {}).replace(device="cuda", cuda_graph=True)
     module = prepare(experiment).module
     module.bn1 = nn.Sequential(module.bn1, Reader(), nn.Dropout(0.1))

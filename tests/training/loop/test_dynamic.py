@@ -1,4 +1,4 @@
-"""Training networks of dynamic blocks: multilevel, regular in time, counted, told beforehand."""
+"""Training networks of dynamic blocks: multilevel, smooth in time, counted, checked beforehand."""
 
 import copy
 import dataclasses
@@ -15,15 +15,15 @@ from resode.blocks import DynamicBlock
 from resode.controls import controls_of
 from resode.errors import DivergenceError, InputError, IntegrityError, Stopped
 from resode.models import DynamicNet, regrid
-from resode.training import Experiment, Run
+from resode.training import Experiment
 from resode.training.launch import train
-from resode.training.loop.trainer import Trainer
+from resode.training.loop.step import Trainer
 from resode.training.optim import optimizers
 from resode.training.optim.averaging import RECALIBRATION, estimate_statistics
 from resode.training.records import checkpoints
 from resode.training.records.locations import weights_file
 from resode.training.setup.preparation import prepare
-from tests.training.loop.test_trainer import Listener, StopAt, assert_same, metrics
+from tests.training.loop.test_session import Listener, StopAt, assert_same, metrics
 
 TINY = {
     "epochs": 2,
@@ -43,15 +43,11 @@ def dynamic(**settings) -> Experiment:
 @pytest.fixture
 def no_data(monkeypatch):
     """Reading data fails the test."""
-    monkeypatch.setattr(
-        "resode.training.setup.preparation.load", lambda *_, **__: pytest.fail("data was read")
-    )
+    monkeypatch.setattr("resode.training.setup.data.load", lambda *_, **__: pytest.fail("data was read"))
 
 
-def trainer_of(experiment, tmp_path) -> Trainer:
-    run = Run(tmp_path / "trainer")
-    run.path.mkdir(exist_ok=True)
-    return Trainer(prepare(experiment), run, training.Observer())
+def trainer_of(experiment) -> Trainer:
+    return Trainer(prepare(experiment))
 
 
 # ---------------------------------------------------------------- multilevel
@@ -87,8 +83,8 @@ def test_a_refined_run_stopped_anywhere_ends_in_the_same_bits(tmp_path, variant)
 def test_a_refined_run_is_written_with_its_own_grids(tmp_path):
     listener = Listener()
     result = train(None, dynamic(**MULTILEVEL), out=tmp_path / "run", observer=listener)
-    told = [line for line in listener.lines if "finer time grids" in line]
-    assert [line.split(":")[0] for line in told] == ["iteration 2", "iteration 4"]
+    lines = [line for line in listener.lines if "finer time grids" in line]
+    assert [line.split(":")[0] for line in lines] == ["iteration 2", "iteration 4"]
     for path in (result.run.path, checkpoints.stored(result.run.checkpoints)[-1]):
         again = training.load(path)
         for block in again.blocks():
@@ -110,7 +106,7 @@ def test_a_checkpoint_before_the_refinement_is_coarse(tmp_path):
     assert training.load(tmp_path / "run").stages[0].stage.states.steps == 2
 
 
-def test_a_finished_refined_run_is_shown_to_a_module_of_the_user(tmp_path):
+def test_a_finished_refined_run_is_loaded_into_a_module_of_the_user(tmp_path):
     experiment = dynamic(**MULTILEVEL)
     modules = [resode.create("dynamicblocks", in_channels=1, **TINY["model"]) for _ in range(2)]
     result = train(modules[0], experiment, out=tmp_path / "run")
@@ -119,9 +115,9 @@ def test_a_finished_refined_run_is_shown_to_a_module_of_the_user(tmp_path):
         assert torch.equal(p, q)
 
 
-def test_refining_carries_theta_momentum_and_average_and_estimates_statistics(tmp_path):
+def test_refining_transfers_theta_momentum_and_average_and_estimates_statistics():
     experiment = dynamic(refine=[{"at": 0.3}], average={"decay": 0.9, "samples": 300})
-    trainer = trainer_of(experiment, tmp_path)
+    trainer = trainer_of(experiment)
     for _ in range(2):
         trainer.step()
     before = trainer.module
@@ -195,12 +191,12 @@ def test_a_refinement_at_the_very_end_still_happens(tmp_path):
 # ---------------------------------------------------------------- regular in time
 
 
-def test_smoothness_adds_its_gradient(tmp_path):
+def test_smoothness_adds_its_gradient():
     """d/d theta_j of a |theta_{j+1} - theta_j|_1 + b/2 |...|^2 / h, at the first step."""
     a, b = 0.01, 0.1
     settings = {"model": TINY["model"] | {"states": [0, 0.5, 2]}, "optimizer.weight_decay": 0.0}
-    plain = trainer_of(dynamic(**settings), tmp_path)
-    smooth = trainer_of(dynamic(smoothness={"total_variation": a, "dirichlet": b}, **settings), tmp_path)
+    plain = trainer_of(dynamic(**settings))
+    smooth = trainer_of(dynamic(smoothness={"total_variation": a, "dirichlet": b}, **settings))
     initial = copy.deepcopy(dict(plain.module.named_parameters()))
     for trainer in (plain, smooth):
         trainer.step()
@@ -218,8 +214,8 @@ def test_smoothness_adds_its_gradient(tmp_path):
         torch.testing.assert_close(gradients[1][name] - gradients[0][name], expected, rtol=1e-4, atol=1e-6)
 
 
-def test_the_box_holds_after_every_step_on_controls_alone(tmp_path):
-    trainer = trainer_of(dynamic(box=0.05), tmp_path)
+def test_the_box_holds_after_every_step_on_controls_alone():
+    trainer = trainer_of(dynamic(box=0.05))
     for _ in range(3):
         trainer.step()
         sizes = [
@@ -245,7 +241,7 @@ def test_without_dynamic_blocks_there_is_nothing_to_act_on(no_data, tmp_path, se
         assert not (tmp_path / "run").exists()
 
 
-# ---------------------------------------------------------------- what is told
+# ---------------------------------------------------------------- what is reported
 
 
 def test_evaluations_of_an_adaptive_solver_are_counted_forwards_and_backwards(tmp_path):
@@ -273,7 +269,7 @@ def test_networks_without_dynamic_blocks_have_no_evaluations(tiny, tmp_path):
     assert {row["function_evaluations"] for row in metrics(tmp_path / "run")} == {""}
 
 
-def test_a_step_beyond_the_stability_bound_is_told_before_training(tmp_path):
+def test_a_step_beyond_the_stability_bound_is_reported_before_training(tmp_path):
     class Order(Listener):
         def stepped(self, epoch, step, loss):
             self.lines.append("a step")
@@ -294,7 +290,7 @@ def test_a_step_beyond_the_stability_bound_is_told_before_training(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"model.states": [0, 1, 1]}, "a time grid has to increase: 1 is followed by 1"),
         ({"model.states": "two"}, "a time grid of 'two'"),
@@ -308,20 +304,20 @@ def test_a_step_beyond_the_stability_bound_is_told_before_training(tmp_path):
         ({"model.gradient": "reversible"}, "has no inverse"),
     ],
 )
-def test_what_cannot_be_is_told_before_any_data_is_read(no_data, tmp_path, settings, said):
+def test_impossible_settings_are_refused_before_any_data_is_read(no_data, tmp_path, settings, message):
     listener = Listener()
     experiment = dynamic(**settings)
     with pytest.raises(InputError) as error:
         train(None, experiment, out=tmp_path / "run", observer=listener)
     (line, *others) = error.value.messages
     assert line.startswith("quickstart-parabolic: ")
-    assert said in line
+    assert message in line
     assert others == []
     assert listener.lines == []
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_dry_run_takes_all_keys(tmp_path, monkeypatch):
+def test_an_estimate_accepts_all_keys(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     estimate = training.estimate(dynamic(**MULTILEVEL, smoothness={"dirichlet": 0.1}, box=1.0))
     assert estimate.seconds > 0
@@ -329,7 +325,7 @@ def test_a_dry_run_takes_all_keys(tmp_path, monkeypatch):
 
 
 def test_divergence_after_a_refinement_names_the_layer_of_the_refined_network(tmp_path):
-    """The first epoch stands still (lr 0) and refines; the second blows up and is replayed."""
+    """The first epoch has learning rate 0 and refines; the second diverges and is replayed."""
     warmup = {"epochs": 1, "factor": 0.0, "shape": "constant"}
     experiment = dynamic(
         refine=[{"at": 0.3}],
@@ -361,7 +357,7 @@ def test_a_field_that_no_file_can_name_trains_and_refines(tmp_path):
 
 
 @pytest.fixture
-def carried(tmp_path):
+def regridded(tmp_path):
     """A run, and its network on doubled grids with the optimizer's state beside it."""
     trained = train(None, dynamic(epochs=1), out=tmp_path / "run")
     source = training.records.locations.locate(trained.run.path)
@@ -375,64 +371,64 @@ def carried(tmp_path):
     return file
 
 
-def test_training_begins_with_the_state_beside_the_weights(carried, tmp_path):
-    experiment = dynamic(init={"path": str(carried), "optimizer": True})
+def test_training_begins_with_the_state_beside_the_weights(regridded, tmp_path):
+    experiment = dynamic(init={"path": str(regridded), "optimizer": True})
     setup = prepare(experiment)
     assert isinstance(setup.module.stages[0], DynamicBlock)
     assert setup.module.stages[0].stage.states.steps == 4
     assert any("on other time grids" in note for note in setup.notes)
-    state = load_file(optimizers.state_file(carried))
+    state = load_file(optimizers.state_file(regridded))
     assert setup.optimizer_state.keys() == state.keys()
     run = train(None, experiment, out=tmp_path / "on").run
     init = run.read_experiment().init
     assert len(init.sha256) == len(init.optimizer_sha256) == 64
-    other = train(None, dynamic(init={"path": str(carried)}), out=tmp_path / "cold").run
+    other = train(None, dynamic(init={"path": str(regridded)}), out=tmp_path / "cold").run
     assert not torch.equal(
         load_file(run.model)["head.linear.weight"], load_file(other.model)["head.linear.weight"]
     )
     (tmp_path / "fine.optimizer.safetensors").write_bytes(
-        optimizers.write_state(carried, {n: t + 1 for n, t in state.items()}).read_bytes()
+        optimizers.write_state(regridded, {n: t + 1 for n, t in state.items()}).read_bytes()
     )
     with pytest.raises(IntegrityError, match="the optimizer's state has changed"):
         train(None, Experiment.from_recipe(run.path), out=tmp_path / "again")
 
 
-def test_the_very_first_step_uses_the_state(carried, tmp_path):
-    setup = prepare(dynamic(init={"path": str(carried), "optimizer": True}))
-    trainer = Trainer(setup, Run(tmp_path), training.Observer())
-    trainer.start_from(setup.optimizer_state)
+def test_the_very_first_step_uses_the_state(regridded):
+    setup = prepare(dynamic(init={"path": str(regridded), "optimizer": True}))
+    trainer = Trainer(setup)
+    trainer.load_optimizer(setup.optimizer_state)
     for name, tensor in optimizers.state_tensors(trainer.optimizer, trainer.module):
         assert torch.equal(tensor, setup.optimizer_state[name])
     assert max(t.abs().max() for t in setup.optimizer_state.values()) > 0
 
 
-def test_a_state_that_does_not_fit_is_refused(carried, tmp_path):
-    init = {"path": str(carried), "optimizer": True}
+def test_a_state_that_does_not_fit_is_refused(regridded, tmp_path):
+    init = {"path": str(regridded), "optimizer": True}
     with pytest.raises(InputError, match=r"holds momentum_buffer, but adamw keeps exp_avg, exp_avg_sq, step"):
         prepare(dynamic(init=init, optimizer={"name": "adamw"}))
-    state = load_file(optimizers.state_file(carried))
-    optimizers.write_state(carried, dict(list(state.items())[1:]))
+    state = load_file(optimizers.state_file(regridded))
+    optimizers.write_state(regridded, dict(list(state.items())[1:]))
     with pytest.raises(InputError, match=r"does not fit the network: momentum_buffer/.* is missing"):
         prepare(dynamic(init=init))
-    carried.write_bytes((tmp_path / "run" / "model.safetensors").read_bytes())
+    regridded.write_bytes((tmp_path / "run" / "model.safetensors").read_bytes())
     with pytest.raises(
         InputError, match=r"fine.optimizer.safetensors: is not the state of .*fine.safetensors"
     ):
         prepare(dynamic(init=init))
-    optimizers.state_file(carried).write_bytes(b"x" * 100)
+    optimizers.state_file(regridded).write_bytes(b"x" * 100)
     with pytest.raises(IntegrityError, match="no whole safetensors file"):
         prepare(dynamic(init=init))
-    optimizers.state_file(carried).unlink()
+    optimizers.state_file(regridded).unlink()
     with pytest.raises(InputError, match=r"no such file .*set init.optimizer=false"):
         prepare(dynamic(init=init))
 
 
-def test_weights_of_another_network_are_not_taken_for_a_regridded_one(carried, tmp_path):
+def test_weights_of_another_network_are_not_mistaken_for_a_regridded_one(regridded, tmp_path):
     model = TINY["model"] | {"layer": "parabolic"}
     with pytest.raises(InputError, match=r"holds a dynamic.*--set model.name=dynamic"):
-        prepare(dynamic(model=model, init={"path": str(carried)}))
-    setup = prepare(dynamic(model={"name": "dynamic"}, init={"path": str(carried)}))
+        prepare(dynamic(model=model, init={"path": str(regridded)}))
+    setup = prepare(dynamic(model={"name": "dynamic"}, init={"path": str(regridded)}))
     assert setup.module.stages[0].stage.states.steps == 4
     assert json.loads(json.dumps(setup.module.options())) == json.loads(
-        json.dumps(training.load(weights_file(carried)).options())
+        json.dumps(training.load(weights_file(regridded)).options())
     )

@@ -1,4 +1,4 @@
-"""Twisting on the way: a run goes on with a network that depends on the place, and loses nothing."""
+"""Twisting during training: the run continues with a twisted network and loses nothing."""
 
 import pytest
 import torch
@@ -14,9 +14,9 @@ from resode.training import Experiment
 from resode.training.launch import train
 from resode.training.optim import optimizers
 from resode.training.records import checkpoints
-from resode.training.setup.changes import with_zeros
+from resode.training.setup.changes import zero_extended
 from tests.training.loop.test_dynamic import dynamic, trainer_of
-from tests.training.loop.test_trainer import Listener, StopAt, assert_same
+from tests.training.loop.test_session import Listener, StopAt, assert_same
 
 TINY = {
     "epochs": 2,
@@ -50,11 +50,11 @@ def test_a_twisted_run_resumes_to_the_same_bits(tmp_path, variant):
     assert_same(tmp_path / "whole", tmp_path / "parts")
 
 
-def test_a_run_says_and_keeps_what_it_twisted(tmp_path):
+def test_a_run_reports_and_saves_what_it_twisted(tmp_path):
     listener = Listener()
     result = train(None, digits(**TWIST), out=tmp_path / "run", observer=listener)
-    told = [line for line in listener.lines if "twisted" in line]
-    assert [line.partition(",")[0] for line in told] == [
+    lines = [line for line in listener.lines if "twisted" in line]
+    assert [line.partition(",")[0] for line in lines] == [
         "iteration 2: twisted (conformal)",
         "iteration 4: twisted (free)",
     ]
@@ -73,7 +73,7 @@ def test_a_run_says_and_keeps_what_it_twisted(tmp_path):
     assert result.summary["parameters"] == sum(p.numel() for p in again.parameters())
 
 
-def test_a_finished_twisted_run_is_shown_to_a_module_of_the_user(tmp_path):
+def test_a_finished_twisted_run_is_loaded_into_a_module_of_the_user(tmp_path):
     experiment = digits(**TWIST)
     modules = [resode.create(**TINY["model"], in_channels=1) for _ in range(2)]
     result = train(modules[0], experiment, out=tmp_path / "run")
@@ -88,8 +88,8 @@ def test_a_checkpoint_before_the_twist_is_plain(tmp_path):
     assert not twisted_convolutions(training.load(tmp_path / "run"))
 
 
-def test_twisting_carries_weights_momentum_and_average(tmp_path):
-    trainer = trainer_of(digits(twist=[{"at": 0.3}], average={"decay": 0.9, "samples": 300}), tmp_path)
+def test_twisting_transfers_weights_momentum_and_average():
+    trainer = trainer_of(digits(twist=[{"at": 0.3}], average={"decay": 0.9, "samples": 300}))
     for _ in range(2):
         trainer.step()
     before = trainer.module.eval()
@@ -145,20 +145,18 @@ def test_a_network_of_dynamic_blocks_is_refined_and_twisted(tmp_path):
         ({"twist": [{"at": 0.3}, {"at": 0.6}]}, "twist: nothing to twist"),
     ],
 )
-def test_a_mistake_is_told_before_data_is_read(monkeypatch, settings, message):
-    monkeypatch.setattr(
-        "resode.training.setup.preparation.load", lambda *_, **__: pytest.fail("data was read")
-    )
+def test_a_mistake_is_refused_before_data_is_read(monkeypatch, settings, message):
+    monkeypatch.setattr("resode.training.setup.data.load", lambda *_, **__: pytest.fail("data was read"))
     with pytest.raises(InputError, match=message):
         train(None, digits(**settings))
 
 
-def test_states_of_steps_begin_at_zero():
+def test_step_counts_of_new_parameters_are_zero():
     module = nn.Sequential(TwistConv2d(2, 2, 3))
     known = {"0.weight": torch.tensor(5.0), "0.bias": torch.tensor(5.0)}
-    carried = with_zeros(module)(known)
-    assert {name: t.shape for name, t in carried.items()} == dict.fromkeys(carried, torch.Size([]))
-    assert carried["0.twist"] == 0
+    extended = zero_extended(module)(known)
+    assert {name: t.shape for name, t in extended.items()} == dict.fromkeys(extended, torch.Size([]))
+    assert extended["0.twist"] == 0
 
 
 def test_one_twist_and_one_stage_need_no_list():

@@ -12,7 +12,7 @@ LONG = 10**9  # images of a run that is worth any measurement
 
 
 @pytest.fixture(autouse=True)
-def nothing_known(tmp_path, monkeypatch):
+def empty_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("RESODE_CACHE", str(tmp_path))
 
 
@@ -23,7 +23,7 @@ def network():
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Steps that take as long as a test says; and which were timed."""
+    """Replaces the times of steps by given ones; lists which forms were timed."""
     asked = []
 
     def given(seconds):
@@ -56,7 +56,7 @@ def chosen(network, images=LONG, precision="auto", compile_="auto", batch=32):
         ({"fp32": 1, "bf16": 2, "fp32, compiled": RuntimeError("no compiler\nat all")}, "fp32"),
     ],
 )
-def test_another_form_is_taken_where_it_is_a_tenth_faster(network, clock, seconds, best):
+def test_another_form_is_chosen_where_it_is_a_tenth_faster(network, clock, seconds, best):
     asked = clock(seconds)
     form, reason = chosen(network)
     assert form == best
@@ -67,7 +67,7 @@ def test_another_form_is_taken_where_it_is_a_tenth_faster(network, clock, second
         assert all(f"{1000 * value:.0f} ms in {name}" in reason for name, value in seconds.items())
 
 
-def test_what_is_asked_for_is_not_measured(network, clock):
+def test_explicit_settings_are_not_measured(network, clock):
     asked = clock({})
     assert chosen(network, precision="bf16", compile_=True)[0] == "bf16, compiled"
     assert chosen(network, precision="fp32", compile_=False)[0] == "fp32"

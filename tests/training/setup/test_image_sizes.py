@@ -1,4 +1,4 @@
-"""Smaller images at first: which, when, and nothing else changed."""
+"""Small images at first: which, when, and nothing else changes."""
 
 import pytest
 import torch
@@ -8,9 +8,9 @@ from resode.training import Experiment
 from resode.training.estimate import estimate
 from resode.training.launch import train
 from resode.training.recipe.data import Sizing
-from resode.training.setup.image_sizes import parts, resized, size_at
+from resode.training.setup.image_sizes import phases, resized, size_at
 from tests.training.loop.test_dynamic import trainer_of
-from tests.training.loop.test_trainer import StopAt, assert_same
+from tests.training.loop.test_session import StopAt, assert_same
 
 TINY = {
     "epochs": 2,
@@ -28,16 +28,16 @@ def digits(**settings) -> Experiment:
 def test_each_iteration_has_its_size():
     sizes = [Sizing(until=0.25, size=16), Sizing(until=0.5, size=24)]
     assert [size_at(sizes, i, 8) for i in range(8)] == [16, 16, 24, 24, None, None, None, None]
-    assert parts(sizes, 8) == [(0, 2), (2, 2), (4, 4)]
-    assert parts([], 8) == [(0, 8)]
-    assert parts([Sizing(until=0.01, size=16)], 8) == [(0, 8)]
+    assert phases(sizes, 8) == [(0, 2), (2, 2), (4, 4)]
+    assert phases([], 8) == [(0, 8)]
+    assert phases([Sizing(until=0.01, size=16)], 8) == [(0, 8)]
     late = [Sizing(until=0.95, size=16)]
-    assert parts(late, 8) == [(0, 7), (7, 1)]  # the last iteration sees whole images
+    assert phases(late, 8) == [(0, 7), (7, 1)]  # the last iteration sees whole images
     assert [size_at(late, i, 8) for i in (6, 7)] == [16, None]
 
 
-def test_images_are_scaled_as_pictures_are():
-    """A linear ramp stays one (away from its ends), a constant stays itself, and the format is kept."""
+def test_images_are_scaled_linearly():
+    """A linear ramp stays linear (away from its ends), a constant stays constant; memory format is kept."""
     ramp = torch.arange(32.0).expand(2, 3, 32, 32).contiguous(memory_format=torch.channels_last)
     half = resized(ramp, 16)
     assert half.shape == (2, 3, 16, 16)
@@ -63,8 +63,8 @@ def test_a_last_batch_of_one_image_is_refused_before_training(tmp_path):
         train(None, experiment, out=tmp_path / "run")
 
 
-def test_a_step_sees_the_size_of_its_iteration(tmp_path):
-    trainer = trainer_of(digits(sizes=SIZES), tmp_path)
+def test_a_step_sees_the_size_of_its_iteration():
+    trainer = trainer_of(digits(sizes=SIZES))
     seen = []
     trainer.module.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape[-1]))
     for _ in range(trainer.steps):
@@ -105,7 +105,7 @@ def test_an_estimate_weighs_the_sizes():
         ([{"until": 0.5, "size": 0}], "greater than 0"),
     ],
 )
-def test_mistakes_are_told_before_training(tmp_path, sizes, message):
+def test_mistakes_are_refused_before_training(tmp_path, sizes, message):
     with pytest.raises(InputError, match=message):
         train(None, digits(sizes=sizes), out=tmp_path / "run")
     assert not (tmp_path / "run" / "metrics.csv").exists()

@@ -17,7 +17,9 @@ from resode.models import create
 from resode.models.budget import differentiated, method_of
 from resode.stages import Stage
 from resode.training import Experiment, Observer, train
-from resode.training.setup.memory import budget, compiled, fitted, fixed_bytes, reconstruction_error
+from resode.training.setup.execution import compiled
+from resode.training.setup.extension import DynamicExtension, ExtensionSettings
+from resode.training.setup.memory import StepMemory
 
 DIGITS = {"name": "test", "data": {"source": "digits", "validation": 200}, "epochs": 2, "precision": "fp32"}
 NET = {"name": "digits_resnet14", "widths": [4, 8, 8]}
@@ -27,11 +29,21 @@ def experiment(model, **keys):
     return Experiment.from_values({**DIGITS, "model": model, **keys}, "test")
 
 
+def memory_of(asked):
+    """The memory of a step on the digits."""
+    return StepMemory.of(asked, (1, 8, 8))
+
+
+def reconstruction_error(network, inputs):
+    extension = DynamicExtension(network, memory_of(experiment(NET)), ExtensionSettings(None, None, ()))
+    return extension.drift(inputs)
+
+
 def methods_of(module):
     return [method_of(part) for part in differentiated(module)]
 
 
-class Told(Observer):
+class Listener(Observer):
     def __init__(self):
         self.lines = []
 
@@ -57,23 +69,23 @@ def metrics(run):
 
 def least_budget(model):
     network = create(**model)
-    asked = experiment(model, memory_budget=10**9)
-    (choice, line) = fitted(asked, network, (1, 8, 8))
+    memory = memory_of(experiment(model, memory_budget=10**9))
+    choice = memory.choose(network)
     assert choice.name == "stored"
-    assert "1.00 GB: stored" in line
+    assert "1.00 GB: stored" in memory.describe(network, choice)
     with pytest.raises(
         InputError, match=r"no gradient method meets it.* give [\d.]+ MB, or a smaller batch"
     ) as e:
-        fitted(experiment(model, memory_budget=10**6), network, (1, 8, 8))
+        memory_of(experiment(model, memory_budget=10**6)).choose(network)
     return float(str(e.value).split("give ")[1].split(" MB")[0])
 
 
-def test_a_budget_chooses_once_and_is_written_obeyed_and_kept(tmp_path):
-    megabytes, told = least_budget(NET), Told()
+def test_a_budget_chooses_once_and_the_run_keeps_the_choice(tmp_path):
+    megabytes, listener = least_budget(NET), Listener()
     asked = experiment(NET, memory_budget=f"{megabytes}MB")
     assert asked.memory_budget == round(megabytes * 10**6)
-    result = train(None, asked, out=tmp_path / "run", observer=told)
-    assert any(line.startswith(f"memory budget {megabytes:.1f} MB: checkpointed") for line in told.lines)
+    result = train(None, asked, out=tmp_path / "run", observer=listener)
+    assert any(line.startswith(f"memory budget {megabytes:.1f} MB: checkpointed") for line in listener.lines)
     stored = result.run.read_experiment()
     assert stored.gradients is not None
     (method,) = methods_of(result.module)
@@ -86,10 +98,11 @@ def test_a_budget_chooses_once_and_is_written_obeyed_and_kept(tmp_path):
 
 def test_the_smallest_budget_that_is_named_is_met_and_no_smaller_one():
     megabytes, network = least_budget(NET), create(**NET)
-    choice, _ = fitted(experiment(NET, memory_budget=round(megabytes * 10**6)), network, (1, 8, 8))
-    assert sum(fixed_bytes(experiment(NET), network)) + choice.activation_bytes <= round(megabytes * 10**6)
+    memory = memory_of(experiment(NET, memory_budget=round(megabytes * 10**6)))
+    needed = sum(memory.fixed_bytes(network)) + memory.choose(network).activation_bytes
+    assert needed <= round(megabytes * 10**6)
     with pytest.raises(InputError, match="no gradient method meets it"):
-        fitted(experiment(NET, memory_budget=round((megabytes - 0.2) * 10**6)), network, (1, 8, 8))
+        memory_of(experiment(NET, memory_budget=round((megabytes - 0.2) * 10**6))).choose(network)
 
 
 @pytest.mark.parametrize("text", ["1e9", "1GB", "1000 MB", 10**9, 1e9])
@@ -97,7 +110,7 @@ def test_a_budget_is_given_in_any_usual_form(text):
     assert experiment(NET, memory_budget=text).memory_budget == 10**9
 
 
-def test_a_run_that_was_interrupted_goes_on_with_what_the_budget_chose(tmp_path):
+def test_an_interrupted_run_resumes_with_what_the_budget_chose(tmp_path):
     asked = experiment(NET, memory_budget=f"{least_budget(NET)}MB")
     whole = train(None, asked, out=tmp_path / "whole")
     with pytest.raises(Stopped):
@@ -108,14 +121,15 @@ def test_a_run_that_was_interrupted_goes_on_with_what_the_budget_chose(tmp_path)
         assert torch.equal(resumed.module.state_dict()[name], tensor)
 
 
-def test_a_budget_holds_after_a_change_on_the_way(tmp_path):
-    """Twice as many steps, or twisted ones, keep more: the methods are chosen anew."""
+def test_a_budget_holds_after_a_change_of_the_network(tmp_path):
+    """Twice as many steps, or twisted ones, keep more: the methods are chosen again."""
     model = {"name": "dynamicblocks", "widths": [4, 4, 4], "states": [0, 1, 2], "scheme": "euler"}
     asked = experiment(model, refine={"at": 0.5}, twist={"at": 0.7})
     network = create(**model, in_channels=1)
     plain = train(None, asked, out=tmp_path / "plain")
-    least = sum(fixed_bytes(asked, plain.module))
-    least += min(c.activation_bytes for c in budget(asked, plain.module, (1, 8, 8)).smallest())
+    memory = memory_of(asked)
+    least = sum(memory.fixed_bytes(plain.module))
+    least += min(c.activation_bytes for c in memory.choices(plain.module).smallest())
     assert methods_of(network) == [Stored()] * 2
     result = train(None, asked.replace(memory_budget=least), out=tmp_path / "run")
     assert any(isinstance(method, Checkpointed) for method in methods_of(result.module))
@@ -151,16 +165,16 @@ def test_drift_is_recorded_each_epoch(tmp_path):
 
 
 def test_a_run_that_drifts_falls_back_and_stays_so(tmp_path):
-    told = Told()
-    result = train(None, experiment(SMALL, drift={"limit": 1e-9}), out=tmp_path / "run", observer=told)
-    (line,) = (line for line in told.lines if "differ from the first ones" in line)
+    listener = Listener()
+    result = train(None, experiment(SMALL, drift={"limit": 1e-9}), out=tmp_path / "run", observer=listener)
+    (line,) = (line for line in listener.lines if "differ from the first ones" in line)
     assert "epoch 1:" in line
     assert "checkpointed gradients from here on" in line
     assert methods_of(result.module) == [Checkpointed()]
     assert [bool(row["reconstruction_error"]) for row in metrics(result.run)] == [True, False]
 
 
-def test_a_run_that_has_fallen_back_goes_on_so_after_an_interruption(tmp_path):
+def test_a_run_that_has_fallen_back_resumes_with_checkpointed_gradients(tmp_path):
     asked = experiment(SMALL, drift={"limit": 1e-9})
     whole = train(None, asked, out=tmp_path / "whole")
     with pytest.raises(Stopped):
@@ -171,14 +185,14 @@ def test_a_run_that_has_fallen_back_goes_on_so_after_an_interruption(tmp_path):
         assert torch.equal(resumed.module.state_dict()[name], tensor), name
 
 
-def test_a_run_that_drifts_stops_where_that_is_asked_for(tmp_path):
+def test_a_run_that_drifts_stops_on_request(tmp_path):
     asked = experiment(SMALL, drift={"limit": 1e-9, "beyond": "stop"})
     with pytest.raises(DivergenceError, match=r"differ from the first ones by .*drift.limit 1e-09"):
         train(None, asked, out=tmp_path / "run")
     assert list((tmp_path / "run" / "checkpoints").iterdir())
 
 
-def test_measuring_drift_leaves_no_trace():
+def test_measuring_drift_changes_nothing():
     torch.manual_seed(0)
     network, x = create(**SMALL), torch.randn(4, 3, 8, 8)
     before = {name: t.clone() for name, t in network.state_dict().items()}
@@ -190,7 +204,7 @@ def test_measuring_drift_leaves_no_trace():
     assert reconstruction_error(create("he_resnet8"), x) is None
 
 
-def test_what_overflows_has_drifted(monkeypatch):
+def test_overflow_counts_as_drift(monkeypatch):
     network, x = create(**SMALL), torch.randn(4, 3, 8, 8)
     scheme = type(network.stages[0].stage.integrator)
     inverse = scheme.inverse
@@ -201,31 +215,32 @@ def test_what_overflows_has_drifted(monkeypatch):
 def test_methods_by_hand_are_checked_before_the_run_begins(tmp_path):
     stage = {**SMALL["stages"][0], "states": 15, "gradient": "stored"}
     model = {"name": "dynamic", "stages": [stage]}
-    for keys, told in (
+    for keys, message in (
         ({"gradients": "reversible"}, "amplifies the rounding of float32"),
         ({"gradients": ["stored", "stored"]}, "2 methods for a network of 1 parts"),
         (
             {"gradients": "stored", "memory_budget": "1MB"},
-            "more than memory_budget 1.0 MB: leave gradients out",
+            "more than memory_budget 1.0 MB: remove gradients",
         ),
     ):
-        with pytest.raises(InputError, match=told):
+        with pytest.raises(InputError, match=message):
             train(None, experiment(model, **keys), out=tmp_path / "run")
         assert not (tmp_path / "run").exists()
 
 
 def test_falling_back_keeps_the_budget(tmp_path):
     network = create(**SMALL, in_channels=1)
-    choices = budget(experiment(SMALL), network, (1, 8, 8))
+    memory = memory_of(experiment(SMALL))
+    choices = memory.choices(network)
     room = next(
         c.activation_bytes for c in choices.smallest(undo=False) if c.name == "checkpointed, two levels"
     )
-    room += sum(fixed_bytes(experiment(SMALL), network)) + 1000
+    room += sum(memory.fixed_bytes(network)) + 1000
     asked = experiment(SMALL, memory_budget=room, drift={"limit": 1e-9})
     result = train(None, asked, out=tmp_path / "run")
     rows = metrics(result.run)
     assert all(not isinstance(method, Reversible) for method in methods_of(result.module))
-    assert fitted(experiment(SMALL, memory_budget=room), result.module, (1, 8, 8))
+    assert memory_of(asked).choose(result.module)
     assert len(rows) == 2
 
 
@@ -266,7 +281,7 @@ def test_averages_clipping_and_precision_work_with_every_method(model, precision
 @pytest.mark.parametrize(
     "model", [{**NET, "gradient": "checkpointed"}, small(0.99)], ids=["checkpointed", "reversible"]
 )
-def test_the_parts_between_recomputations_are_compiled(model):
+def test_the_units_between_recomputations_are_compiled(model):
     torch.manual_seed(0)
     plain = create(**{**model, "in_channels": 3})
     network = copy.deepcopy(plain)

@@ -1,1 +1,1 @@
-"""The training loop."""
+"""The training loop: the step, a session with a run directory, evaluation, divergence, callbacks."""

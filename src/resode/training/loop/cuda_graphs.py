@@ -1,10 +1,10 @@
-"""A step as one CUDA graph: recorded once for each shape of a batch, then launched as a whole.
+"""CUDA graphs: a training step recorded once for each shape of a batch, then launched as a whole.
 
-A GPU does a step of a small network faster than a host can ask for its operations one by one. The first steps
-of a shape are done as they are written, in the stream of the recording: libraries set themselves up, and what
-is to be compiled is. The next is recorded, which computes nothing, and launched, as all that follow are:
-every step is done once. What is recorded reads and writes the same places of memory for ever. So a batch is
-copied to where the first one of its shape lay, and the learning rate, which changes, lies on the device.
+A GPU runs a step of a small network faster than the host can launch its operations one by one. The first
+steps of a shape run eagerly, in the stream of the later capture: libraries initialise themselves, and what is
+to be compiled is compiled. The next step is captured, which computes nothing, and replayed, as are all that
+follow: every step is done exactly once. A graph reads and writes fixed addresses. So each batch is copied to
+the buffers of the captured one, and the learning rate, which changes, lies on the device.
 """
 
 import contextlib
@@ -12,31 +12,32 @@ import gc
 import warnings
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from resode.blocks import dynamic_blocks
 from resode.data import Batch
+from resode.training.setup.execution import wants_cuda_graph
+from resode.training.setup.preparation import Setup
 
-WARM = 3  # steps of a shape before it is recorded; in the last of them it shows whether that can be
+WARM_UP = 3  # eager steps of a shape before capture; the last one shows whether a capture is possible
 Results = tuple[Tensor, Tensor]
 Work = Callable[[Batch], Results]
 
 
-class Recorder(Protocol):
-    """What records the operations of a device."""
+class Graphs(Protocol):
+    """Captures the operations of a device as graphs."""
 
-    def apart(self, work: Callable[[], Results]) -> tuple[Results, str]:
-        """Do work where it is recorded later; what it returns, and what forbids to record it, if anything."""
+    def warm_up(self, work: Callable[[], Results]) -> tuple[Results, str]:
+        """Run work eagerly where it is captured later; its results, and what forbids a capture, or ""."""
 
-    def record(self, work: Callable[[], Results]) -> tuple[Callable[[], None], Results]:
-        """Record work without doing it: what does it, and where its results lie then."""
+    def capture(self, work: Callable[[], Results]) -> tuple[Callable[[], None], Results]:
+        """Record work without running it; the function that replays it, and the tensors of its results."""
 
 
 class CudaGraphs:
-    """CUDA graphs of one device, in memory that they share: of none, anything is read once the next runs.
+    """CUDA graphs of one device with a common memory pool: a replay overwrites the results of all others.
 
     Args:
         device: a GPU.
@@ -46,22 +47,22 @@ class CudaGraphs:
         self.stream = torch.cuda.Stream(device)
         self.pool = torch.cuda.graph_pool_handle()
 
-    def apart(self, work: Callable[[], Results]) -> tuple[Results, str]:
-        """In a stream of its own, between what was asked for before and what is asked for later."""
-        with self._apart(), watched() as waits:
+    def warm_up(self, work: Callable[[], Results]) -> tuple[Results, str]:
+        """Run work eagerly in a side stream, ordered with the work around it."""
+        with self._side_stream(), synchronisations() as waits:
             results = work()
         return results, "it waits for the GPU" if waits else ""
 
-    def record(self, work: Callable[[], Results]) -> tuple[Callable[[], None], Results]:
-        """As the protocol says; what the garbage collector would free meanwhile is freed before."""
+    def capture(self, work: Callable[[], Results]) -> tuple[Callable[[], None], Results]:
+        """Record work in the side stream; garbage is collected before, since nothing may be freed in it."""
         graph = torch.cuda.CUDAGraph()
         gc.collect()
-        with self._apart(), torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
+        with self._side_stream(), torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
             results = work()
         return graph.replay, results
 
     @contextlib.contextmanager
-    def _apart(self) -> Iterator[None]:
+    def _side_stream(self) -> Iterator[None]:
         outside = torch.cuda.current_stream(self.stream.device)
         self.stream.wait_stream(outside)
         with torch.cuda.stream(self.stream):
@@ -70,129 +71,108 @@ class CudaGraphs:
 
 
 @contextlib.contextmanager
-def watched() -> Iterator[list[str]]:
-    """Collect what torch warns of when the host waits for the GPU; pass other warnings on."""
-    before, found = torch.cuda.get_sync_debug_mode(), list[str]()
-    with warnings.catch_warnings(record=True) as told:
+def synchronisations() -> Iterator[list[str]]:
+    """Collect torch's warnings about the host waiting for the GPU; pass other warnings on."""
+    before, waits = torch.cuda.get_sync_debug_mode(), list[str]()
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")
-        told.clear()  # that this mode is a prototype
+        caught.clear()  # the warning that this mode is a prototype
         try:
-            yield found
+            yield waits
         finally:
-            heard = list(told)
+            collected = list(caught)
             torch.cuda.set_sync_debug_mode(before)
-    for each in heard:
+    for each in collected:
         if "called a synchronizing CUDA operation" in str(each.message):
-            found.append(str(each.message))
+            waits.append(str(each.message))
         else:
             warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
 
 
-def recorder(
-    module: nn.Module, device: torch.device, asked: bool | Literal["auto"], *, processes: int, sparing: bool
-) -> Recorder | None:
-    """What records a network's steps on a device; None where nothing does, or should.
+def cuda_graphs(setup: Setup) -> Graphs | None:
+    """What captures the steps of a set-up; None: they run eagerly."""
+    wanted = wants_cuda_graph(
+        setup.module,
+        setup.device,
+        setup.experiment.cuda_graph,
+        processes=setup.world.size,
+        short_of_memory=setup.memory.budget is not None,
+    )
+    return CudaGraphs(setup.device) if wanted else None
+
+
+class GraphedStep:
+    """Work on batches, replayed as a graph for each of their shapes; eager where no capture is possible.
 
     Args:
-        module: the network.
-        device: where it lies.
-        asked: `auto` for networks whose parts are all this library's or torch's: what others do in Python may
-            change from step to step (a block is left out by chance, say), which a recording would not see.
-        processes: that train together.
-        sparing: whether memory is short: a graph keeps its own, so that `auto` means no.
-    """
-    wanted = known(module) and not sparing if asked == "auto" else asked
-    return CudaGraphs(device) if wanted and not hindrance(module, device, processes) else None
-
-
-def hindrance(module: nn.Module, device: torch.device, processes: int) -> str:
-    """Why steps are not recorded even where that is asked for; nothing where they are."""
-    if device.type != "cuda":
-        return "no GPU"
-    if processes > 1:
-        return f"{processes} processes"
-    adaptive = any(not block.evaluations for block in dynamic_blocks(module))
-    return "an adaptive solver, which asks for numbers in each step" if adaptive else ""
-
-
-def known(module: nn.Module) -> bool:
-    """Whether all parts of a network are this library's or torch's, and nobody watches them."""
-    ours = (type(part).__module__.partition(".")[0] in ("resode", "torch") for part in module.modules())
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return all(ours) and not any(getattr(part, name) for part in module.modules() for name in hooks)
-
-
-class Captured:
-    """Work on batches, recorded for each of their shapes; where it cannot be, it is done as it is written.
-
-    Args:
-        recorder: of the device.
-        tell: is told where a step cannot be recorded.
+        graphs: of the device.
+        on_message: called once where a step cannot be captured.
     """
 
-    def __init__(self, recorder: Recorder, tell: Callable[[str], None]) -> None:
-        self.recorder, self.tell = recorder, tell
-        self.done: Counter[Hashable] = Counter()
-        self.recorded: dict[Hashable, tuple[Batch, Callable[[], None], Results]] = {}
-        self.refused = False
+    def __init__(self, graphs: Graphs, on_message: Callable[[str], None]) -> None:
+        self.graphs, self.on_message = graphs, on_message
+        self.warm_ups: Counter[Hashable] = Counter()
+        self.captured: dict[Hashable, tuple[Batch, Callable[[], None], Results]] = {}
+        self.disabled = False
 
     def __call__(self, work: Work, batch: Batch) -> Results:
-        """Do the work; what it returns stays until the next call.
+        """Do the work; its results stay valid until the next call.
 
         Args:
-            work: always the same; nothing that it takes from the host changes from call to call.
+            work: the same in every call; no host value that it uses changes from call to call.
             batch: of any shape.
         """
-        shape = _shape(batch)
-        if not self.refused and shape not in self.recorded:
-            if self.done[shape] < WARM:
-                return self._written(work, batch, shape)
-            self._record(work, batch, shape)
-        if self.refused:
+        signature = _signature(batch)
+        if not self.disabled and signature not in self.captured:
+            if self.warm_ups[signature] < WARM_UP:
+                return self._warm_up(work, batch, signature)
+            self._capture(work, batch, signature)
+        if self.disabled:
             return work(batch)
-        place, do, results = self.recorded[shape]
-        for here, there in zip(_tensors(place), _tensors(batch), strict=True):
-            here.copy_(there)
-        do()
+        buffers, replay, results = self.captured[signature]
+        for buffer, tensor in zip(_tensors(buffers), _tensors(batch), strict=True):
+            buffer.copy_(tensor)
+        replay()
         return results
 
-    def _written(self, work: Work, batch: Batch, shape: Hashable) -> Results:
-        """As it is written; the last time before it is recorded, whether it can be."""
-        self.done[shape] += 1
-        results, hindrance = self.recorder.apart(lambda: work(batch))
-        if hindrance and self.done[shape] == WARM:
-            self._refuse(hindrance)
+    def _warm_up(self, work: Work, batch: Batch, signature: Hashable) -> Results:
+        """An eager step; the last one before the capture decides whether it is possible."""
+        self.warm_ups[signature] += 1
+        results, obstacle = self.graphs.warm_up(lambda: work(batch))
+        if obstacle and self.warm_ups[signature] == WARM_UP:
+            self._disable(obstacle)
         return results
 
-    def _record(self, work: Work, batch: Batch, shape: Hashable) -> None:
-        """Record the work on batches of a shape."""
+    def _capture(self, work: Work, batch: Batch, signature: Hashable) -> None:
+        """Capture the work on batches of a shape."""
         partners, weight = (each if each is None else each.clone() for each in (batch.partners, batch.weight))
-        place = Batch(batch.inputs.clone(), batch.targets.clone(), partners, weight, batch.scale)
+        buffers = Batch(batch.inputs.clone(), batch.targets.clone(), partners, weight, batch.scale)
         try:
-            self.recorded[shape] = place, *self.recorder.record(lambda: work(place))
+            self.captured[signature] = buffers, *self.graphs.capture(lambda: work(buffers))
         except Exception as error:  # whatever the driver, torch or the network raises
-            self._refuse(str(error.__context__ or error) or type(error).__name__)
+            self._disable(str(error.__context__ or error) or type(error).__name__)
 
-    def _refuse(self, why: str) -> None:
-        """Record nothing any more, and give the memory of what is recorded back."""
-        self.refused = True
-        self.recorded.clear()
-        self.tell(
+    def _disable(self, why: str) -> None:
+        """Capture nothing any more, and free the memory of the graphs."""
+        self.disabled = True
+        self.captured.clear()
+        self.on_message(
             f"a step cannot be a CUDA graph ({why.strip().splitlines()[0][:100]}); its operations are "
             "launched one by one, as they are with cuda_graph: false"
         )
 
 
-def _all(batch: Batch) -> tuple[Tensor | None, ...]:
+def _fields(batch: Batch) -> tuple[Tensor | None, ...]:
     return batch.inputs, batch.targets, batch.partners, batch.weight
 
 
 def _tensors(batch: Batch) -> list[Tensor]:
-    return [each for each in _all(batch) if each is not None]
+    return [each for each in _fields(batch) if each is not None]
 
 
-def _shape(batch: Batch) -> Hashable:
+def _signature(batch: Batch) -> Hashable:
+    """Equal for batches that one graph serves."""
     return batch.scale, *(
-        each if each is None else (each.shape, each.dtype, each.stride()) for each in _all(batch)
+        each if each is None else (each.shape, each.dtype, each.stride()) for each in _fields(batch)
     )

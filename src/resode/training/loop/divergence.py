@@ -1,43 +1,72 @@
-"""Divergence: where NaN or infinity first appeared.
+"""Divergence: the layer in which NaN or infinity first appears.
 
-The loop only keeps a flag on the device. When it is up, the run is replayed from its last checkpoint with
-every layer watched; the replay is exact, because all randomness is a function of (seed, epoch, sample).
+The loop only keeps a flag on the device. When it is set, the run is replayed from its last checkpoint with
+every layer watched; the replay is exact, since all randomness is a function of (seed, epoch, sample).
 """
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
+from resode.training.loop.step import Trainer
+
+
+def locate(trainer: Trainer, iteration: int) -> str:
+    """Train up to `iteration`, eagerly, and describe the first value that is not finite, in any rank.
+
+    Afterwards the trainer's position is that of the step in which it appeared.
+    """
+    world = trainer.setup.world
+    while trainer.position.iteration <= min(iteration, trainer.iterations - 1):
+        trainer.change_where_due()
+        trainer.run_eagerly()
+        before = replace(trainer.position)
+        with watching(trainer.module) as watched, torch.compiler.set_stance("force_eager"):
+            trainer.step()
+        what = (
+            watched.first
+            or not_finite(trainer.module, gradients=True)
+            or not_finite(trainer.module)
+            or ("the loss" if trainer.first_bad >= 0 else None)
+        )
+        reports = [each for each in world.all_gather(what) if each is not None]
+        if reports:
+            trainer.position = before
+            return reports[0]
+        if trainer.position.step == trainer.steps:
+            trainer.position.epoch, trainer.position.step = trainer.position.epoch + 1, 0
+    return "the loss (the replay stayed finite)"
+
 
 @dataclass
-class Finding:
-    """The first thing that was not finite, or None so far."""
+class Watched:
+    """The first output that was not finite, in words; None so far."""
 
-    what: str | None = None
+    first: str | None = None
 
 
 @contextlib.contextmanager
-def watching(module: nn.Module) -> Iterator[Finding]:
-    """Watch the outputs of all layers in a forward pass; the first that is not finite is the finding."""
-    finding = Finding()
+def watching(module: nn.Module) -> Iterator[Watched]:
+    """Watch the outputs of all layers in the forward passes of the block."""
+    watched = Watched()
     handles = []
     for name, layer in module.named_modules():
         if next(layer.children(), None) is None:
-            handles.append(layer.register_forward_hook(_watch(name or type(layer).__name__, finding)))
+            handles.append(layer.register_forward_hook(_watch(name or type(layer).__name__, watched)))
     try:
-        yield finding
+        yield watched
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _watch(name: str, finding: Finding) -> Callable[[nn.Module, object, object], None]:
+def _watch(name: str, watched: Watched) -> Callable[[nn.Module, object, object], None]:
     def check(layer: nn.Module, inputs: object, output: object) -> None:
-        if finding.what is None and isinstance(output, Tensor) and not torch.isfinite(output).all():
-            finding.what = f"the output of layer '{name}' ({type(layer).__name__})"
+        if watched.first is None and isinstance(output, Tensor) and not torch.isfinite(output).all():
+            watched.first = f"the output of layer '{name}' ({type(layer).__name__})"
 
     return check
 

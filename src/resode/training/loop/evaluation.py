@@ -20,7 +20,7 @@ _PRECISIONS = {torch.float64: "fp64", torch.bfloat16: "bf16", torch.float16: "fp
 
 @dataclass(frozen=True)
 class Scores:
-    """What an evaluation counted."""
+    """The result of an evaluation."""
 
     loss: float
     samples: int
@@ -29,17 +29,17 @@ class Scores:
 
     @property
     def correct(self) -> int:
-        """Samples whose largest logit is the true class."""
+        """Samples whose largest logit is that of the true class."""
         return int(self.confusion.diagonal().sum())
 
     @property
     def top1_accuracy(self) -> float:
-        """Percent of the samples classified right."""
+        """Percent of the samples classified correctly."""
         return 100 * self.correct / self.samples
 
     @property
     def top1_error(self) -> float:
-        """Percent of the samples classified wrong."""
+        """Percent of the samples classified incorrectly."""
         return 100 * (self.samples - self.correct) / self.samples
 
     def record(self, classes: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -71,14 +71,14 @@ def evaluate(
     on_batch: Callable[[int], None] | None = None,
     world: World = SINGLE,
 ) -> Scores:
-    """Score `module` on batches of normalised images; afterwards it is in the mode it was in.
+    """Score `module` on batches of normalised images; its mode is restored afterwards.
 
     Args:
         module: (N, C, H, W) -> logits (N, classes).
         batches: inputs and targets, on the module's device.
         precision: "fp32", or "bf16" for autocast.
-        world: the processes that the batches are divided among; each has the scores of all.
-        on_batch: called with the samples of each batch done; what it raises ends the evaluation.
+        on_batch: called with the number of samples after each batch; may raise to end the evaluation.
+        world: the ranks that share the batches; each returns the scores over all of them.
     """
     loss: Tensor | None = None
     confusion: Tensor | None = None
@@ -96,7 +96,7 @@ def evaluate(
                 continue
             loss += F.cross_entropy(logits, batch.targets, reduction="sum").double()
             cells = batch.targets * logits.shape[1] + logits.argmax(1)
-            confusion.index_add_(0, cells, torch.ones_like(cells))  # bincount would wait for a GPU
+            confusion.index_add_(0, cells, torch.ones_like(cells))  # bincount would synchronise a GPU
             samples += batch.samples
             if on_batch is not None:
                 on_batch(batch.samples)

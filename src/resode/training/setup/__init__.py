@@ -1,1 +1,1 @@
-"""What an experiment needs before its first step: data, network, form, memory."""
+"""Setup: an experiment resolved into data, a network, precision and compilation, and memory."""

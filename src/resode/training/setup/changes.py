@@ -1,10 +1,11 @@
-"""Changes of a network on the way: finer time grids (`refine`), and a twist (`twist`).
+"""Changes of a network during training: finer time grids (`refine`) and twisted convolutions (`twist`).
 
-Training goes on with another network, equal to the old one at first up to the coarser grids' error. What
-belongs to a parameter (the optimizer's state, averages) is carried over; of new numbers it is zero.
+Training goes on with another network. Its function is the same at first, up to the error of the coarser
+grids. What belongs to a parameter (the optimizer's state, averages) is transferred; new parameters get zero.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -13,36 +14,54 @@ from resode.errors import InputError
 from resode.models import DynamicNet, regrid, twist
 from resode.training.recipe.network import Refinement, Twisting
 
-Carry = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
+Change = Refinement | Twisting
+Transfer = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
 
 
-def changed(module: nn.Module, change: Refinement | Twisting) -> tuple[nn.Module, Carry]:
-    """The network after a change, and how tensors by parameter names come over.
+@dataclass(frozen=True)
+class Changed:
+    """A network after a change.
+
+    Args:
+        module: the new network.
+        transfer: maps tensors by the old parameter names to tensors by the new ones.
+        description: for the user, in a few words.
+        new_statistics: whether running statistics have to be estimated again.
+    """
+
+    module: nn.Module
+    transfer: Transfer
+    description: str
+    new_statistics: bool = False
+
+
+def changed(module: nn.Module, change: Change) -> Changed:
+    """Apply a change of the experiment to a network, which stays as it is.
 
     Raises:
-        InputError: it cannot be changed so; the message begins with the recipe's key.
+        InputError: the change does not fit the network; the message begins with the recipe's key.
     """
     if isinstance(change, Refinement):
         if not isinstance(module, DynamicNet):
-            raise InputError("refine: only a DynamicNet can go to finer time grids; leave it out")
+            raise InputError("refine: needs a DynamicNet, which has time grids; remove it")
         regridding = regrid(module, states=change.states, controls=change.controls)
-        return regridding.module, regridding.carry
+        return Changed(regridding.module, regridding.carry, "finer time grids", new_statistics=True)
     try:
         made = twist(module, change.where or None, **change.options())
     except InputError as error:
         raise InputError(*(f"twist: {line.removeprefix('twist: ')}" for line in error.messages)) from None
-    return made, with_zeros(made)
+    return Changed(made, zero_extended(made), f"twisted ({change.tie})")
 
 
-def with_zeros(module: nn.Module) -> Carry:
-    """Carries tensors to a network with further parameters, to which they are zero."""
+def zero_extended(module: nn.Module) -> Transfer:
+    """A transfer to a network with further parameters, for which it gives zeros."""
 
-    def carry(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        scalar = all(tensor.ndim == 0 for tensor in tensors.values())  # such as numbers of steps
+    def transfer(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        scalar = all(tensor.ndim == 0 for tensor in tensors.values())  # such as Adam's step counts
         return {
             name: tensors[name] if name in tensors else torch.zeros(() if scalar else p.shape).to(p)
             for name, p in module.named_parameters()
             if p.requires_grad or name in tensors
         }
 
-    return carry
+    return transfer

@@ -1,84 +1,53 @@
-"""Misfits: a network that its experiment or its images do not fit is refused before a run begins.
+"""Checks before a run begins: does the network fit its images?
 
-Each check raises `InputError`, which names the mend.
+Each raises `InputError`, which names the fix.
 """
 
 import copy
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from resode.blocks import dynamic_blocks
-from resode.controls import controls_of
 from resode.errors import InputError
 from resode.memory import Shape
 from resode.mode import mode
-from resode.models import create
-from resode.training.process.distributed import World
-from resode.training.recipe.experiment import Experiment
-from resode.training.setup.changes import changed
+from resode.training.recipe.data import Sizing
+from resode.training.setup.data import TrainingData
 from resode.training.setup.image_sizes import resized_shape
+from resode.training.setup.placement import Placement
 
 
-def refuse_misfits(options: Mapping[str, Any], found: Mapping[str, int], data: str) -> None:
-    """Refuse (`InputError`) classes or channels of a model that are not those of the data."""
-    for key, value in found.items():
+def check_fits_data(options: Mapping[str, object], by_data: Mapping[str, int], data: str) -> None:
+    """Classes and channels of a model, where given, are those of the data."""
+    for key, value in by_data.items():
         if options.get(key, value) != value:
             raise InputError(
-                f"model.{key}={options[key]} does not fit the data {data}, which has {value}; leave it out"
+                f"model.{key}={options[key]} does not fit the data {data}, which has {value}; remove it"
             )
 
 
-def check_model(experiment: Experiment, module: nn.Module | None) -> None:
-    """Can the network be built, and do smoothness, box and changes on the way fit it?"""
-    network = _without_numbers(experiment) if module is None else module
-    if network is None:
-        return
-    asked = {
-        "smoothness": experiment.smoothness is not None,
-        "box": experiment.box is not None,
-        "refine": bool(experiment.refine),
-    }
-    if not controls_of(network):
-        mistakes = [
-            f"{key}: the network has no dynamic blocks whose theta(t) it could act on; leave it out"
-            for key, given in asked.items()
-            if given
-        ]
-        if mistakes:
-            raise InputError(*mistakes)
-    check_precision(network)
-    for change in experiment.changes:
-        network, _ = changed(network, change)
-        check_precision(network)
+def check_images(
+    module: nn.Module, data: TrainingData, sizes: Sequence[Sizing], batch_size: int, where: Placement
+) -> None:
+    """The network takes the images in all sizes, and can be trained on the smallest batch."""
+    for size in (None, *(sizing.size for sizing in sizes)):
+        shape = _checked_size(data, size)
+        check_network(module, shape, len(data.classes), data.dataset.name, where.device)
+        check_smallest_batch(module, shape, len(data.train_index), batch_size, where)
 
 
-def check_precision(network: nn.Module) -> None:
-    """Can every block be trained in fp32, the precision of states and parameters?"""
-    for block in dynamic_blocks(network):
-        block.check(torch.float32)
-
-
-def _without_numbers(experiment: Experiment) -> nn.Module | None:
-    """The network on the meta device; None where a user's own needs numbers to be built."""
-    if experiment.model is None:
-        return None
-    try:
-        with torch.device("meta"):
-            return create(experiment.model.name, **experiment.model.options)
-    except InputError as error:
-        unknown = any("unknown" in line for line in error.messages)
-        made = [f"was made with --plugin {plugin.path}" for plugin in experiment.plugins if unknown]
-        raise InputError(*(f"{experiment.name}: {line}" for line in (*error.messages, *made))) from None
-    except RuntimeError:
-        return None
+def _checked_size(data: TrainingData, size: int | None) -> Shape:
+    """The shape of an image whose shorter side becomes `size`, which must not be larger than it is."""
+    _, height, width = data.shape
+    if size is not None and size > min(height, width):
+        raise InputError(f"sizes: {size} is larger than the images of {data.dataset.name} ({height}x{width})")
+    return resized_shape(data.shape, size)
 
 
 @torch.no_grad()
 def check_network(module: nn.Module, shape: Shape, classes: int, data: str, device: torch.device) -> None:
-    """One image through the network: does it take this size, and give a logit for every class?"""
+    """The network takes an image of shape (C, H, W) and gives a logit for every class."""
     if not any(p.requires_grad for p in module.parameters()):
         raise InputError("the network has no trainable parameter")
     other = next((p.dtype for p in module.parameters() if p.dtype != torch.float32), None)
@@ -99,27 +68,19 @@ def check_network(module: nn.Module, shape: Shape, classes: int, data: str, devi
         )
 
 
-def check_size(shape: Shape, size: int | None, data: str) -> Shape:
-    """The shape of an image whose shorter side is `size`; larger than the images makes no sense."""
-    if size is not None and size > min(shape[1:]):
-        raise InputError(f"sizes: {size} is larger than the images of {data} ({shape[1]}x{shape[2]})")
-    return resized_shape(shape, size)
-
-
 def check_smallest_batch(
-    module: nn.Module, shape: Shape, samples: int, batch_size: int, device: torch.device, world: World
+    module: nn.Module, shape: Shape, samples: int, batch_size: int, where: Placement
 ) -> None:
-    """Where a process gets a single image of a batch: can the network be trained on that?"""
-    sizes = (min(batch_size, samples), samples % batch_size or batch_size)
-    if all(size // world.size > 1 for size in sizes):
+    """Where a rank gets a single image of a batch: the network can be trained on that."""
+    ranks = where.world.size
+    if all(size // ranks > 1 for size in (min(batch_size, samples), samples % batch_size or batch_size)):
         return
     trial = copy.deepcopy(module)
     try:
         with mode(trial, training=True), torch.no_grad():
-            trial(torch.zeros(1, *shape, device=device))
+            trial(torch.zeros(1, *shape, device=where.device))
     except ValueError as error:
         raise InputError(
             f"the last batch of an epoch would be a single image ({samples:,} in batches of "
-            f"{batch_size}{f', {world.size} processes' if world.size > 1 else ''}): {error}; choose another "
-            "batch_size"
+            f"{batch_size}{f', {ranks} processes' if ranks > 1 else ''}): {error}; choose another batch_size"
         ) from None

@@ -1,187 +1,128 @@
-"""Gradient methods of a run: what a memory budget chooses, how states drift, what is compiled."""
+"""Memory: the bytes of a training step, and the gradient methods that keep it within a budget."""
 
-import contextlib
-from collections.abc import Callable, Iterator
-from typing import Any
+from dataclasses import dataclass
 
 import torch
-import torch._dynamo
-from torch import Tensor, nn
+from torch import nn
 
 from resode import cost
-from resode.blocks import DynamicBlock, dynamic_blocks
+from resode.blocks import dynamic_blocks
 from resode.errors import InputError
-from resode.gradients import Checkpointed, Gradient, Reversible, Stored, gradients
-from resode.kernels.fusion import fused
+from resode.gradients import Checkpointed, Reversible
 from resode.memory import Shape
-from resode.models.budget import Budget, Choice, differentiated, method_of, set_gradients
-from resode.models.residual import ResidualNetwork
+from resode.models.budget import Budget, Choice, set_gradients
 from resode.quantities import size
 from resode.training.optim.optimizers import moments
 from resode.training.recipe.experiment import Experiment
+from resode.training.recipe.optimizer import Average, Optimizer
 
 
-def predicted_cost(experiment: Experiment, module: nn.Module, shape: Shape) -> cost.Cost:
-    """What a training step of the experiment costs, by counting (`auto` precision counts as fp32).
-
-    An average of the parameters counts as one number more that the optimizer keeps for each.
-    """
-    batch, dtype = experiment.batch_size, forward_dtype(experiment)
-    return cost.estimate(module, shape, batch, dtype=dtype, moments=_moments(experiment))
-
-
-def fixed_bytes(experiment: Experiment, module: nn.Module) -> tuple[int, int, int]:
-    """Bytes of the parameters, of their gradients, and of what the optimizer keeps."""
-    own, trainable = cost.parameter_bytes(module)
-    return own, trainable, _moments(experiment) * trainable
-
-
-def _moments(experiment: Experiment) -> int:
-    return len(moments(experiment.optimizer)) + (experiment.average is not None)
-
-
-def forward_dtype(experiment: Experiment) -> torch.dtype:
-    """Of the forward pass (`auto` precision counts as fp32)."""
-    return torch.bfloat16 if experiment.precision == "bf16" else torch.float32
-
-
-def budget(experiment: Experiment, module: nn.Module, shape: Shape) -> Budget:
-    """The choices of gradient methods for the steps of an experiment."""
-    return Budget(module, shape, experiment.batch_size, forward_dtype(experiment))
-
-
-def fitted(
-    experiment: Experiment, module: nn.Module, shape: Shape, choices: Budget | None = None
-) -> tuple[Choice, str]:
-    """The gradient methods that keep a training step within `memory_budget`, and a line about them.
+@dataclass(frozen=True)
+class StepMemory:
+    """What the memory of a training step depends on, besides the network.
 
     Args:
-        experiment: gives the budget.
-        module: the network.
-        shape: (C, H, W) of one image.
-        choices: where they are known already.
-
-    Raises:
-        InputError: none does; says the smallest budget that one meets.
+        shape: (C, H, W) of an image.
+        batch_size: images in a step.
+        precision: of the forward pass; `auto` counts as fp32.
+        optimizer: keeps some tensors of the size of a parameter for each.
+        average: of the parameters, which keeps one more.
+        budget: bytes that a step may take; None: as many as it needs.
     """
-    assert experiment.memory_budget is not None
-    room, fixed = int(experiment.memory_budget), sum(fixed_bytes(experiment, module))
-    choices = choices or budget(experiment, module, shape)
-    chosen = choices.fit(room - fixed)
-    if chosen is None:
+
+    shape: Shape
+    batch_size: int
+    precision: str
+    optimizer: Optimizer
+    average: Average | None = None
+    budget: int | None = None
+
+    @classmethod
+    def of(cls, experiment: Experiment, shape: Shape) -> "StepMemory":
+        """The memory of an experiment's training step."""
+        e = experiment
+        return cls(shape, e.batch_size, e.precision, e.optimizer, e.average, e.memory_budget)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the forward pass."""
+        return torch.bfloat16 if self.precision == "bf16" else torch.float32
+
+    @property
+    def copies(self) -> int:
+        """Tensors of the size of a parameter that optimizer and average keep for each."""
+        return len(moments(self.optimizer)) + (self.average is not None)
+
+    def cost(self, module: nn.Module) -> cost.Cost:
+        """What a step costs, predicted by counting."""
+        return cost.estimate(module, self.shape, self.batch_size, dtype=self.dtype, moments=self.copies)
+
+    def fixed_bytes(self, module: nn.Module) -> tuple[int, int, int]:
+        """Bytes of the parameters, of their gradients, and of optimizer and average."""
+        own, trainable = cost.parameter_bytes(module)
+        return own, trainable, self.copies * trainable
+
+    def choices(self, module: nn.Module) -> Budget:
+        """The gradient methods that the network can use, with their bytes."""
+        return Budget(module, self.shape, self.batch_size, self.dtype)
+
+    def choose(self, module: nn.Module, choices: Budget | None = None) -> Choice:
+        """The fastest gradient methods that keep a step within the budget.
+
+        Args:
+            module: the network; not changed.
+            choices: of this network, where they are known.
+
+        Raises:
+            InputError: none does; names the smallest budget that one meets.
+        """
+        assert self.budget is not None
+        fixed = sum(self.fixed_bytes(module))
+        choices = choices or self.choices(module)
+        chosen = choices.fit(self.budget - fixed)
+        if chosen is not None:
+            return chosen
         least = min(choice.activation_bytes for choice in choices.smallest())
         enough = fixed + least
-        enough += 10**5 if enough < 10**8 else 10**6 if enough < 10**9 else 10**7  # as it is printed, too
+        enough += (
+            10**5 if enough < 10**8 else 10**6 if enough < 10**9 else 10**7
+        )  # survives rounding in print
         raise InputError(
-            f"memory_budget {size(room)}: no gradient method meets it; parameters, gradients and "
+            f"memory_budget {size(self.budget)}: no gradient method meets it; parameters, gradients and "
             f"optimizer take {size(fixed)}, activations at least {size(least)} at batch "
-            f"{experiment.batch_size}: give {size(enough)}, or a smaller batch_size"
-        )
-    again = f", {chosen.again:.0%} of a forward pass done again" if chosen.again else ""
-    predicted, activations = fixed + chosen.activation_bytes, chosen.activation_bytes
-    return chosen, (
-        f"memory budget {size(room)}: {chosen.name}{again}; predicted {size(predicted)}, of "
-        f"which activations {size(activations)}"
-    )
-
-
-def described(methods: tuple[Gradient, ...]) -> tuple[object, ...]:
-    """Gradient methods as plain data."""
-    return tuple(gradients.describe(method) for method in methods)
-
-
-def check_given(experiment: Experiment, module: nn.Module, shape: Shape) -> None:
-    """Refuse gradient methods that are given by hand and do not fit a memory budget that is given, too.
-
-    Raises:
-        InputError: says what they need.
-    """
-    if experiment.memory_budget is None:
-        return
-    room = int(experiment.memory_budget)
-    needed = sum(fixed_bytes(experiment, module)) + predicted_cost(experiment, module, shape).activation_bytes
-    if needed > 1.1 * room:  # a prediction holds to a tenth
-        raise InputError(
-            f"gradients: a step takes {size(needed)}, more than memory_budget {size(room)}: "
-            "leave gradients out (--set gradients=null), so that the budget chooses them"
+            f"{self.batch_size}: give {size(enough)}, or a smaller batch_size"
         )
 
+    def describe(self, module: nn.Module, chosen: Choice) -> str:
+        """A line about the methods chosen for a network."""
+        assert self.budget is not None
+        recomputed = f", {chosen.again:.0%} of a forward pass recomputed" if chosen.again else ""
+        activations = chosen.activation_bytes
+        predicted = sum(self.fixed_bytes(module)) + activations
+        return (
+            f"memory budget {size(self.budget)}: {chosen.name}{recomputed}; predicted {size(predicted)}, of "
+            f"which activations {size(activations)}"
+        )
 
-# ---------------------------------------------------------------- drift
+    def check(self, module: nn.Module) -> None:
+        """Raise `InputError` where the network's own gradient methods exceed the budget."""
+        if self.budget is None:
+            return
+        needed = sum(self.fixed_bytes(module)) + self.cost(module).activation_bytes
+        if needed > 1.1 * self.budget:  # predictions are accurate to a tenth
+            raise InputError(
+                f"gradients: a step takes {size(needed)}, more than memory_budget {size(self.budget)}: "
+                "remove gradients (--set gradients=null), so that the budget chooses them"
+            )
 
-
-@torch.no_grad()
-def reconstruction_error(module: nn.Module, inputs: Tensor) -> float | None:
-    """How far recovered states are from the first, over all reversible blocks; None where there are none.
-
-    Args:
-        module: the network; its running statistics and the random generators are as before in the end.
-        inputs: a batch.
-    """
-    blocks = [block for block in dynamic_blocks(module) if isinstance(block.stage.gradient, Reversible)]
-    if not blocks:
-        return None
-    worst = [0.0]
-
-    def measure(block: nn.Module, given: tuple[Tensor, ...]) -> None:
-        assert isinstance(block, DynamicBlock)
-        error = block.drift(given[0])
-        if error is not None:
-            worst.append(error.item())
-
-    hooks = [block.register_forward_pre_hook(measure) for block in blocks]
-    devices = [inputs.device] if inputs.device.type == "cuda" else []
-    try:
-        with torch.random.fork_rng(devices), _untouched(module):
-            module(inputs)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return max(worst)
-
-
-@contextlib.contextmanager
-def _untouched(module: nn.Module) -> Iterator[None]:
-    """Afterwards all buffers are as they were."""
-    before = [(buffer, buffer.clone()) for buffer in module.buffers()]
-    try:
-        yield
-    finally:
-        for buffer, value in before:
-            buffer.copy_(value)
-
-
-def fall_back(experiment: Experiment, module: nn.Module, shape: Shape) -> None:
-    """Checkpointed gradients in the place of reversible ones; within the memory budget where that can be."""
-    if experiment.memory_budget is not None:
-        choices = budget(experiment, module, shape)
-        room = int(experiment.memory_budget) - sum(fixed_bytes(experiment, module))
-        least = min(choices.smallest(undo=False), key=lambda choice: choice.activation_bytes)
-        set_gradients(module, (choices.fit(room, undo=False) or least).methods)
-        return
-    for block in dynamic_blocks(module):
-        if isinstance(block.stage.gradient, Reversible):
-            block.set_gradient(Checkpointed())
-
-
-# ---------------------------------------------------------------- compilation
-
-
-def compiled(module: nn.Module, backend: str | Callable[..., Any] = fused) -> nn.Module:
-    """The network by torch.compile: as a whole, or in parts where a backward pass does steps again.
-
-    There each unit, each field at a control node and each part that is stored is compiled, in place.
-    """
-    parts = differentiated(module)
-    config = torch._dynamo.config  # units share their code, and each kind and mode of them is a graph
-    config.recompile_limit = max(config.recompile_limit, 64)
-    if all(isinstance(method_of(part), Stored) for part in parts):
-        whole: nn.Module = torch.compile(module, backend=backend, dynamic=False)  # type: ignore[assignment]  # it calls alike
-        return whole
-    for part in parts:
-        if isinstance(method_of(part), Stored):
-            part.compile(backend=backend, dynamic=False)
-            continue
-        for unit in part.units() if isinstance(part, ResidualNetwork) else part.controls:
-            unit.compile(backend=backend, dynamic=False)
-    return module
+    def fall_back(self, module: nn.Module) -> None:
+        """Replace reversible gradients by checkpointed ones, within the budget where possible."""
+        if self.budget is not None:
+            choices = self.choices(module)
+            room = self.budget - sum(self.fixed_bytes(module))
+            least = min(choices.smallest(undo=False), key=lambda choice: choice.activation_bytes)
+            set_gradients(module, (choices.fit(room, undo=False) or least).methods)
+            return
+        for block in dynamic_blocks(module):
+            if isinstance(block.stage.gradient, Reversible):
+                block.set_gradient(Checkpointed())

@@ -1,10 +1,10 @@
-"""Setup: what an experiment needs before its first step: data on the device, a network, all resolved.
+"""Preparation: an experiment resolved into all that its steps need: data on the device, and a network.
 
-What was left open in the experiment (`auto`, the normalisation, the number of classes) is decided here once;
-the resolved experiment says it, and rebuilds the same set-up.
+What an experiment leaves open (`auto`, the normalisation, the number of classes) is decided here once. The
+resolved experiment records the decisions, and prepares to the same set-up again.
 """
 
-import math
+import dataclasses
 import resource
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -12,60 +12,66 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from resode import cost, randomness, weights
-from resode.data import (
-    Augmentation,
-    Dataset,
-    Images,
-    Loader,
-    channel_statistics,
-    hub,
-    load,
-    validation_split,
-)
-from resode.errors import InputError, IntegrityError
-from resode.memory import Shape
-from resode.models import DynamicNet, create, created_as
-from resode.models.budget import set_gradients
-from resode.training.loop.cuda_graphs import hindrance
+from resode import cost, weights
+from resode.data import Augmentation, Loader
+from resode.models import DynamicNet, created_as
 from resode.training.process.device import choose_device, place
 from resode.training.process.distributed import SINGLE, World
-from resode.training.recipe.data import Data
 from resode.training.recipe.experiment import Experiment
-from resode.training.recipe.network import Model
-from resode.training.setup.changes import changed
-from resode.training.setup.checks import (
-    check_model,
-    check_network,
-    check_precision,
-    check_size,
-    check_smallest_batch,
-    refuse_misfits,
-)
-from resode.training.setup.form import choose
-from resode.training.setup.memory import check_given, described, fitted
-from resode.training.setup.warm_start import initial_optimizer_state, resolve_init
+from resode.training.setup.changes import Change, Changed
+from resode.training.setup.checks import check_images
+from resode.training.setup.data import TrainingData, statistics_index
+from resode.training.setup.execution import cuda_graph_obstacle
+from resode.training.setup.extension import DynamicExtension, Extension, ExtensionSettings
+from resode.training.setup.form import Form, choose
+from resode.training.setup.memory import StepMemory
+from resode.training.setup.network import Network
+from resode.training.setup.placement import Placement
+from resode.training.setup.warm_start import read_warm_start
 
 
 @dataclass(frozen=True)
 class Setup:
-    """A resolved experiment and all that its steps touch."""
+    """A resolved experiment and all that its steps touch.
+
+    Args:
+        experiment: with nothing left open.
+        module: the network, on the device.
+        extension: what the network adds to a step.
+        memory: what the memory of a step depends on.
+        where: the device, and the ranks that train together.
+        data: the images.
+        training: loader of the training images.
+        validation: loader of the images held out; None: there are none.
+        card: the header of weights files.
+        notes: what the user should know.
+        optimizer_state: to begin with, as `<state>/<parameter>` -> tensor.
+    """
 
     experiment: Experiment
     module: nn.Module
-    device: torch.device
-    dataset: Dataset
+    extension: Extension
+    memory: StepMemory
+    where: Placement
+    data: TrainingData
     training: Loader
     validation: Loader | None
-    train_index: np.ndarray
     card: weights.Card
     notes: tuple[str, ...]
     optimizer_state: Mapping[str, Tensor]
-    world: World = SINGLE
+
+    @property
+    def device(self) -> torch.device:
+        """The device of this rank."""
+        return self.where.device
+
+    @property
+    def world(self) -> World:
+        """The ranks that train together."""
+        return self.where.world
 
     @property
     def parameters(self) -> int:
@@ -73,280 +79,120 @@ class Setup:
         return cost.parameters(self.module)
 
     def test(self) -> Loader | None:
-        """The test images, where the data has any and the run may see them."""
-        if self.dataset.test is None or not self.experiment.evaluation.test:
-            return None
-        return self._in_order(self.dataset.test, np.arange(len(self.dataset.test.labels)), self.world)
+        """Loader of the test images; None: the data has none, or the run may not use them."""
+        section = self.experiment.evaluation
+        return self.data.test_loader(self.where, section.batch_size) if section.test else None
 
     def statistics_inputs(self, samples: int) -> Iterator[Tensor]:
         """Inputs of a fixed seeded subset of the training images, in batches of one size, for statistics."""
-        whole, seed = self.experiment.evaluation.batch_size, self.experiment.seed
-        drawn = statistics_index(self.dataset.train, self.train_index, seed, samples, whole)
-        for batch in self._in_order(self.dataset.train, drawn):
+        images, batch_size = self.data.dataset.train, self.experiment.evaluation.batch_size
+        chosen = statistics_index(images, self.data.train_index, self.experiment.seed, samples, batch_size)
+        for batch in self.data.loader(images, chosen, Placement(self.device), batch_size=batch_size):
             yield batch.inputs
 
-    def _in_order(self, images: Images, index: np.ndarray, world: World = SINGLE) -> Loader:
-        preprocessing = self.card.preprocessing
-        return Loader(
-            images,
-            index,
-            batch_size=self.experiment.evaluation.batch_size,
-            mean=preprocessing.mean,
-            std=preprocessing.std,
-            device=self.device,
-            shard=(world.rank, world.size),
-        )
+    def changed(self, change: Change) -> tuple["Setup", Changed]:
+        """The set-up after a change of the network, and how tensors are transferred to it."""
+        made = self.extension.changed(change)
+        module, created = place(made.module, self.device), created_as(made.module)
+        specification = weights.Specification(*created) if created else None
+        card = dataclasses.replace(self.card, specification=specification)
+        extension = self.extension.of(module)
+        return dataclasses.replace(self, module=module, extension=extension, card=card), made
 
     def save_weights(self, module: nn.Module, path: Path, results: Mapping[str, Any] | None = None) -> None:
-        """Write a weights file that says how it came about."""
+        """Write a weights file with its origin in the header."""
         training = {**self.card.training, **(results or {})}
         weights.save(module, path, weights.Card(self.card.specification, self.card.preprocessing, training))
 
     def peak_memory(self) -> int:
-        """Bytes: the allocator's peak on a GPU, the resident peak of the process on a CPU."""
+        """Peak memory in bytes: of the allocator on a GPU, the resident set of the process on a CPU."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
         unit = 1 if sys.platform == "darwin" else 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def statistics_index(
-    images: Images, index: np.ndarray, seed: int, samples: int, batch_size: int
-) -> np.ndarray:
-    """A fixed seeded subset of the images, in whole batches where there is more than one."""
-    count = min(samples, len(index))
-    count -= count % batch_size if count > batch_size else 0
-    by_content = index[np.argsort(images.digests[index], kind="stable")]
-    drawn = randomness.order(seed, 0, torch.arange(len(by_content)), "subset")[:count]
-    chosen: np.ndarray = by_content[drawn.numpy()]
-    return chosen
-
-
-@dataclass(frozen=True)
-class TrainingInputs:
-    """Inputs of a network from training images: how many, of which data, in batches."""
-
-    source: str
-    samples: int
-    batches: Iterator[Tensor]
-
-
-def training_inputs(
-    experiment: Experiment, preprocessing: weights.Preprocessing, samples: int, device: torch.device
-) -> TrainingInputs:
-    """A fixed subset of an experiment's training images, as inputs of a network that is trained already.
-
-    Args:
-        experiment: says which images are held out.
-        preprocessing: of the network.
-        samples: how many images at most.
-        device: where the inputs go.
-
-    Raises:
-        InputError: images of another size or number of channels.
-    """
-    data = read_data(experiment.data)
-    height, width, channels = data.train.pixels.shape[1:]
-    if (channels, height, width) != (preprocessing.channels, *preprocessing.size):
-        wanted = "x".join(map(str, (preprocessing.channels, *preprocessing.size)))
-        raise InputError(
-            f"{experiment.data.source}: images of {channels}x{height}x{width}, the network takes {wanted}"
-        )
-    index, _ = validation_split(data.train, experiment.data.validation, experiment.seed)
-    batch_size = experiment.evaluation.batch_size
-    drawn = statistics_index(data.train, index, experiment.seed, samples, batch_size)
-    loader = Loader(
-        data.train, drawn, batch_size=batch_size, mean=preprocessing.mean, std=preprocessing.std,
-        device=device, dtype=preprocessing.dtype,
-    )  # fmt: skip
-    return TrainingInputs(experiment.data.source, len(drawn), (batch.inputs for batch in loader))
-
-
 def prepare(
     experiment: Experiment,
     module: nn.Module | None = None,
-    tell: Callable[[str], None] = lambda text: None,
+    on_message: Callable[[str], None] = lambda text: None,
     world: World = SINGLE,
 ) -> Setup:
-    """Resolve an experiment: data, split, normalisation, device, precision, network.
+    """Resolve an experiment: data, network, precision and compilation, memory.
 
     Args:
-        experiment: as read from a recipe, or resolved already (then everything comes out the same).
-        module: the network to train, as it is; left out, the experiment's model is built and initialised.
-        tell: is told what takes a while.
-        world: the processes that train together; each takes its part of every batch.
+        experiment: as read from a recipe, or resolved already (then nothing changes).
+        module: the network to train, as it is; default: the experiment's model, built and initialised.
+        on_message: called with a line before what takes a while.
+        world: the processes that train together; each takes its share of every batch.
 
     Raises:
-        InputError: data, model and weights that do not fit together.
+        InputError: data, model, weights and settings that do not fit together.
         IntegrityError: the data is not what the resolved experiment was made with.
     """
-    device = choose_device(experiment.device)
-    if module is not None or experiment.init is None:
-        check_model(experiment, module)  # before any data is read
-    tell(f"reading {experiment.data.source}")
-    data = read_data(experiment.data)
-    train_index, validation_index = validation_split(data.train, experiment.data.validation, experiment.seed)
-    experiment, notes = resolve_init(experiment, module, data)
-    section = _resolve_data(experiment.data, data, train_index)
-    model = _resolve_model(experiment, data) if module is None else model_of(module)
-    experiment = experiment.replace(data=section, device=str(device), model=model)
-    if module is None and experiment.init is not None:
-        check_model(experiment, None)
-    module = place(_built(experiment, module), device)
-    shape = image_shape(data)
-    for size in (None, *(part.size for part in experiment.sizes)):
-        seen = check_size(shape, size, data.name)
-        check_network(module, seen, len(data.classes), data.name, device)
-        check_smallest_batch(module, seen, len(train_index), experiment.batch_size, device, world)
-    experiment, lines = _resolve_form(experiment, module, shape, device, len(train_index))
-    notes += lines
-    experiment, lines = _resolve_gradients(experiment, module, data)
-    notes += lines
-    if experiment.cuda_graph is True and (why := hindrance(module, device, world.size)):
-        notes += [f"warning: cuda_graph: true has no effect here: {why}"]
-    optimizer_state = initial_optimizer_state(experiment, module)
-    height, width, channels = data.train.pixels.shape[1:]
-    preprocessing = weights.Preprocessing(
-        mean=section.mean or (), std=section.std or (), size=(height, width), channels=channels,
-        classes=data.classes,
+    where = Placement(choose_device(experiment.device), world)
+    asked = experiment.model if module is None else None
+    start = read_warm_start(experiment.init, asked, experiment.optimizer)
+    network = Network(
+        module, start.model, start.section, experiment.seed, experiment.name, experiment.plugins
+    )
+    settings = ExtensionSettings(experiment.smoothness, experiment.box, experiment.changes)
+    settings.check(network.abstract())  # before any data is read
+    on_message(f"reading {experiment.data.source}")
+    data = TrainingData(experiment.data, experiment.seed, start)
+    network = network.resolved(data)
+    module = network.build(where.device)
+    check_images(module, data, experiment.sizes, experiment.batch_size, where)
+    form = _form(experiment, module, data, where)
+    memory = StepMemory(
+        data.shape, experiment.batch_size, form.precision, experiment.optimizer, experiment.average,
+        experiment.memory_budget,
     )  # fmt: skip
-    card = weights.Card(
-        weights.Specification(model.name, model.options) if model else None,
-        preprocessing,
-        {"recipe": experiment.name, "data": section.source, "seed": experiment.seed},
-    )
-
-    def loader(index: np.ndarray, **options: Any) -> Loader:
-        mean, std = preprocessing.mean, preprocessing.std
-        shard = world.rank, world.size
-        return Loader(data.train, index, mean=mean, std=std, device=device, shard=shard, **options)
-
-    training = loader(
-        train_index,
-        batch_size=experiment.batch_size,
-        dtype=torch.bfloat16 if experiment.precision == "bf16" else torch.float32,
-        augmentation=Augmentation(**experiment.augment.model_dump()),
-        seed=experiment.seed,
-    )
-    if isinstance(module, DynamicNet):
-        notes += [f"warning: {line}" for line in module.warnings(int(height), int(width))]
-    held_out = len(validation_index) > 0
-    validation = loader(validation_index, batch_size=experiment.evaluation.batch_size) if held_out else None
+    extension = DynamicExtension(module, memory, settings)
+    gradients, notes = extension.resolve_gradients(experiment.gradients)
+    notes = (*start.notes, *form.notes(), *notes, *_warnings(experiment.cuda_graph, module, data, where))
+    training = _training_loader(experiment, data, where, memory.dtype)
+    validation = data.validation_loader(where, experiment.evaluation.batch_size)
+    origin = {"recipe": experiment.name, "data": data.section.source, "seed": experiment.seed}
+    card = weights.Card(network.specification, data.preprocessing, origin)
+    resolved = experiment.replace(
+        device=str(where.device), data=data.section, model=network.model, init=start.section,
+        precision=form.precision, compile=form.compile, gradients=gradients,
+    )  # fmt: skip
     return Setup(
-        experiment, module, device, data, training, validation, train_index, card, tuple(notes),
-        optimizer_state, world,
+        resolved, module, extension, memory, where, data, training, validation, card, notes,
+        start.optimizer_state(module),
     )  # fmt: skip
 
 
-def read_data(section: Data) -> Dataset:
-    """The data of an experiment, if it is still what the run began with.
-
-    Raises:
-        InputError: no such data, or a single class.
-        IntegrityError: the data has changed.
-    """
-    data = load(section.source, image_size=section.image_size, on_bad_image=section.on_bad_image)
-    if len(data.classes) < 2:
-        raise InputError(f"{section.source}: has a single class ({data.classes[0]}); two are the least")
-    if section.fingerprint not in (None, data.fingerprint):
-        raise IntegrityError(
-            f"{section.source}: the data has changed since this run began (content "
-            f"{data.fingerprint[:12]}, was {section.fingerprint[:12]})"
-        )
-    return data
+def _form(experiment: Experiment, module: nn.Module, data: TrainingData, where: Placement) -> Form:
+    """Precision and compilation."""
+    return choose(
+        module,
+        data.shape,
+        precision=experiment.precision,
+        compile_=experiment.compile,
+        batch=experiment.batch_size if experiment.memory_budget is None else 2,  # a budget is applied later
+        images=experiment.epochs * len(data.train_index),
+        device=where.device,
+    )
 
 
-def _built(experiment: Experiment, module: nn.Module | None) -> nn.Module:
-    """The network with its initial weights; the seed decides them where none are given."""
-    torch.manual_seed(experiment.seed)
-    if module is None:
-        assert experiment.model is not None
-        module = create(experiment.model.name, **experiment.model.options)
-    if experiment.init is not None:
-        weights.load_into(module, experiment.init.path, new_head=experiment.init.new_head)
-    return module
+def _training_loader(
+    experiment: Experiment, data: TrainingData, where: Placement, dtype: torch.dtype
+) -> Loader:
+    """The loader of augmented training images."""
+    augmentation = Augmentation(**experiment.augment.model_dump())
+    batch_size, seed = experiment.batch_size, experiment.seed
+    return data.training_loader(
+        where, batch_size=batch_size, dtype=dtype, augmentation=augmentation, seed=seed
+    )
 
 
-def model_of(module: nn.Module) -> Model | None:
-    """The registered model that a module was created as; None for one of the user's own, or edited since."""
-    created = created_as(module)
-    if created is None:
-        return None
-    with torch.device("meta"):
-        original = create(created[0], **created[1]).state_dict()
-    if weights.mismatches(original, module.state_dict()):
-        return None
-    return Model(name=created[0], **created[1])
-
-
-def _resolve_data(section: Data, data: Dataset, train_index: np.ndarray) -> Data:
-    """Fill in normalisation and fingerprint; check that they fit the images."""
-    mean, std = section.mean, section.std
-    if mean is None or std is None:
-        measured = channel_statistics(data.train, train_index)
-        mean, std = mean or measured[0], std or tuple(max(s, 1e-3) for s in measured[1])
-    channels = data.train.pixels.shape[3]
-    for key, values in (("mean", mean), ("std", std)):
-        if len(values) != channels or not all(map(math.isfinite, values)):
-            raise InputError(
-                f"data.{key}: {len(values)} numbers are given, the images have {channels} channels"
-            )
-    source = data.name if section.source.startswith(hub.PREFIX) else section.source  # with its commit
-    found = {"source": source, "mean": mean, "std": std, "fingerprint": data.fingerprint}
-    return section.model_copy(update=found)
-
-
-def image_shape(data: Dataset) -> tuple[int, int, int]:
-    """(C, H, W) of the images."""
-    height, width, channels = data.train.pixels.shape[1:]
-    return int(channels), int(height), int(width)
-
-
-def _resolve_form(
-    experiment: Experiment, module: nn.Module, shape: Shape, device: torch.device, samples: int
-) -> tuple[Experiment, list[str]]:
-    """Choose precision and compilation, where they are left open."""
-    batch = experiment.batch_size if experiment.memory_budget is None else 2  # a budget is chosen for later
-    form = choose(
-        module, shape, precision=experiment.precision, compile_=experiment.compile,
-        batch=batch, images=experiment.epochs * samples, device=device,
-    )  # fmt: skip
-    notes = [f"{form}: {form.reason}"] if form.reason else []
-    return experiment.replace(precision=form.precision, compile=form.compile), notes
-
-
-def _resolve_gradients(
-    experiment: Experiment, module: nn.Module, data: Dataset
-) -> tuple[Experiment, list[str]]:
-    """Give the network the gradient methods that the memory budget chose, or chooses now.
-
-    Raises:
-        InputError: nothing meets the budget, now or after a change on the way.
-    """
-    shape, lines = image_shape(data), []
-    if experiment.gradients is not None:
-        set_gradients(module, experiment.gradients)
-        check_precision(module)
-        check_given(experiment, module, shape)
-    elif experiment.memory_budget is not None:
-        chosen, line = fitted(experiment, module, shape)
-        set_gradients(module, chosen.methods)
-        experiment, lines = experiment.replace(gradients=described(chosen.methods)), [line]
-    if experiment.memory_budget is not None:
-        network = module
-        for change in experiment.changes:
-            network, _ = changed(network, change)
-            fitted(experiment, network, shape)
-    return experiment, lines
-
-
-def _resolve_model(experiment: Experiment, data: Dataset) -> Model:
-    """Fill in what the data decides: classes and input channels."""
-    if experiment.model is None:
-        raise InputError(
-            f"{experiment.name}: 'model' is missing (`resode list models`), and no module is given"
-        )
-    found = {"classes": len(data.classes), "in_channels": int(data.train.pixels.shape[3])}
-    options = experiment.model.options
-    refuse_misfits(options, found, data.name)
-    return Model(name=experiment.model.name, **{**options, **found})
+def _warnings(cuda_graph: object, module: nn.Module, data: TrainingData, where: Placement) -> Iterator[str]:
+    """What the user should know before training: a setting without effect, unstable steps."""
+    obstacle = cuda_graph_obstacle(module, where.device, where.world.size)
+    if cuda_graph is True and obstacle:
+        yield f"warning: cuda_graph: true has no effect here: {obstacle}"
+    if isinstance(module, DynamicNet):
+        yield from (f"warning: {line}" for line in module.warnings(*data.shape[1:]))

@@ -21,8 +21,8 @@ from resode.training.process.device import choose_device, place
 from resode.training.recipe.experiment import Experiment
 from resode.training.records.locations import Location, locate
 from resode.training.records.networks import is_model, new_network
-from resode.training.setup.changes import Carry, with_zeros
-from resode.training.setup.preparation import training_inputs
+from resode.training.setup.changes import Transfer, zero_extended
+from resode.training.setup.data import training_inputs
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def twist_file(path: str | Path, out: Path, *, where: Where = None, **options: A
     new = twist(old, where, **options)
     how = f"from {path}, tie {options.get('tie', 'conformal')}, degree {options.get('degree', 1)}"
     card = old.card.of_changed(_specification(path, new), "twisted", how)
-    beside = _write(new, out, card, source, with_zeros(new))
+    beside = _write(new, out, card, source, zero_extended(new))
     shape = (old.preprocessing.channels, *old.preprocessing.size)
     return Surgery(tuple(explain(old, new, shape)), (), beside)
 
@@ -122,14 +122,14 @@ def _specification(path: str | Path, module: nn.Module) -> weights.Specification
 
 
 def _write(
-    module: nn.Module, out: Path, card: weights.Card, source: Location | None, carry: Carry
+    module: nn.Module, out: Path, card: weights.Card, source: Location | None, transfer: Transfer
 ) -> Path | None:
     """Write the weights and the carried optimizer state; returns the file of the state."""
     weights.save(module, out, card)
     optimizers.state_file(out).unlink(missing_ok=True)
     if source is None or not source.optimizer:
         return None
-    return optimizers.write_state(out, optimizers.carry_state(source.optimizer, carry))
+    return optimizers.write_state(out, optimizers.carry_state(source.optimizer, transfer))
 
 
 def _estimate_statistics(

@@ -1,10 +1,11 @@
-"""Initial weights: what a run that starts from a file (`init`) takes from it besides the numbers.
+"""Warm start: what a run takes from the weights file in `init` besides the weights.
 
-The network's options, where the file holds the recipe's network or one made from it (regridded, twisted), the
-normalisation of the images, and the optimizer's state.
+These are the network's options, where the file holds the recipe's network or one made from it (regridded,
+twisted), the normalisation of the images, and the optimizer's state.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,77 +17,119 @@ from resode.data import Dataset
 from resode.errors import InputError, IntegrityError
 from resode.models import DynamicNet, create
 from resode.training.optim import optimizers
-from resode.training.recipe.experiment import Experiment
+from resode.training.recipe import network as settings
 from resode.training.recipe.network import Model
+from resode.training.recipe.optimizer import Optimizer
+
+DECIDED_BY_DATA = ("classes", "in_channels")
 
 
-def initial_optimizer_state(experiment: Experiment, module: nn.Module) -> dict[str, Tensor]:
-    """The optimizer's state to begin with, by `<state>/<parameter>`; none unless `init` asks for it."""
-    init = experiment.init
-    if init is None or not init.optimizer:
-        return {}
-    return optimizers.read_state(Path(init.path), module, experiment.optimizer)
+@dataclass(frozen=True)
+class StartingPoint:
+    """What the file and the recipe together decide.
 
-
-def resolve_init(
-    experiment: Experiment, module: nn.Module | None, data: Dataset
-) -> tuple[Experiment, list[str]]:
-    """Take the network's options and the normalisation from the weights that training starts from.
-
-    Returns:
-        The experiment, and what the user should know.
+    Args:
+        section: `init` with the hashes of its files; None: initial weights are random.
+        model: the network to build; None where the user gives a module.
+        optimizer: of the experiment.
+        preprocessing: of the file.
+        normalised: whether that preprocessing comes from training images.
+        notes: what the user should know.
     """
-    init = experiment.init
-    if init is None:
-        return experiment, []
-    path = Path(init.path)
+
+    section: settings.WarmStart | None
+    model: Model | None
+    optimizer: Optimizer
+    preprocessing: weights.Preprocessing | None = None
+    normalised: bool = False
+    notes: tuple[str, ...] = ()
+
+    @property
+    def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+        """Mean and std that the weights were trained with; None where they are not known."""
+        known = self.preprocessing if self.normalised else None
+        return None if known is None else (known.mean, known.std)
+
+    def optimizer_state(self, module: nn.Module) -> dict[str, Tensor]:
+        """The optimizer's initial state, `<state>/<parameter>` -> tensor; empty unless `init` asks for it."""
+        if self.section is None or not self.section.optimizer:
+            return {}
+        return optimizers.read_state(Path(self.section.path), module, self.optimizer)
+
+    def check_channels(self, data: Dataset) -> None:
+        """Raise `InputError` where the file's network takes images of another number of channels."""
+        channels = data.train.pixels.shape[3]
+        if self.section is not None and self.preprocessing is not None:
+            expected = self.preprocessing.channels
+            if expected != channels:
+                raise InputError(
+                    f"{self.section.path}: takes images of {expected} channels, {data.name} has {channels}"
+                )
+
+
+def read_warm_start(
+    section: settings.WarmStart | None, model: Model | None, optimizer: Optimizer
+) -> StartingPoint:
+    """Read the card of the weights file, if there is one.
+
+    Args:
+        section: `init` of the experiment.
+        model: the recipe's network; None: the user gives a module.
+        optimizer: of the experiment.
+
+    Raises:
+        InputError: the file holds another network.
+        IntegrityError: a file has changed since the run began.
+    """
+    if section is None:
+        return StartingPoint(None, model, optimizer)
+    path = Path(section.path)
     card = weights.read_card(path)
+    hashes = _checked_hashes(section, path)
+    notes: tuple[str, ...] = ()
+    if model is not None and card.specification is not None:
+        model, notes = _merged(path, card.specification, model)
+    normalised = not card.training.get("new")
+    section = section.model_copy(update=hashes)
+    return StartingPoint(section, model, optimizer, card.preprocessing, normalised, notes)
+
+
+def _checked_hashes(section: settings.WarmStart, path: Path) -> dict[str, str]:
+    """The SHA-256 of the weights and of the optimizer's state, which must be those recorded."""
     digest = atomic.sha256(path)
-    if init.sha256 not in ("", digest):
+    if section.sha256 not in ("", digest):
         raise IntegrityError(f"{path}: the weights have changed since this run began")
     beside = optimizers.state_file(path)
-    of_state = atomic.sha256(beside) if init.optimizer and beside.is_file() else ""
-    if init.optimizer_sha256 not in ("", of_state):
+    of_state = atomic.sha256(beside) if section.optimizer and beside.is_file() else ""
+    if section.optimizer_sha256 not in ("", of_state):
         raise IntegrityError(f"{beside}: the optimizer's state has changed since this run began")
-    preprocessing, specification = card.preprocessing, card.specification
-    channels = data.train.pixels.shape[3]
-    if preprocessing.channels != channels:
+    return {"sha256": digest, "optimizer_sha256": of_state}
+
+
+def _merged(path: Path, specification: weights.Specification, model: Model) -> tuple[Model, tuple[str, ...]]:
+    """The network of the file with the recipe's options on top, and a note where it is not the recipe's."""
+    own, notes = model.options, tuple[str, ...]()
+    if _is_regridded(specification, model):
+        own, notes = {}, (f"the network is that of {path}: the recipe's on other time grids",)
+    elif _is_twisted(specification, model):
+        own, notes = {}, (f"the network is that of {path}: the recipe's, twisted",)
+    elif specification.name != model.name:
         raise InputError(
-            f"{path}: takes images of {preprocessing.channels} channels, {data.name} has {channels}"
+            f"{path}: holds a {specification.name}, the recipe trains a {model.name}; "
+            f"to train the file's network add --set model.name={specification.name}"
         )
-    hashes = {"sha256": digest, "optimizer_sha256": of_state}
-    changes: dict[str, Any] = {"init": init.model_copy(update=hashes)}
-    notes = []
-    if module is None and specification is not None and experiment.model is not None:
-        own = experiment.model.options
-        if _is_regridded(specification, experiment.model):
-            own = {}
-            notes.append(f"the network is that of {path}: the recipe's on other time grids")
-        elif _is_twisted(specification, experiment.model):
-            own = {}
-            notes.append(f"the network is that of {path}: the recipe's, twisted")
-        elif specification.name != experiment.model.name:
-            raise InputError(
-                f"{path}: holds a {specification.name}, the recipe trains a {experiment.model.name}; "
-                f"to train the file's network add --set model.name={specification.name}"
-            )
-        of_data = ("classes", "in_channels")
-        options = {key: value for key, value in specification.options.items() if key not in of_data}
-        changes["model"] = Model(name=specification.name, **{**options, **own})
-    if experiment.data.mean is None and not card.training.get("new"):
-        normalisation = {"mean": preprocessing.mean, "std": preprocessing.std}
-        changes["data"] = experiment.data.model_copy(update=normalisation)
-    return experiment.replace(**changes), notes
+    options = {key: value for key, value in specification.options.items() if key not in DECIDED_BY_DATA}
+    return Model(name=specification.name, **{**options, **own}), notes
 
 
 def _is_regridded(specification: weights.Specification, model: Model) -> bool:
-    """Whether a network of a file is a recipe's network of dynamic blocks, on other time grids."""
+    """Whether a file's network is the recipe's network of dynamic blocks on other time grids."""
     if specification.name != "dynamic":
         return False
-    of_data = {k: specification.options[k] for k in ("classes", "in_channels") if k in specification.options}
+    by_data = {key: specification.options[key] for key in DECIDED_BY_DATA if key in specification.options}
     try:
         with torch.device("meta"):
-            network = create(model.name, **{**model.options, **of_data})
+            network = create(model.name, **{**model.options, **by_data})
     except (InputError, RuntimeError):
         return False
     if not isinstance(network, DynamicNet):
@@ -96,8 +139,8 @@ def _is_regridded(specification: weights.Specification, model: Model) -> bool:
 
 
 def _is_twisted(specification: weights.Specification, model: Model) -> bool:
-    """Whether a network of a file is a recipe's network, twisted, once or more."""
-    own = {key: value for key, value in model.options.items() if key not in ("classes", "in_channels")}
+    """Whether a file's network is the recipe's network, twisted once or more."""
+    own = {key: value for key, value in model.options.items() if key not in DECIDED_BY_DATA}
     name, options = specification.name, specification.options
     while name == "twisted":
         options = dict(options["of"]) if isinstance(options["of"], Mapping) else {"name": options["of"]}
@@ -108,6 +151,7 @@ def _is_twisted(specification: weights.Specification, model: Model) -> bool:
 
 
 def _without_grids(specification: weights.Specification) -> dict[str, Any]:
+    """The options without what a regrid changes."""
     stages = [
         {key: value for key, value in stage.items() if key not in ("states", "controls", "gradient")}
         for stage in specification.options.get("stages", ())

@@ -1,4 +1,4 @@
-"""The loop: deterministic, resumable at any step, and nothing is lost."""
+"""Runs: deterministic, resumable at any step, and nothing is lost."""
 
 import csv
 import dataclasses
@@ -10,18 +10,18 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import resode
-from resode import training, weights
+from resode import atomic, training, weights
 from resode.data import Dataset, Images
 from resode.errors import DivergenceError, InputError, IntegrityError, ResourceError, Stopped
 from resode.training import Experiment, Observer, Run
 from resode.training.launch import train
 from resode.training.records import checkpoints
 from resode.training.records.environment import environment
-from resode.training.setup import form, memory
+from resode.training.setup import execution, form
 from resode.training.setup.preparation import prepare
 from tests.conftest import DIGITS_IN_A_FLASH
 
@@ -62,7 +62,7 @@ class StopAt(Observer):
 
 
 class Listener(Observer):
-    """Keeps what it is told."""
+    """Collects messages."""
 
     def __init__(self):
         self.lines = []
@@ -116,16 +116,16 @@ def test_a_run_is_rebuilt_from_its_directory_alone(tiny, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("called", "told"),
+    ("called", "command"),
     [
         ("/venv/bin/resode", ["resode", "train", "quickstart"]),
         ("/venv/lib/resode/__main__.py", ["resode", "train", "quickstart"]),  # python -m resode
         ("my_resode_study.py", None),
     ],
 )
-def test_the_record_has_the_command_line_and_that_of_no_other_program(monkeypatch, called, told):
+def test_the_record_has_the_command_line_and_that_of_no_other_program(monkeypatch, called, command):
     monkeypatch.setattr("sys.argv", [called, "train", "quickstart"])
-    assert environment(torch.device("cpu"))["command"] == told
+    assert environment(torch.device("cpu"))["command"] == command
 
 
 def test_a_run_directory_holds_what_the_design_says(tiny, tmp_path):
@@ -177,7 +177,7 @@ def test_a_module_of_the_user_is_trained_in_place(tiny, tmp_path):
     assert torch.equal(again[1].weight, module[1].weight)
 
 
-def test_dropout_and_shared_parameters_go_on_where_they_were(tiny, tmp_path):
+def test_dropout_and_shared_parameters_resume_to_the_same_bits(tiny, tmp_path):
     def module():
         torch.manual_seed(2)
         shared = nn.Linear(32, 32)
@@ -204,7 +204,7 @@ def test_the_order_of_the_images_does_not_matter(tiny, tmp_path, monkeypatch):
     assert other.fingerprint == digits.fingerprint
     experiment = tiny.replace(average={"decay": 0.9, "samples": 300}, augment={"mixup": 0.2, "crop": 1})
     train(None, experiment, out=tmp_path / "one")
-    monkeypatch.setattr("resode.training.setup.preparation.load", lambda *_, **__: other)
+    monkeypatch.setattr("resode.training.setup.data.load", lambda *_, **__: other)
     train(None, experiment, out=tmp_path / "other")
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "other"))
     assert all(torch.equal(one[name], two[name]) for name in one)
@@ -225,7 +225,7 @@ def test_a_module_edited_since_is_the_users_own(tiny, tmp_path):
         resode.load(result.run.model)
 
 
-def test_frozen_parts_stay_frozen(tiny, tmp_path):
+def test_frozen_modules_stay_frozen(tiny, tmp_path):
     network = resode.create("digits_resnet8", classes=10, widths=[4, 4, 8])
     network.bn1.eval()
     train(network, tiny, out=tmp_path / "run")
@@ -234,20 +234,20 @@ def test_frozen_parts_stay_frozen(tiny, tmp_path):
 
 
 def test_compiled_training_saves_plain_names(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(memory, "fused", "aot_eager")  # in place of the full compiler
+    monkeypatch.setattr(execution, "fused", "aot_eager")  # in place of the full compiler
     train(None, tiny.replace(compile=True), out=tmp_path / "run")
     names = load_file(tmp_path / "run" / "model.safetensors").keys()
     assert names == resode.create("digits_resnet8").state_dict().keys()
 
 
-def test_the_fewer_images_of_a_last_step_are_not_compiled_for(tiny, tmp_path, monkeypatch):
+def test_a_smaller_last_batch_is_not_compiled_for(tiny, tmp_path, monkeypatch):
     sizes = []
 
     def noting(graph, inputs):
         sizes.extend(x.shape[0] for x in inputs if x.ndim == 4 and x.shape[-1] == 8)
         return graph.forward
 
-    monkeypatch.setattr(memory, "fused", noting)
+    monkeypatch.setattr(execution, "fused", noting)
     train(None, tiny.replace(compile=True, batch_size=100), out=tmp_path / "run")
     samples = prepare(tiny).training.samples
     assert samples % 100 != 0
@@ -358,6 +358,30 @@ class TestDirectory:
         assert any("state.json" in line and "an older checkpoint is used" in line for line in listener.lines)
         assert_same(tmp_path / "whole", tmp_path / "run")
 
+    def test_resume_refuses_a_checkpoint_with_the_former_spelling(self, tiny, tmp_path):
+        with pytest.raises(Stopped):
+            train(None, tiny, out=tmp_path / "run", observer=StopAt(1))
+        newest, _ = checkpoints.newest(tmp_path / "run" / "checkpoints")
+        former = {name.replace("optimizer/", "optimiser/"): t for name, t in newest.training.items()}
+        save_file(former, newest.path / "training.safetensors")
+        manifest = json.loads((newest.path / "manifest.json").read_text())
+        manifest["training.safetensors"] = atomic.sha256(newest.path / "training.safetensors")
+        (newest.path / "manifest.json").write_text(json.dumps(manifest))
+        with pytest.raises(InputError, match=r"'optimiser/\.\.\.', called 'optimizer/\.\.\.' now") as error:
+            train(None, tiny, out=tmp_path / "run", resume=True)
+        assert len(error.value.messages) == 1
+
+    def test_resume_refuses_settings_with_the_former_spelling(self, tiny, tmp_path):
+        weights_of = train(None, tiny, out=tmp_path / "first").run.model
+        started = tiny.replace(init={"path": str(weights_of)})
+        with pytest.raises(Stopped):
+            train(None, started, out=tmp_path / "run", observer=StopAt(1))
+        path = tmp_path / "run" / "experiment.yaml"
+        path.write_text(path.read_text().replace("  optimizer: false", "  optimiser: false"))
+        with pytest.raises(InputError, match=r"'init\.optimiser'; did you mean 'optimizer'") as error:
+            train(None, started, out=tmp_path / "run", resume=True)
+        assert len(error.value.messages) == 1
+
     def test_resume_refuses_changed_data(self, tiny, tmp_path):
         with pytest.raises(Stopped):
             train(None, tiny, out=tmp_path / "run", observer=StopAt(1))
@@ -402,7 +426,7 @@ class TestDirectory:
         assert_same(tmp_path / "whole", tmp_path / "run")
 
 
-def test_what_auto_chose_is_written_and_obeyed_by_resume(tiny, tmp_path, monkeypatch):
+def test_resume_keeps_what_auto_chose(tiny, tmp_path, monkeypatch):
     experiment = tiny.replace(precision="auto")
     monkeypatch.setattr(form, "SHORT", 0)
     monkeypatch.setattr(form, "step_seconds", lambda *of: 0.1 if of[2].precision == "bf16" else 1.0)
@@ -419,7 +443,7 @@ def test_a_run_keeps_to_the_commit_of_its_hub_data(tiny, tmp_path, monkeypatch):
         asked.append(source)
         return dataclasses.replace(digits, name="hf://owner/digits@" + "1" * 40)
 
-    monkeypatch.setattr("resode.training.setup.preparation.load", load)
+    monkeypatch.setattr("resode.training.setup.data.load", load)
     experiment = tiny.replace(data={"source": "hf://owner/digits"})
     with pytest.raises(Stopped):
         train(None, experiment, out=tmp_path / "run", observer=StopAt(1))
@@ -452,7 +476,7 @@ def test_initial_weights_that_are_not_finite_are_refused(tiny, tmp_path):
         train(module, tiny, out=tmp_path / "run")
 
 
-def test_images_that_are_skipped_are_told(tiny, tmp_path):
+def test_skipped_images_are_reported(tiny, tmp_path):
     from PIL import Image
 
     for name in ("zero", "one"):
