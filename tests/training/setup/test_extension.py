@@ -33,6 +33,9 @@ class Offering:
         self.calls.append("evaluations")
         return 7
 
+    def skips_parameters(self):
+        return False
+
 
 def test_a_step_calls_what_a_network_offers(tiny):
     setup = prepare(tiny)

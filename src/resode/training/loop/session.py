@@ -23,10 +23,8 @@ from resode.training.optim import optimizers
 from resode.training.optim.averaging import estimate_statistics
 from resode.training.process.signals import StopRequest
 from resode.training.records import checkpoints
+from resode.training.records.checkpoints import AVERAGE, GENERATOR, OPTIMIZER
 from resode.training.records.run import Run, format_row
-
-OPTIMIZER, AVERAGE, GENERATOR = "optimizer", "average", "generator"  # groups of tensors in a checkpoint
-FORMER = {"optimiser": OPTIMIZER}  # groups by the names that they had before
 
 
 @dataclass
@@ -223,20 +221,20 @@ class Session:
         """Return to the state of a checkpoint.
 
         Raises:
-            InputError: it was written with former names of its groups.
+            InputError: an earlier version wrote it.
         """
-        trainer, groups = self.trainer, grouped(checkpoint)
+        trainer, generators = self.trainer, checkpoint.group(GENERATOR)
         trainer.return_to(checkpoint.state.get("level", 0))
         weights.load_into(trainer.module, checkpoint.model)
         trainer.optimizer.state.clear()
-        trainer.load_optimizer(groups.get(OPTIMIZER, {}))
+        trainer.load_optimizer(checkpoint.group(OPTIMIZER))
         if trainer.average is not None:
-            trainer.average.adopt(trainer.module, groups[AVERAGE])
+            trainer.average.adopt(trainer.module, checkpoint.group(AVERAGE))
         trainer.sums.copy_(checkpoint.training["sums"]).mul_(self.world.first)
         trainer.first_bad.fill_(-1)
         suffix = f".{self.world.rank}" if self.world.rank else ""
-        if f"cpu{suffix}" in groups[GENERATOR]:  # a rank that is new keeps its own
-            states = {kind: groups[GENERATOR].get(kind + suffix) for kind in ("cpu", "cuda")}
+        if f"cpu{suffix}" in generators:  # a rank that is new keeps its own
+            states = {kind: generators.get(kind + suffix) for kind in ("cpu", "cuda")}
             _restore_generators({k: t for k, t in states.items() if t is not None}, trainer.setup.device)
         state = dict(checkpoint.state)
         self.rows = state.pop("rows")
@@ -299,25 +297,6 @@ class Stopwatch:
         begin = time.monotonic()
         yield
         self.began += time.monotonic() - begin
-
-
-def grouped(checkpoint: checkpoints.Checkpoint) -> dict[str, dict[str, Tensor]]:
-    """The tensors of a checkpoint beside its weights, by group.
-
-    Raises:
-        InputError: a group has a name of an earlier version.
-    """
-    groups: dict[str, dict[str, Tensor]] = {}
-    for path, tensor in checkpoint.training.items():
-        group, _, name = path.partition("/")
-        groups.setdefault(group, {})[name] = tensor
-    for old, new in FORMER.items():
-        if old in groups:
-            raise InputError(
-                f"{checkpoint.path}: holds tensors '{old}/...', called '{new}/...' now; resume it with the "
-                "version that wrote them, or choose another --out"
-            )
-    return groups
 
 
 def _generators(device: torch.device) -> dict[str, Tensor]:

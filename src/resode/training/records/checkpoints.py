@@ -17,8 +17,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from resode import atomic
-from resode.errors import IntegrityError
+from resode.errors import InputError, IntegrityError, nearest
 
+OPTIMIZER, AVERAGE, GENERATOR = "optimizer", "average", "generator"  # groups of the training tensors
 MODEL, TRAINING, STATE, MANIFEST = "model.safetensors", "training.safetensors", "state.json", "manifest.json"
 
 
@@ -39,6 +40,23 @@ class Checkpoint:
     def iteration(self) -> int:
         """Number of optimizer steps taken."""
         return int(self.path.name)
+
+    def group(self, name: str) -> dict[str, Tensor]:
+        """The tensors named `<group>/<rest>` in the training file, by the rest of their names.
+
+        Raises:
+            InputError: the file has a group of another name, as earlier versions wrote them.
+        """
+        groups = OPTIMIZER, AVERAGE, GENERATOR
+        found = {tensor.partition("/")[0] for tensor in self.training if "/" in tensor}
+        for unknown in sorted(found.difference(groups)):
+            now = next((name for name in groups if nearest(unknown, [name])), "")
+            raise InputError(
+                f"{self.path}: holds tensors '{unknown}/...'{f', called {now!r} now' if now else ''}; resume "
+                "it with the version that wrote them, or choose another --out"
+            )
+        prefix = f"{name}/"
+        return {t.removeprefix(prefix): v for t, v in self.training.items() if t.startswith(prefix)}
 
 
 def write(

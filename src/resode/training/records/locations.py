@@ -66,7 +66,7 @@ def locate(path: str | Path) -> Location:
     """Read the experiment and the optimizer's state that belong to the weights of PATH.
 
     Raises:
-        InputError: there is no such run, checkpoint, file or name.
+        InputError: there is no such run, checkpoint, file or name, or an earlier version wrote it.
         IntegrityError: a checkpoint does not match the hashes in its manifest.
     """
     file, path = weights_file(path), Path(path)
@@ -78,9 +78,7 @@ def locate(path: str | Path) -> Location:
     else:
         run = Run(path)
         checkpoint, _ = checkpoints.newest(run.checkpoints)
-    training = checkpoint.training if checkpoint is not None else {}
-    prefix = "optimizer/"
-    state = {name.removeprefix(prefix): t for name, t in training.items() if name.startswith(prefix)}
+    state = {} if checkpoint is None else checkpoint.group(checkpoints.OPTIMIZER)
     return Location(file, run.read_experiment() if run.exists else None, state)
 
 

@@ -14,12 +14,13 @@ from resode.models.budget import differentiated, method_of
 from resode.models.residual import ResidualNetwork
 
 
-def compiled(module: nn.Module, backend: str | Callable[..., Any] = fused) -> nn.Module:
+def compiled(module: nn.Module, backend: str | Callable[..., Any] | None = None) -> nn.Module:
     """The network by torch.compile: as a whole, or in pieces where a backward pass recomputes steps.
 
     The pieces are each unit, each field at a control node and each block whose states are stored; they are
     compiled in place.
     """
+    backend = backend or fused
     blocks = differentiated(module)
     config = torch._dynamo.config  # units share their code, and each kind and mode of them is a graph
     config.recompile_limit = max(config.recompile_limit, 64)
