@@ -111,7 +111,7 @@ def without(state, name):
 
 
 @pytest.mark.parametrize(
-    ("format", "model", "content", "told"),
+    ("format", "model", "content", "message"),
     [
         ("akamaster", "he_resnet20", Akamaster(8).state_dict(), "looks like he_resnet8, not he_resnet20"),
         ("fattorib", "he_resnet20", Fattorib(8).state_dict(), "looks like he_resnet8"),
@@ -119,7 +119,7 @@ def without(state, name):
         ("fattorib", "he_resnet8", {"state_dict": Akamaster(8).state_dict()}, "it looks like akamaster"),
         ("kuangliu", "cifar_resnet18", Akamaster(8).state_dict(), "it looks like akamaster"),
         ("akamaster", "he_resnet8", without(Akamaster(8).state_dict(), "linear.bias"), "fc.bias is missing"),
-        ("akamaster", "he_resnet8", {"weight": torch.ones(3)}, "knows no tensor 'weight'"),
+        ("akamaster", "he_resnet8", {"weight": torch.ones(3)}, "has no tensor 'weight'"),
         ("akamaster", "he_resnet8", {"linear.bias": torch.ones(3)}, "not of the format akamaster"),
         ("akamaster", "he_resnet21", {"linear.bias": torch.ones(3)}, "nearest are 20 and 26"),
         ("akamasta", "he_resnet8", {}, "did you mean 'akamaster'"),
@@ -131,7 +131,7 @@ def without(state, name):
         ),
     ],
 )
-def test_a_file_that_is_not_the_model_is_named(tmp_path, format, model, content, told):
-    with pytest.raises(InputError, match=told) as caught:
+def test_a_file_that_is_not_the_model_is_named(tmp_path, format, model, content, message):
+    with pytest.raises(InputError, match=message) as caught:
         convert(format, checkpoint(tmp_path, content), model=model)
     assert all("\n" not in message for message in caught.value.messages)

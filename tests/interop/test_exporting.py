@@ -15,7 +15,7 @@ import resode
 from resode.blocks import dynamic_blocks
 from resode.errors import InputError, IntegrityError
 from resode.interop import export
-from resode.models import created_as
+from resode.models import name_and_options
 from resode.weights import Card, Preprocessing, Specification, load
 
 SIZE = (8, 8)
@@ -66,7 +66,7 @@ def made(network):
     module = network().train()
     with torch.no_grad():
         module(torch.randn(16, 3, *SIZE))
-    return module, Card(Specification(*created_as(module)), PREPROCESSING, {"recipe": "none"})
+    return module, Card(Specification(*name_and_options(module)), PREPROCESSING, {"recipe": "none"})
 
 
 def onnx_logits(file):

@@ -140,7 +140,7 @@ def test_single_precision_stays():
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"block": "basik"}, "unknown block 'basik'; did you mean 'basic'"),
         ({"channels": 7}, "no such block with a twist: conv1x.weight has the shape"),
@@ -148,8 +148,8 @@ def test_single_precision_stays():
         ({"stride": 2}, "downsample"),
     ],
 )
-def test_other_blocks_are_refused_in_a_line(change, told):
+def test_other_blocks_are_refused_in_one_line(change, message):
     state, _, _, options = opened(GOLDEN[0])
-    with pytest.raises(InputError, match=told) as caught:
+    with pytest.raises(InputError, match=message) as caught:
         from_twist_block(state, **{**options, **change})
     assert "\n" not in str(caught.value)

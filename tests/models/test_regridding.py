@@ -9,7 +9,7 @@ from resode.blocks import Stage
 from resode.errors import InputError
 from resode.grids import TimeGrid
 from resode.integrators import integrators
-from resode.models import create, created_as
+from resode.models import create, name_and_options
 from resode.models.dynamic import DynamicNet
 from resode.models.regridding import regrid
 from resode.models.transitions import Connector
@@ -199,12 +199,12 @@ def test_optimizer_tensors_are_carried_by_the_same_map():
     regridding = regrid(old, states="double", controls=[0, 0.2, 0.5, 0.8])
     parameters = {n: p.detach() for n, p in old.named_parameters()}
     names = {n for n, _ in regridding.module.named_parameters()}
-    own = regridding.carry(parameters)
+    own = regridding.transfer(parameters)
     assert set(own) == names
     assert all(torch.equal(own[n], p) for n, p in regridding.module.named_parameters())
     first, second = ({n: torch.randn_like(p) for n, p in parameters.items()} for _ in range(2))
-    both = regridding.carry({n: 2 * first[n] + second[n] for n in first})
-    each = regridding.carry(first), regridding.carry(second)
+    both = regridding.transfer({n: 2 * first[n] + second[n] for n in first})
+    each = regridding.transfer(first), regridding.carry(second)
     for n in names:
         torch.testing.assert_close(both[n], 2 * each[0][n] + each[1][n])
         assert both[n].shape == own[n].shape
@@ -217,8 +217,8 @@ def test_optimizer_tensors_are_carried_by_the_same_map():
 def test_what_is_not_given_is_not_carried():
     old = network()
     regridding = regrid(old, controls="double")
-    assert set(regridding.carry({"head.linear.bias": torch.ones(3)})) == {"head.linear.bias"}
-    carried = regridding.carry({"stages.0.controls.0.conv.weight": torch.ones(4, 4, 3, 3)})
+    assert set(regridding.transfer({"head.linear.bias": torch.ones(3)})) == {"head.linear.bias"}
+    carried = regridding.transfer({"stages.0.controls.0.conv.weight": torch.ones(4, 4, 3, 3)})
     assert set(carried) == {"stages.0.controls.0.conv.weight"}
 
 
@@ -240,7 +240,7 @@ def test_the_rest_of_the_network_and_the_old_one_stay():
     assert [b.stage.gradient for b in new.blocks()] == [b.stage.gradient for b in old.blocks()]
     x = torch.randn(2, 3, 8, 8)
     assert new(x).shape == (2, 7)
-    again = create(created_as(new)[0], **created_as(new)[1]).eval()
+    again = create(name_and_options(new)[0], **name_and_options(new)[1]).eval()
     again.load_state_dict(new.state_dict())
     assert torch.equal(again(x), new(x))
 
@@ -260,7 +260,7 @@ def test_published_networks_take_finer_grids(name):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"states": "dubble"}, "stage 1: unknown change of a grid 'dubble': double, halve, keep"),
         ({"controls": "dubble"}, "stage 1: unknown change of a grid 'dubble'"),
@@ -274,8 +274,8 @@ def test_published_networks_take_finer_grids(name):
         ({"states": []}, "stage 1: a time grid needs at least one node"),
     ],
 )
-def test_what_cannot_be_is_refused_in_a_line(change, told):
-    with pytest.raises(InputError, match=told) as caught:
+def test_invalid_options_are_refused_in_one_line(change, message):
+    with pytest.raises(InputError, match=message) as caught:
         regrid(network("euler", 3), **change)
     assert all("\n" not in message for message in caught.value.messages)
 
@@ -319,7 +319,7 @@ def test_both_grids_can_be_halved(integrator):
     )
 
 
-def test_nodes_that_halving_leaves_without_use_are_told_with_the_mend():
+def test_nodes_that_halving_leaves_without_use_are_reported_with_the_fix():
     with pytest.raises(InputError, match="--controls states"):
         regrid(network("euler", 4), states="halve")
 

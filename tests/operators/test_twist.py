@@ -314,7 +314,7 @@ def test_a_twist_of_a_convolution_has_its_parameters_and_its_mode():
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"tie": "confrmal"}, "unknown tie 'confrmal'; did you mean 'conformal'"),
         ({"coordinates": "center"}, "unknown coordinates 'center'"),
@@ -325,8 +325,8 @@ def test_a_twist_of_a_convolution_has_its_parameters_and_its_mode():
         ({"kernel_size": (3, 5)}, "have to be square, not 3x5; take odd or free"),
     ],
 )
-def test_what_cannot_be_is_refused_in_a_line(options, told):
-    with pytest.raises(InputError, match=told) as caught:
+def test_invalid_options_are_refused_in_one_line(options, message):
+    with pytest.raises(InputError, match=message) as caught:
         TwistConv2d(4, 6, **{"kernel_size": 3, **options})
     assert "\n" not in str(caught.value)
 

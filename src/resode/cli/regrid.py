@@ -81,7 +81,7 @@ def regrid(
     beside = optimizers.state_file(out)
     beside.unlink(missing_ok=True)
     if source.optimizer:
-        optimizers.write_state(out, optimizers.carry_state(source.optimizer, regridding.carry))
+        optimizers.write_state(out, optimizers.carry_state(source.optimizer, regridding.transfer))
     for line in _changes(old, regridding.module):
         say(line)
     note(estimated)
@@ -162,14 +162,14 @@ def _card(
 ) -> "Card":
     """The old card with the new network."""
     from resode import atomic
-    from resode.models import created_as
+    from resode.models import name_and_options
     from resode.weights import Specification
 
-    made = created_as(module)
+    made = name_and_options(module)
     assert made is not None  # it was read from a file
     digest = atomic.sha256(source.weights)[:12]
     how = f"from {path} ({digest}), states {states}, controls {controls}"
-    return old.of_changed(Specification(*made), "regridded", how)
+    return old.derived(Specification(*made), "regridded", how)
 
 
 def _changes(old: "DynamicNet", new: "DynamicNet") -> list[str]:

@@ -256,10 +256,10 @@ def _memory(
         set_gradients(module, experiment.gradients)
     choices = budget(experiment, module, shape)
     if experiment.memory_budget is None or experiment.gradients is not None:
-        line("as the recipe says", choices.present(), 0)
-    for choice in choices.smallest():
-        line(choice.name, choice.activation_bytes, choice.again)
+        line("as the recipe says", choices.current_bytes(), 0)
+    for choice in choices.smallest_by_kind():
+        line(choice.name, choice.activation_bytes, choice.recomputed)
     if experiment.memory_budget is not None and experiment.gradients is None:
         chosen, _ = fitted(experiment, module, shape, choices)
-        line("chosen: " + chosen.name, chosen.activation_bytes, chosen.again)
+        line("chosen: " + chosen.name, chosen.activation_bytes, chosen.recomputed)
     return rows

@@ -72,7 +72,7 @@ def twist(
     refuse_place(out, force)
     from resode import weights
     from resode.cli.console import note, say
-    from resode.models import created_as
+    from resode.models import name_and_options
     from resode.models import twist as twisted_copy
     from resode.models.twisting import explain
     from resode.training.optim import optimizers
@@ -81,11 +81,11 @@ def twist(
     model, card, state = _read(path, out)
     options = {"tie": tie, "degree": degree, "coordinates": coordinates, "form": form}
     made = twisted_copy(model, chosen or None, **options)
-    described = created_as(made)
+    described = name_and_options(made)
     if described is None:
         raise InputError(f"{path}: holds a module that is no registered model; twist it by resode.twist")
     how = f"from {path}, tie {tie}, degree {degree}"
-    weights.save(made, out, card.of_changed(weights.Specification(*described), "twisted", how))
+    weights.save(made, out, card.derived(weights.Specification(*described), "twisted", how))
     beside = optimizers.state_file(out)
     beside.unlink(missing_ok=True)
     if state:
@@ -98,7 +98,7 @@ def twist(
 def _read(path: str, out: Path) -> "tuple[nn.Module, Card, dict[str, Tensor]]":
     """The network, its card, and the state of its optimizer where there is one."""
     from resode import weights
-    from resode.models import created_as
+    from resode.models import name_and_options
     from resode.training.records.run import source_of
 
     if names_a_model(path):
@@ -107,7 +107,7 @@ def _read(path: str, out: Path) -> "tuple[nn.Module, Card, dict[str, Tensor]]":
         preprocessing = weights.Preprocessing(
             (0.5,) * channels, (0.25,) * channels, (height, width), channels, names
         )
-        made = created_as(module)
+        made = name_and_options(module)
         assert made is not None
         return module, weights.Card(weights.Specification(*made), preprocessing, {"new": True}), {}
     source = source_of(path)

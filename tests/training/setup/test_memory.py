@@ -14,7 +14,7 @@ from resode.errors import DivergenceError, InputError, Stopped
 from resode.gradients import Checkpointed, Reversible, Stored
 from resode.integrators import Momentum
 from resode.models import create
-from resode.models.budget import differentiated, method_of
+from resode.models.budget import chain_owners, gradient_of
 from resode.training import Experiment, Observer, train
 from resode.training.setup.memory import budget, compiled, fitted, fixed_bytes, reconstruction_error
 
@@ -27,7 +27,7 @@ def experiment(model, **keys):
 
 
 def methods_of(module):
-    return [method_of(part) for part in differentiated(module)]
+    return [gradient_of(part) for part in chain_owners(module)]
 
 
 class Told(Observer):
@@ -114,7 +114,7 @@ def test_a_budget_holds_after_a_change_on_the_way(tmp_path):
     network = create(**model, in_channels=1)
     plain = train(None, asked, out=tmp_path / "plain")
     least = sum(fixed_bytes(asked, plain.module))
-    least += min(c.activation_bytes for c in budget(asked, plain.module, (1, 8, 8)).smallest())
+    least += min(c.activation_bytes for c in budget(asked, plain.module, (1, 8, 8)).smallest_by_kind())
     assert methods_of(network) == [Stored()] * 2
     result = train(None, asked.replace(memory_budget=least), out=tmp_path / "run")
     assert any(isinstance(method, Checkpointed) for method in methods_of(result.module))
@@ -202,7 +202,7 @@ def test_methods_by_hand_are_checked_before_the_run_begins(tmp_path):
     model = {"name": "dynamic", "stages": [stage]}
     for keys, told in (
         ({"gradients": "reversible"}, "amplifies the rounding of float32"),
-        ({"gradients": ["stored", "stored"]}, "2 methods for a network of 1 parts"),
+        ({"gradients": ["stored", "stored"]}, "2 methods given, the network takes 1"),
         (
             {"gradients": "stored", "memory_budget": "1MB"},
             "more than memory_budget 1.0 MB: leave gradients out",
@@ -217,7 +217,9 @@ def test_falling_back_keeps_the_budget(tmp_path):
     network = create(**SMALL, in_channels=1)
     choices = budget(experiment(SMALL), network, (1, 8, 8))
     room = next(
-        c.activation_bytes for c in choices.smallest(undo=False) if c.name == "checkpointed, two levels"
+        c.activation_bytes
+        for c in choices.smallest_by_kind(allow_reversible=False)
+        if c.name == "checkpointed, two levels"
     )
     room += sum(fixed_bytes(experiment(SMALL), network)) + 1000
     asked = experiment(SMALL, memory_budget=room, drift={"limit": 1e-9})
@@ -278,7 +280,7 @@ def test_the_parts_between_recomputations_are_compiled(model):
     made = compiled(network)
     assert made is network
     assert torch._dynamo.config.recompile_limit >= 64
-    units = [u for part in differentiated(network) for u in _compiled_parts(part)]
+    units = [u for part in chain_owners(network) for u in _compiled_parts(part)]
     assert units
     assert all(unit._compiled_call_impl is not None for unit in units)
     expected, found = gradients(plain, plain), gradients(network, made)

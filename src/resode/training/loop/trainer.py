@@ -21,7 +21,7 @@ from resode.blocks import dynamic_blocks
 from resode.controls import controls_of, roughness
 from resode.data import Batch, Loader
 from resode.errors import DivergenceError, Stopped
-from resode.models import created_as
+from resode.models import name_and_options
 from resode.models.budget import set_gradients
 from resode.training.loop import divergence
 from resode.training.loop.cuda_graphs import Captured, recorder
@@ -463,7 +463,7 @@ class Trainer:
 def changed_setup(setup: Setup, change: Refinement | Twisting) -> tuple[Setup, Carry]:
     """The set-up with another network, and how tensors come over."""
     network, carry = changed(setup.module, change)
-    made = created_as(network)
+    made = name_and_options(network)
     card = dataclasses.replace(setup.card, specification=weights.Specification(*made) if made else None)
     if setup.experiment.memory_budget is not None:
         set_gradients(network, fitted(setup.experiment, network, image_shape(setup.dataset))[0].methods)

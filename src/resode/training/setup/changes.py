@@ -26,7 +26,7 @@ def changed(module: nn.Module, change: Refinement | Twisting) -> tuple[nn.Module
         if not isinstance(module, DynamicNet):
             raise InputError("refine: only a DynamicNet can go to finer time grids; leave it out")
         regridding = regrid(module, states=change.states, controls=change.controls)
-        return regridding.module, regridding.carry
+        return regridding.module, regridding.transfer
     try:
         made = twist(module, change.where or None, **change.options())
     except InputError as error:

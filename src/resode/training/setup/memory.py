@@ -13,7 +13,7 @@ from resode.errors import InputError
 from resode.gradients import Checkpointed, Gradient, Reversible, Stored, gradients
 from resode.kernels.fusion import fused
 from resode.memory import Shape
-from resode.models.budget import Budget, Choice, differentiated, method_of, set_gradients
+from resode.models.budget import Budget, Choice, chain_owners, gradient_of, set_gradients
 from resode.models.residual import ResidualNetwork
 from resode.quantities import size
 from resode.training.optim.optimizers import moments
@@ -66,9 +66,9 @@ def fitted(
     assert experiment.memory_budget is not None
     room, fixed = int(experiment.memory_budget), sum(fixed_bytes(experiment, module))
     choices = choices or budget(experiment, module, shape)
-    chosen = choices.fit(room - fixed)
+    chosen = choices.fastest(room - fixed)
     if chosen is None:
-        least = min(choice.activation_bytes for choice in choices.smallest())
+        least = min(choice.activation_bytes for choice in choices.smallest_by_kind())
         enough = fixed + least
         enough += 10**5 if enough < 10**8 else 10**6 if enough < 10**9 else 10**7  # as it is printed, too
         raise InputError(
@@ -76,7 +76,7 @@ def fitted(
             f"optimizer take {size(fixed)}, activations at least {size(least)} at batch "
             f"{experiment.batch_size}: give {size(enough)}, or a smaller batch_size"
         )
-    again = f", {chosen.again:.0%} of a forward pass done again" if chosen.again else ""
+    again = f", {chosen.recomputed:.0%} of a forward pass done again" if chosen.recomputed else ""
     predicted, activations = fixed + chosen.activation_bytes, chosen.activation_bytes
     return chosen, (
         f"memory budget {size(room)}: {chosen.name}{again}; predicted {size(predicted)}, of "
@@ -155,8 +155,10 @@ def fall_back(experiment: Experiment, module: nn.Module, shape: Shape) -> None:
     if experiment.memory_budget is not None:
         choices = budget(experiment, module, shape)
         room = int(experiment.memory_budget) - sum(fixed_bytes(experiment, module))
-        least = min(choices.smallest(undo=False), key=lambda choice: choice.activation_bytes)
-        set_gradients(module, (choices.fit(room, undo=False) or least).methods)
+        least = min(
+            choices.smallest_by_kind(allow_reversible=False), key=lambda choice: choice.activation_bytes
+        )
+        set_gradients(module, (choices.fastest(room, allow_reversible=False) or least).methods)
         return
     for block in dynamic_blocks(module):
         if isinstance(block.stage.gradient, Reversible):
@@ -171,14 +173,14 @@ def compiled(module: nn.Module) -> nn.Module:
 
     There each unit, each field at a control node and each part that is stored is compiled, in place.
     """
-    parts = differentiated(module)
+    parts = chain_owners(module)
     config = torch._dynamo.config  # units share their code, and each kind and mode of them is a graph
     config.recompile_limit = max(config.recompile_limit, 64)
-    if all(isinstance(method_of(part), Stored) for part in parts):
+    if all(isinstance(gradient_of(part), Stored) for part in parts):
         whole: nn.Module = torch.compile(module, backend=fused, dynamic=False)  # type: ignore[assignment]  # it calls alike
         return whole
     for part in parts:
-        if isinstance(method_of(part), Stored):
+        if isinstance(gradient_of(part), Stored):
             part.compile(backend=fused, dynamic=False)
             continue
         for unit in part.units() if isinstance(part, ResidualNetwork) else part.controls:

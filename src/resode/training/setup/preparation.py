@@ -29,7 +29,7 @@ from resode.data import (
 )
 from resode.errors import InputError, IntegrityError
 from resode.memory import Shape
-from resode.models import DynamicNet, create, created_as
+from resode.models import DynamicNet, create, name_and_options
 from resode.models.budget import set_gradients
 from resode.training.loop.cuda_graphs import hindrance
 from resode.training.process.device import choose_device, place
@@ -267,7 +267,7 @@ def _built(experiment: Experiment, module: nn.Module | None) -> nn.Module:
 
 def model_of(module: nn.Module) -> Model | None:
     """The registered model that a module was created as; None for one of the user's own, or edited since."""
-    created = created_as(module)
+    created = name_and_options(module)
     if created is None:
         return None
     with torch.device("meta"):
