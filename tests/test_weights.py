@@ -1,4 +1,4 @@
-"""Weights files: what goes in comes out, and nothing else does."""
+"""Weights files: what is saved is loaded, and nothing else."""
 
 import copy
 import json
@@ -56,7 +56,7 @@ def test_a_round_trip_is_exact_bit_for_bit(tmp_path, network, card, dtype):
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
 
 
-def test_mixed_dtypes_stay_mixed(tmp_path, network, card):
+def test_mixed_dtypes_are_kept(tmp_path, network, card):
     network.fc.double()
     save(network, tmp_path / "a.safetensors", card)
     assert same(load(tmp_path / "a.safetensors").state_dict(), network.state_dict())
@@ -77,7 +77,7 @@ def test_the_file_is_little_more_than_its_tensors(tmp_path):
     assert tensors < (tmp_path / "a.safetensors").stat().st_size < tensors + 100 * len(network.state_dict())
 
 
-def test_loading_leaves_the_random_state_alone(path):
+def test_loading_keeps_the_random_state(path):
     state = torch.get_rng_state()
     load(path)
     assert torch.equal(torch.get_rng_state(), state)
@@ -90,7 +90,7 @@ def test_a_loaded_module_owns_its_memory(path):
     assert same(loaded.state_dict(), expected)
 
 
-def test_card_and_preprocessing_ride_along_outside_the_state_dict(path, network):
+def test_card_and_preprocessing_are_not_in_the_state_dict(path, network):
     loaded = load(path)
     assert loaded.state_dict().keys() == network.state_dict().keys()
     twin = copy.deepcopy(loaded)
@@ -166,27 +166,27 @@ def test_other_images_are_refused(images, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"mean": (0.5, 0.5)}, "1 values each"),
+        ({"mean": (0.5, 0.5)}, "1 numbers each"),
         ({"std": (0.0,)}, "std finite and positive"),
         ({"mean": (float("nan"),)}, "finite"),
         ({"size": (8,)}, "a positive height and width"),
         ({"classes": "abc"}, "must be a list"),
     ],
 )
-def test_an_impossible_preprocessing_is_refused(change, message):
+def test_an_invalid_preprocessing_is_refused(change, message):
     values = {"mean": (0.5,), "std": (0.5,), "size": (8, 8), "channels": 1, "classes": CLASSES}
     with pytest.raises(InputError, match=message):
         Preprocessing(**{**values, **change})
 
 
-def test_what_json_cannot_hold_is_refused_when_the_card_is_made():
+def test_values_that_json_cannot_hold_are_refused_by_the_card():
     with pytest.raises(InputError, match="JSON"):
         Card(None, PREPROCESSING, {"module": nn.Linear(1, 1)})
     with pytest.raises(InputError, match="JSON"):
         Specification("he_resnet8", {"classes": float("nan")})
 
 
-# Files that are not whole, not ours, or not what they say
+# Corrupt, foreign and inconsistent files
 
 
 def test_a_missing_file_and_a_folder_are_named(tmp_path):
@@ -378,7 +378,7 @@ def test_a_failed_save_leaves_the_old_file(path, network, card, monkeypatch):
     assert [p.name for p in path.parent.iterdir()] == [path.name]
 
 
-def test_a_folder_that_cannot_be_is_named(tmp_path, network, card):
+def test_a_path_below_a_file_is_named(tmp_path, network, card):
     (tmp_path / "file").write_text("")
     with pytest.raises(ResourceError, match=r"file/a\.safetensors"):
         save(network, tmp_path / "file" / "a.safetensors", card)

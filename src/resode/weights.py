@@ -85,7 +85,9 @@ class Preprocessing:
             object.__setattr__(self, name, tuple(kind(value) for value in values))
         object.__setattr__(self, "channels", int(self.channels))
         if not len(self.mean) == len(self.std) == self.channels:
-            raise InputError(f"preprocessing: mean and std need {self.channels} values each, one per channel")
+            raise InputError(
+                f"preprocessing: mean and std need {self.channels} numbers each, one per channel"
+            )
         if not all(math.isfinite(m) for m in self.mean) or not all(0 < s < math.inf for s in self.std):
             raise InputError("preprocessing: mean must be finite, std finite and positive")
         if len(self.size) != 2 or min(self.size) < 1:

@@ -36,7 +36,7 @@ def parallel(network):
     ],
 )
 @torch.no_grad()
-def test_the_logits_are_the_foreign_networks(tmp_path, format, network, depth, model):
+def test_logits_equal_those_of_the_foreign_network(tmp_path, format, network, depth, model):
     theirs = synthesise(network(depth))
     content = {
         "akamaster": {"state_dict": parallel(theirs), "best_prec1": 90.0},
@@ -82,13 +82,13 @@ def test_another_number_of_classes_is_read_from_the_file(tmp_path):
     assert conversion.card.preprocessing.classes[:2] == ("0", "1")
 
 
-def test_files_without_counters_of_batches_are_taken(tmp_path):
+def test_files_without_batch_counters_are_read(tmp_path):
     state = {n: t for n, t in Akamaster(8).state_dict().items() if "num_batches" not in n}
     conversion = convert("akamaster", checkpoint(tmp_path, state), model="he_resnet8")
     assert conversion.module.bn1.num_batches_tracked == 0
 
 
-def test_dead_parameters_are_listed_and_not_carried(tmp_path):
+def test_unused_parameters_are_listed_and_not_imported(tmp_path):
     theirs = Fattorib(20)
     conversion = convert("fattorib", checkpoint(tmp_path, theirs.state_dict()), model="he_resnet20")
     assert set(conversion.unused) == {
@@ -99,7 +99,7 @@ def test_dead_parameters_are_listed_and_not_carried(tmp_path):
     assert conversion.card.specification.options["stride"] == "last"
 
 
-def test_conversion_leaves_the_random_state_alone(tmp_path):
+def test_conversion_keeps_the_random_state(tmp_path):
     path = checkpoint(tmp_path, Akamaster(8).state_dict())
     state = torch.get_rng_state()
     convert("akamaster", path, model="he_resnet8")

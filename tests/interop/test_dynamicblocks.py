@@ -1,4 +1,4 @@
-"""Theorem 11: networks of the DynamicBlocks toolbox come in with their logits and gradients."""
+"""Theorem 11: networks of the DynamicBlocks toolbox are imported with their logits and gradients."""
 
 import json
 from bisect import bisect_right
@@ -259,7 +259,7 @@ def test_the_plain_form_has_the_same_logits_and_gradients(scheme, layer, norm, t
 
 
 @pytest.mark.parametrize("layer", ["parabolic", "double"])
-def test_single_precision_stays(layer):
+def test_single_precision_is_kept(layer):
     compare(torch.float32, tolerance=2e-4, **{**TINY, "layer": layer})
 
 
@@ -272,7 +272,7 @@ def test_single_precision_stays(layer):
     st.lists(st.integers(1, 6), min_size=2, max_size=3),
     st.integers(8, 13),
 )
-def test_any_grids_and_widths_come_in(scheme, layer, steps, between, widths, size):
+def test_any_grids_and_widths_are_imported(scheme, layer, steps, between, widths, size):
     """Control nodes within and beyond the states, used or not."""
     states, controls = ([sum(each[:k]) / 10 for k in range(len(each) + 1)] for each in (steps, between))
     options = {
@@ -294,7 +294,7 @@ def test_a_node_that_the_scheme_never_touches_is_kept_with_gradient_zero():
     assert "unused, with zero gradient: 1" in str(net)
 
 
-def test_importing_leaves_the_random_state_and_the_tensors_alone():
+def test_importing_keeps_the_random_state_and_the_tensors():
     plain = reference(**TINY)
     before, state = torch.get_rng_state(), {name: t.clone() for name, t in plain.state_dict().items()}
     net = imported(plain, **TINY)
@@ -305,7 +305,7 @@ def test_importing_leaves_the_random_state_and_the_tensors_alone():
     assert all(torch.equal(t, state[name]) for name, t in plain.state_dict().items())
 
 
-# ------------------------------------------------------------ what is refused
+# ------------------------------------------------------------ errors
 
 
 @pytest.mark.parametrize(

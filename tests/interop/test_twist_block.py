@@ -1,4 +1,4 @@
-"""Theorem 11: blocks of the published ResNets with a twist come in with their outputs."""
+"""Theorem 11: blocks of the published ResNets with a twist are imported with their outputs."""
 
 import json
 from pathlib import Path
@@ -133,7 +133,7 @@ def test_other_strides_and_widths(block, stride, inputs, channels):
         torch.testing.assert_close(module(x), published, rtol=0, atol=1e-10)
 
 
-def test_single_precision_stays():
+def test_single_precision_is_kept():
     state, _, _, options = opened(GOLDEN[0])
     single = {n: t.float() if t.is_floating_point() else t for n, t in state.items()}
     assert next(from_twist_block(single, **options).parameters()).dtype == torch.float32

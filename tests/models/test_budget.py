@@ -68,7 +68,7 @@ def test_counting_does_not_change_the_gradient_methods():
     assert budget.current_bytes() < budget.stored.peak()
 
 
-def test_a_method_that_rounding_forbids_is_not_chosen():
+def test_a_method_that_loses_the_states_to_rounding_is_not_chosen():
     """momentum with g = 1/2 amplifies rounding: 15 steps are too many in float32."""
     network = create("dynamic", stages=[Stage(8, "preactivation", Momentum(0.5), 15)])
     assert "reversible" not in [choice.name for choice in Budget(network, SHAPE, BATCH).smallest_by_kind()]
@@ -126,7 +126,7 @@ def test_a_network_without_chains_is_stored_or_nothing():
 
 
 @pytest.mark.parametrize("name", ["he_resnet20", "revnet38"])
-def test_what_a_checkpointed_pass_notes_is_counted(name, monkeypatch):
+def test_the_batch_moments_of_a_checkpointed_pass_are_counted(name, monkeypatch):
     found = []
 
     class Watched(Moments):

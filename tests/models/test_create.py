@@ -51,7 +51,7 @@ def test_a_model_takes_its_usual_input(name):
     assert network(torch.randn(2, *models.entry(name).shape)).shape == (2, 5)
 
 
-def test_every_listed_model_says_what_it_is():
+def test_every_listed_model_has_a_summary_and_a_shape():
     for name in models.names():
         entry = models.entry(name)
         assert entry.summary

@@ -1,4 +1,4 @@
-"""Networks of dynamic blocks: what every one of them survives, says and refuses."""
+"""Networks of dynamic blocks: what every one of them survives, describes and refuses."""
 
 import copy
 import functools
@@ -212,7 +212,7 @@ def test_every_parameter_gets_a_gradient(net):
 
 
 @every_network
-def test_is_created_again_from_what_it_says_of_itself(net, tmp_path):
+def test_is_created_again_from_its_name_and_options(net, tmp_path):
     made = name_and_options(net)
     again = create(made[0], **made[1]).eval()
     again.load_state_dict(net.state_dict())
@@ -233,7 +233,7 @@ def test_is_created_from_its_plain_data(net):
 
 
 @every_network
-def test_a_file_of_weights_is_the_whole_network(net, tmp_path):
+def test_a_weights_file_holds_the_whole_network(net, tmp_path):
     path = tmp_path / "net.safetensors"
     half = (0.5,) * net.stem_specification.in_channels
     names = tuple(f"class {k}" for k in range(net.classes))
@@ -300,14 +300,14 @@ def test_survives_the_full_compiler(name):
     compared(plain_gradients(prototype(name)), fullgraph=True)
 
 
-# ------------------------------------------------------------ what it says of itself
+# ------------------------------------------------------------ description
 
 
 LABELS = "field", "scheme", "states", "controls", "evaluations", "parameters", "multiply-adds", "memory"
 
 
 @every_network
-def test_printing_tells_everything_of_each_block(net):
+def test_printing_describes_every_block(net):
     text = str(net)
     assert text == net.explain()
     assert text.startswith(f"DynamicNet, {cost.parameters(net):,} parameters")
@@ -334,7 +334,7 @@ def test_printing_tells_everything_of_each_block(net):
         assert integrator.order is None or f"order {integrator.order}" in text
 
 
-def test_the_numbers_that_are_printed_are_those_of_the_image_and_the_batch():
+def test_printed_costs_depend_on_image_and_batch():
     net = create("ruthotto_haber", widths=(4, 6, 8))
     text = net.explain((3, 20, 12), batch=7)
     assert "images 3x20x12 to 10 classes" in text
@@ -373,7 +373,7 @@ def warned(states, integrator="euler", norm=None):
     return DynamicNet([Stage(4, "preactivation", "euler", 1), Stage(4, field, integrator, states)])
 
 
-def test_a_warning_names_the_block_the_bound_and_the_remedy():
+def test_a_warning_names_the_block_the_bound_and_the_fix():
     (line,) = warned([0, 5.0]).warnings()
     assert re.match(
         r"stage 2: Euler is linearly stable up to h = [\d.]+ \(a spectral radius of at most ", line
@@ -386,7 +386,7 @@ def test_a_warning_names_the_block_the_bound_and_the_remedy():
     assert "at every step" in warned([0, 1e-3], "two_step_midpoint").warnings()[0]
 
 
-def test_the_bound_is_that_of_the_size_of_the_states():
+def test_the_stability_bound_depends_on_the_size_of_the_states():
     """Twice pooled, 32 x 20 pixels are 8 x 5."""
     torch.manual_seed(0)
     field = {"name": "parabolic", "norm": None}
@@ -395,7 +395,7 @@ def test_the_bound_is_that_of_the_size_of_the_states():
         assert net.warnings(32, 20)[number] == f"stage {number + 1}: {block.stability(*size)}"
 
 
-# ------------------------------------------------------------ what is refused
+# ------------------------------------------------------------ errors
 
 STAGE = {"width": 4, "field": "parabolic", "integrator": "euler", "states": 2}
 
@@ -450,7 +450,7 @@ def test_invalid_options_are_refused_in_one_line(options, message):
     assert all("\n" not in message for message in caught.value.messages)
 
 
-def test_what_is_no_stage_is_refused_with_its_number():
+def test_anything_but_a_stage_is_refused_with_its_number():
     with pytest.raises(InputError, match=r"stage 1: a Stage is needed, not 8; resode.create\('dynamic'\)"):
         DynamicNet([8])
 

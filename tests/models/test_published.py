@@ -122,7 +122,7 @@ def test_parameters_are_the_published_ones(data, kind):
     ("name", "depth"),
     [("lm_resnet20", 20), ("lm_resnet56", 56), ("momentum_resnet20", 20), ("momentum_resnet44", 44)],
 )
-def test_a_scheme_adds_its_learned_numbers_to_a_resnet_and_nothing_else(name, depth):
+def test_a_scheme_adds_its_learned_coefficients_to_a_resnet_and_nothing_else(name, depth):
     with torch.device("meta"):
         net, classic = create(name), he_preact_resnet(depth)
     learned = sum(p.numel() for block in net.blocks() for p in block.scheme.parameters())
@@ -148,7 +148,7 @@ def test_lm_resnet_with_k_0_is_the_resnet():
     assert not torch.allclose(net(x), classic(x))
 
 
-def test_the_first_unit_of_a_revnet_has_no_norm_of_its_own():
+def test_the_first_unit_of_a_revnet_has_no_first_norm():
     with torch.device("meta"):
         net = create("revnet38")
     first = {name for name, _ in net.stages[0].controls[0].named_parameters()}
@@ -214,7 +214,7 @@ def test_the_weights_of_a_pde_block_count_once():
         assert counted(steps=steps, tie="none") == 2 * once(8, 0) + 3 * once(16, 0)
 
 
-# ------------------------------------------------------------ what is refused
+# ------------------------------------------------------------ errors
 
 
 @pytest.mark.parametrize(
@@ -265,6 +265,6 @@ def test_invalid_options_are_refused_in_one_line(name, options, message):
     assert all("\n" not in message for message in caught.value.messages)
 
 
-def test_revnets_are_known_in_two_depths():
+def test_revnets_have_two_depths():
     with pytest.raises(InputError, match="no RevNet of depth 56: choose 38 or 110"):
         revnet(56)

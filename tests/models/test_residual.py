@@ -70,7 +70,7 @@ def test_a_twisted_network_keeps_its_method_and_is_exact():
     assert all(torch.equal(value, expected[key]) for key, value in step(twisted, x).items())
 
 
-def test_dropout_draws_the_same_numbers_again():
+def test_recomputed_dropout_draws_the_same_masks():
     class Dropping(nn.Module):
         def __init__(self, unit):
             super().__init__()
@@ -92,7 +92,7 @@ def test_dropout_draws_the_same_numbers_again():
         assert all(torch.equal(other[key], value) for key, value in found[0].items())
 
 
-def test_frozen_norms_and_frozen_weights_stay_so():
+def test_frozen_norms_and_weights_stay_frozen():
     torch.manual_seed(0)
     plain = create("he_resnet20", widths=(4, 8, 16))
     plain.layer2.eval()

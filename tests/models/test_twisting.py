@@ -1,4 +1,4 @@
-"""Twisting any network: nothing changes at first, the weights are kept, what was chosen is twisted."""
+"""Twisting any network: no change at first, weights are kept, the chosen convolutions are twisted."""
 
 import copy
 from dataclasses import dataclass
@@ -117,7 +117,7 @@ def test_stages_names_patterns_and_functions_choose():
     assert chosen(model, ["conv1", 1]) == ["conv1", *first]
 
 
-def test_bottlenecks_are_twisted_in_their_3x3_convolutions_alone():
+def test_only_the_3x3_convolutions_of_bottlenecks_are_twisted():
     names = chosen(network("cifar_resnet50"), [1])
     assert names == [f"layer1.{unit}.conv2" for unit in range(3)]
     assert chosen(network("cifar_resnet50"), "layer1.0.conv1") == ["layer1.0.conv1"]  # a 1x1, by its name
@@ -130,7 +130,7 @@ def test_stages_are_counted_from_one():
     assert stages_of(["conv1"]) == {}
 
 
-def test_a_convolution_with_two_names_stays_one():
+def test_a_shared_convolution_stays_shared():
     class Shared(nn.Module):
         def __init__(self):
             super().__init__()
@@ -168,13 +168,13 @@ class Other(nn.Conv2d):
         (lambda: nn.Sequential(nn.Conv2d(3, 3, 3)), [1], r"\(there are no stages\)"),
     ],
 )
-def test_what_cannot_be_twisted_is_named(make, where, message):
+def test_nothing_to_twist_is_an_error(make, where, message):
     with pytest.raises(InputError, match=message) as caught:
         twist(make(), where)
     assert "\n" not in str(caught.value)
 
 
-def test_impossible_options_are_refused_before_anything_is_copied():
+def test_invalid_options_are_refused_before_anything_is_copied():
     with pytest.raises(InputError, match="unknown tie 'konformal'"):
         twist(network(), tie="konformal")
 
@@ -228,7 +228,7 @@ def test_blocks_are_twisted_and_nothing_changes_at_first(options, tie):
 
 
 @every_dynamic
-def test_a_twisted_network_of_blocks_is_what_its_specifications_say(options):
+def test_a_twisted_network_of_blocks_is_built_by_its_specifications(options):
     made = twist_at_random(resode.twist(generic(options), tie="saddle"))
     x = images((3, 8, 8)).double()
     name, described = name_and_options(made)
@@ -246,7 +246,7 @@ def test_a_twisted_network_of_blocks_is_what_its_specifications_say(options):
 
 @every_dynamic
 @pytest.mark.parametrize("where", ["2", None])
-def test_a_twisted_network_goes_to_other_time_grids(options, where):
+def test_a_twisted_network_is_regridded(options, where):
     made = twist_at_random(resode.twist(generic(options), where))
     net = resode.regrid(made, controls="keep").module
     x = images((3, 8, 8)).double()
@@ -257,7 +257,7 @@ def test_a_twisted_network_goes_to_other_time_grids(options, where):
     assert set(again.state_dict()) == set(fine.state_dict())
 
 
-def test_stages_and_names_choose_blocks_and_joints():
+def test_stages_and_names_choose_blocks_and_transitions():
     net = network(**DYNAMIC["units"])
     everything = {i.name for i in twisted_convolutions(twist(net))}
     second = chosen(net, 2)
@@ -281,7 +281,7 @@ def test_stages_and_names_choose_blocks_and_joints():
         ("connectors.0.conv2", r"connectors.0: is twisted as a whole or not at all; name 'connectors.0.\*'"),
     ],
 )
-def test_what_cannot_be_chosen_of_dynamic_blocks(where, message):
+def test_invalid_choices_in_dynamic_blocks_are_refused(where, message):
     with pytest.raises(InputError, match=message):
         twist(network(**DYNAMIC["units"]), where)
 
@@ -295,7 +295,7 @@ def test_a_second_twist_of_blocks_leaves_the_first():
         twist(twist(network(**DYNAMIC["parabolic"])))
 
 
-def test_modes_what_is_frozen_and_the_stream_of_random_numbers_are_kept():
+def test_modes_frozen_parameters_and_the_random_state_are_kept():
     net = generic(DYNAMIC["units"], torch.float32).train()
     net.stages[0].requires_grad_(False)
     net.connectors[0].eval()
@@ -433,7 +433,7 @@ def test_a_network_of_conformal_twists_with_symmetric_kernels_does_not_see_a_qua
     assert difference < 1e-10 * size if tie == "conformal" else difference > 1e-3 * size
 
 
-def test_a_convolution_alone_is_twisted():
+def test_a_single_convolution_is_twisted():
     plain = nn.Conv2d(3, 4, 3)
     made = resode.twist(plain, form="separate")
     assert isinstance(made, TwistConv2d)

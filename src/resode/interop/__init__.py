@@ -93,18 +93,10 @@ def convert(
     biases = translation.tensors.get("fc.bias", torch.empty(len(CIFAR10)))
     specification = Specification(model, {"classes": biases.numel(), **translation.options})
     module = _rebuild(specification, translation.tensors, f"{path}: is no {model} of {format}")
-    preprocessing = Preprocessing(
-        mean=chosen.mean,
-        std=chosen.std,
-        size=(32, 32),
-        channels=3,
-        classes=CIFAR10 if biases.numel() == len(CIFAR10) else tuple(map(str, range(biases.numel()))),
-        dtype=biases.dtype,
-    )
-    source = {"format": format, "file": Path(path).name, "sha256": atomic.sha256(Path(path))}
+    preprocessing = _preprocessing(chosen.mean, chosen.std, 3, biases.numel(), biases.dtype)
     return Conversion(
         module=module,
-        card=Card(specification, preprocessing, {"data": "cifar10", "imported": source}),
+        card=Card(specification, preprocessing, {"data": "cifar10", "imported": _source(format, path)}),
         unused=translation.unused,
         unused_parameters=sum(
             state[n].numel() for n in translation.unused if n.endswith((".weight", ".bias"))
@@ -124,28 +116,25 @@ def _convert_toolbox(path: str | PathLike[str], model: str, given: Mapping[str, 
         module = from_dynamicblocks(state, **options)
     except InputError as error:
         raise InputError(*(f"{path}: {message}" for message in error.messages)) from None
-    classes = options["classes"]
-    preprocessing = Preprocessing(
-        mean=mean,
-        std=std,
-        size=(32, 32),
-        channels=options["in_channels"],
-        classes=CIFAR10 if classes == len(CIFAR10) else tuple(map(str, range(classes))),
-        dtype=next(module.parameters()).dtype,
-    )
-    source = {"format": toolbox.MODEL, "file": Path(path).name, "sha256": atomic.sha256(Path(path))}
-    if assumed:
-        source["normalisation"] = toolbox.ASSUMED
-    return Conversion(
-        module=module,
-        card=Card(
-            Specification(model, toolbox.model_options(options)),
-            preprocessing,
-            {"data": "cifar10", "imported": source},
-        ),
-        unused=(),
-        unused_parameters=0,
-    )
+    channels, classes = options["in_channels"], options["classes"]
+    preprocessing = _preprocessing(mean, std, channels, classes, next(module.parameters()).dtype)
+    source = _source(toolbox.MODEL, path) | ({"normalisation": toolbox.ASSUMED} if assumed else {})
+    specification = Specification(model, toolbox.model_options(options))
+    card = Card(specification, preprocessing, {"data": "cifar10", "imported": source})
+    return Conversion(module, card, unused=(), unused_parameters=0)
+
+
+def _preprocessing(
+    mean: tuple[float, ...], std: tuple[float, ...], channels: int, classes: int, dtype: torch.dtype
+) -> Preprocessing:
+    """Preprocessing of 32x32 images, with the names of CIFAR-10 for ten classes and numbers for others."""
+    names = CIFAR10 if classes == len(CIFAR10) else tuple(map(str, range(classes)))
+    return Preprocessing(mean, std, (32, 32), channels, names, dtype)
+
+
+def _source(format: str, path: str | PathLike[str]) -> dict[str, str]:
+    """Format, name and digest of a file, for its card."""
+    return {"format": format, "file": Path(path).name, "sha256": atomic.sha256(Path(path))}
 
 
 def _translate(chosen: Format, state: State, path: str | PathLike[str]) -> Translation:

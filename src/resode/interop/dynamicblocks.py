@@ -107,7 +107,7 @@ def _refuse_unknown(**given: tuple[str, Mapping[str, Any]]) -> None:
 
 
 def _needed(state_dict: State, layer: str) -> dict[str, Tensor]:
-    """Drop the repetitions of K and the frozen scales, after checking that they are what they should be."""
+    """Drop the repetitions of K and the frozen scales; `InputError` if they are not repeated or not 1."""
     needed = {}
     for name, tensor in state_dict.items():
         parent, _, last = name.rpartition(".")

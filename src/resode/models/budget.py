@@ -131,8 +131,8 @@ class Budget:
         for name, profile, levels in self._kinds(allow_reversible):
             items = list(_items(profile.parts))
             for bytes_ in (room - self.noted if levels else room, plans.smallest(items, levels)):
-                found = plans.fitted(items, bytes_, levels)
-                choice = None if found is None else self._choice(name, profile, found)
+                chosen = plans.fitted(items, bytes_, levels)
+                choice = None if chosen is None else self._choice(name, profile, chosen)
                 if choice is not None and choice.activation_bytes <= room:
                     return choice
         return None
@@ -142,9 +142,9 @@ class Budget:
         choices = []
         for name, profile, levels in self._kinds(allow_reversible):
             items = list(_items(profile.parts))
-            found = plans.fitted(items, plans.smallest(items, levels), levels)
-            assert found is not None
-            choices.append(self._choice(name, profile, found))
+            chosen = plans.fitted(items, plans.smallest(items, levels), levels)
+            assert chosen is not None
+            choices.append(self._choice(name, profile, chosen))
         return choices
 
     def _kinds(self, allow_reversible: bool) -> Iterator[tuple[str, Profile, int]]:
@@ -160,10 +160,10 @@ class Budget:
         if reversible is not None and any(isinstance(p.method, Stored) for p in reversible.chains):
             yield "reversible, two levels", reversible, 2
 
-    def _choice(self, name: str, profile: Profile, found: Sequence[plans.Plan]) -> Choice:
+    def _choice(self, name: str, profile: Profile, chosen: Sequence[plans.Plan]) -> Choice:
         if not self.owners:
             return Choice(name, self.own, profile.peak(), 0.0)
-        planned, recomputed, steps = iter(found), 0, 0
+        planned, recomputed, steps = iter(chosen), 0, 0
         methods: list[Gradient] = []
         for chain in profile.chains:
             steps += len(chain.steps)

@@ -48,7 +48,7 @@ def affine_coordinates(height: int, width: int, kind: str) -> tuple[tuple[float,
 
 
 def coordinates(height: int, width: int, kind: str = "centred", *, like: Tensor) -> tuple[Tensor, Tensor]:
-    """X (1, width) and Y (height, 1) of the pixels, on the device of `like`, in its dtype or float32."""
+    """X (1, width) and Y (height, 1) of the pixels: device and dtype of `like`, at least float32."""
     (a, b), (c, d) = affine_coordinates(height, width, kind)
     precision = torch.promote_types(like.dtype, torch.float32)
     rows = torch.arange(height, dtype=precision, device=like.device)
