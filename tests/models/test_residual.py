@@ -182,7 +182,7 @@ def test_a_method_given_as_an_object_is_described():
 @pytest.mark.parametrize("gradient", ["reversible", "adjoint"])
 def test_reversible_and_adjoint_gradients_are_refused(gradient):
     with pytest.raises(
-        InputError, match=r"the units of a ResNet have no inverse .*use stored or checkpointed"
+        InputError, match=r"the units of a ResNet have no inverse .*take stored or checkpointed"
     ):
         create("he_resnet20", gradient=gradient)
 

@@ -188,7 +188,7 @@ def _pt2(graph: nn.Module, example: Tensor, card: Card, takes: str, path: Path) 
 
 def _safetensors(graph: nn.Module, example: Tensor, card: Card, takes: str, path: Path) -> _File:
     if takes != "normalised":
-        raise InputError(f"{path}: a weights file has no graph; input {takes} is for .onnx and .pt2")
+        raise InputError(f"{path}: holds weights and no graph; input {takes} is for .onnx and .pt2")
     if card.specification is None:
         raise InputError(f"{path}: the module is no registered model; resode.weights.save keeps its tensors")
     return _File(lambda file: weights.save(graph, file, card), weights.load)

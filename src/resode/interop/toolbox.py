@@ -60,7 +60,7 @@ def options_of(state: State, given: Mapping[str, Any], path: str | PathLike[str]
     if any(name not in state for name in needed) or not count(state, r"dynamicBlocks\.(\d+)\."):
         raise InputError(f"{path}: is no network of DynamicBlocks (open.*, dynamicBlocks.*, linear.*)")
     examples = {"scheme": "rk4", "states": "[0,1,2,3,4]", "controls": "[0,1,2,3,4]"}
-    mistakes = [f"{path}: has no {key}: add --set {key}={examples[key]}" for key in GIVEN
+    mistakes = [f"{path}: does not store its {key}: add --set {key}={examples[key]}" for key in GIVEN
                 if key not in given]  # fmt: skip
     mistakes += [f"--set {key}: {MODEL} has no such option{nearest(key, OPTIONS)} ({', '.join(OPTIONS)})"
                  for key in given if key not in OPTIONS]  # fmt: skip

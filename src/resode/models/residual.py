@@ -33,8 +33,8 @@ class ResidualNetwork(nn.Module):
         if not isinstance(method, Stored | Checkpointed):
             name = method.name if isinstance(method, Gradient) else repr(method)
             raise InputError(
-                f"gradient {name}: the units of a ResNet have no inverse and no adjoint equation; use stored "
-                "or checkpointed"
+                f"gradient {name}: the units of a ResNet have no inverse and no adjoint equation; take "
+                "stored or checkpointed"
             )
         if isinstance(method, Checkpointed):
             method.planned(len(self.units()))
