@@ -61,11 +61,11 @@ def methods(
 ) -> dict[str, list[Any]]:
     """By name: the method of each kind with the fewest bytes, and what fits into budgets of a whole step."""
     budget = Budget(network, IMAGE, batch, dtype)
-    kinds = budget.smallest()[: 1 if only else None]  # stored is the first
+    kinds = budget.smallest_by_kind()[: 1 if only else None]  # stored is the first
     chosen = {choice.name: list(choice.methods) for choice in kinds}
     fixed = 3 * 4 * cost.parameters(network)
     for room in budgets:
-        choice = budget.fit(room - fixed)
+        choice = budget.fastest(room - fixed)
         if choice is not None and choice.name != "stored":
             chosen[f"within {room / 1e6:.0f} MB"] = list(choice.methods)
     return chosen

@@ -1,4 +1,4 @@
-"""Weights files: what goes in comes out, and nothing else does."""
+"""Weights files: what is saved is loaded, and nothing else."""
 
 import copy
 import json
@@ -56,7 +56,7 @@ def test_a_round_trip_is_exact_bit_for_bit(tmp_path, network, card, dtype):
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
 
 
-def test_mixed_dtypes_stay_mixed(tmp_path, network, card):
+def test_mixed_dtypes_are_kept(tmp_path, network, card):
     network.fc.double()
     save(network, tmp_path / "a.safetensors", card)
     assert same(load(tmp_path / "a.safetensors").state_dict(), network.state_dict())
@@ -77,7 +77,7 @@ def test_the_file_is_little_more_than_its_tensors(tmp_path):
     assert tensors < (tmp_path / "a.safetensors").stat().st_size < tensors + 100 * len(network.state_dict())
 
 
-def test_loading_leaves_the_random_state_alone(path):
+def test_loading_keeps_the_random_state(path):
     state = torch.get_rng_state()
     load(path)
     assert torch.equal(torch.get_rng_state(), state)
@@ -90,7 +90,7 @@ def test_a_loaded_module_owns_its_memory(path):
     assert same(loaded.state_dict(), expected)
 
 
-def test_card_and_preprocessing_ride_along_outside_the_state_dict(path, network):
+def test_card_and_preprocessing_are_not_in_the_state_dict(path, network):
     loaded = load(path)
     assert loaded.state_dict().keys() == network.state_dict().keys()
     twin = copy.deepcopy(loaded)
@@ -151,42 +151,42 @@ def test_preprocessing_gives_the_input_of_the_network(tmp_path, network, card, d
 
 
 @pytest.mark.parametrize(
-    ("images", "told"),
+    ("images", "message"),
     [
         (torch.zeros(1, 3, 8, 8), "takes \\(N, 1, 8, 8\\)"),
         (torch.zeros(1, 8, 8), "takes \\(N, 1, 8, 8\\)"),
         (torch.zeros(1, 1, 8, 8, dtype=torch.int64), "uint8 or floating point"),
     ],
 )
-def test_other_images_are_refused(images, told):
-    with pytest.raises(InputError, match=told):
+def test_other_images_are_refused(images, message):
+    with pytest.raises(InputError, match=message):
         PREPROCESSING(images)
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"mean": (0.5, 0.5)}, "1 numbers each"),
         ({"std": (0.0,)}, "std finite and positive"),
         ({"mean": (float("nan"),)}, "finite"),
-        ({"size": (8,)}, "no height and width"),
-        ({"classes": "abc"}, "is a list"),
+        ({"size": (8,)}, "a positive height and width"),
+        ({"classes": "abc"}, "must be a list"),
     ],
 )
-def test_an_impossible_preprocessing_is_refused(change, told):
+def test_an_invalid_preprocessing_is_refused(change, message):
     values = {"mean": (0.5,), "std": (0.5,), "size": (8, 8), "channels": 1, "classes": CLASSES}
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=message):
         Preprocessing(**{**values, **change})
 
 
-def test_what_json_cannot_hold_is_refused_when_the_card_is_made():
+def test_values_that_json_cannot_hold_are_refused_by_the_card():
     with pytest.raises(InputError, match="JSON"):
         Card(None, PREPROCESSING, {"module": nn.Linear(1, 1)})
     with pytest.raises(InputError, match="JSON"):
         Specification("he_resnet8", {"classes": float("nan")})
 
 
-# Files that are not whole, not ours, or not what they say
+# Corrupt, foreign and inconsistent files
 
 
 def test_a_missing_file_and_a_folder_are_named(tmp_path):
@@ -210,12 +210,12 @@ def test_a_truncated_file_is_corrupt_wherever_it_ends(path, network):
 
 def test_another_kind_of_file_is_corrupt(tmp_path, network):
     torch.save(network.state_dict(), tmp_path / "a.safetensors")
-    with pytest.raises(IntegrityError, match="no whole safetensors file"):
+    with pytest.raises(IntegrityError, match="not a complete safetensors file"):
         load(tmp_path / "a.safetensors")
 
 
 @pytest.mark.parametrize("metadata", [None, {"format": "pt"}])
-def test_a_foreign_safetensors_file_is_told_from_a_corrupt_one(tmp_path, metadata):
+def test_a_foreign_safetensors_file_is_distinguished_from_a_corrupt_one(tmp_path, metadata):
     save_file({"weight": torch.ones(2)}, tmp_path / "a.safetensors", metadata=metadata)
     for function in (load, read_card):
         with pytest.raises(InputError, match=r"resode import.*load_into"):
@@ -298,7 +298,7 @@ def test_a_module_of_the_users_own_is_loaded_into_one(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (lambda tensors: tensors.pop("fc.bias"), "fc.bias is missing"),
         (lambda tensors: tensors.update(more=torch.ones(1)), "more is unknown"),
@@ -306,15 +306,15 @@ def test_a_module_of_the_users_own_is_loaded_into_one(tmp_path):
         (lambda tensors: tensors.clear(), "conv1.weight is missing.*; [0-9]+ more"),
     ],
 )
-def test_tensors_that_are_not_the_models_are_listed(path, card, network, change, told):
+def test_tensors_that_are_not_the_models_are_listed(path, card, network, change, message):
     tensors = load_file(path)
     change(tensors)
     save_file(tensors, path, metadata={"resode": card.to_json()})
-    with pytest.raises(IntegrityError, match=told) as caught:
+    with pytest.raises(IntegrityError, match=message) as caught:
         load(path)
     assert len(str(caught.value)) < 400
     before = copy.deepcopy(network.state_dict())
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=message):
         load_into(network, path)
     assert same(network.state_dict(), before)
 
@@ -378,13 +378,13 @@ def test_a_failed_save_leaves_the_old_file(path, network, card, monkeypatch):
     assert [p.name for p in path.parent.iterdir()] == [path.name]
 
 
-def test_a_folder_that_cannot_be_is_named(tmp_path, network, card):
+def test_a_path_below_a_file_is_named(tmp_path, network, card):
     (tmp_path / "file").write_text("")
     with pytest.raises(ResourceError, match=r"file/a\.safetensors"):
         save(network, tmp_path / "file" / "a.safetensors", card)
 
 
-def test_a_module_without_numbers_is_not_saved(tmp_path, card):
+def test_a_module_without_data_is_not_saved(tmp_path, card):
     with torch.device("meta"):
         network = create("he_resnet8", **OPTIONS)
     with pytest.raises(InputError, match="meta device"):

@@ -1,9 +1,12 @@
-"""Weights: one safetensors file = tensors + the model's specification + its preprocessing.
+"""Weights: one safetensors file = tensors + specification + preprocessing.
 
-The specification (a registered name and options) rebuilds the module, the tensors fill it, the
-preprocessing turns images into its input. Specification, preprocessing and where the weights come from are
-the *card*: JSON under the key `resode` of the file's metadata, with a format version. Nothing in a file is
-executed.
+The specification (a registered name and options) rebuilds the module, the tensors fill it, the preprocessing
+turns images into its input. Specification, preprocessing and the record of the training are the *card*: JSON
+under the key `resode` of the file's metadata, with a format version. Nothing in a file is executed.
+
+    weights.save(net, "net.safetensors", weights.Card(specification, preprocessing))
+    net = weights.load("net.safetensors")
+    logits = net(net.preprocessing(images))
 """
 
 import contextlib
@@ -24,17 +27,17 @@ from resode import atomic
 from resode.errors import InputError, IntegrityError, ResodeError
 from resode.models import create
 
-FORMAT = 1  # of the card; a reader takes this version and all before
+FORMAT = 1  # of the card; this and older versions can be read
 KEY = "resode"
 
 
 @dataclass(frozen=True)
 class Specification:
-    """A registered model and its options: what rebuilds the module, without its numbers.
+    """A registered model and its options, from which the module is rebuilt.
 
     Args:
         name: as `resode list models` prints it.
-        options: what `resode.create` takes beside the name; anything JSON can hold.
+        options: further arguments of `resode.create`; anything JSON can hold.
     """
 
     name: str
@@ -46,7 +49,7 @@ class Specification:
         object.__setattr__(self, "options", _as_json(self.options, f"the options of {self.name}"))
 
     def build(self) -> nn.Module:
-        """A new module with initial weights.
+        """Build the module with initial weights.
 
         Raises:
             InputError: the name is not registered, or does not take these options.
@@ -56,7 +59,7 @@ class Specification:
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Images to the input of a network: x <- (x - mean) / std, channel by channel, of x in [0, 1].
+    """Images to the input of a network: (x - mean) / std for each channel, x in [0, 1].
 
     Args:
         mean: of each channel.
@@ -64,7 +67,7 @@ class Preprocessing:
         size: height and width of the images.
         channels: 1 (grey) or 3 (red, green, blue).
         classes: the names of the classes, in the order of the logits.
-        dtype: of the result: that of the network. `load` sets it; the card does not hold it.
+        dtype: of the result. `load` sets it to that of the network; the card does not hold it.
     """
 
     mean: tuple[float, ...]
@@ -78,25 +81,27 @@ class Preprocessing:
         for name, kind in (("mean", float), ("std", float), ("size", int), ("classes", str)):
             values = getattr(self, name)
             if isinstance(values, str):
-                raise InputError(f"preprocessing: {name} is a list, not {values!r}")
+                raise InputError(f"preprocessing: {name} must be a list, not {values!r}")
             object.__setattr__(self, name, tuple(kind(value) for value in values))
         object.__setattr__(self, "channels", int(self.channels))
         if not len(self.mean) == len(self.std) == self.channels:
-            raise InputError(f"preprocessing: mean and std need {self.channels} numbers each, one a channel")
+            raise InputError(
+                f"preprocessing: mean and std need {self.channels} numbers each, one per channel"
+            )
         if not all(math.isfinite(m) for m in self.mean) or not all(0 < s < math.inf for s in self.std):
-            raise InputError("preprocessing: mean has to be finite, std finite and positive")
+            raise InputError("preprocessing: mean must be finite, std finite and positive")
         if len(self.size) != 2 or min(self.size) < 1:
-            raise InputError(f"preprocessing: size {self.size} is no height and width")
+            raise InputError(f"preprocessing: size {self.size}; a positive height and width are needed")
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Images (N, C, H, W), uint8 or floating point in [0, 1], to the network's input (N, C, H, W).
+        """Normalise images (N, C, H, W), uint8 or floating point in [0, 1], for the network.
 
         Raises:
-            InputError: another shape or dtype.
+            InputError: another shape, or an integer dtype other than uint8.
         """
         if images.ndim != 4 or images.shape[1:] != (self.channels, *self.size):
-            wanted = ", ".join(map(str, ("N", self.channels, *self.size)))
-            raise InputError(f"images of shape {tuple(images.shape)}: this model takes ({wanted})")
+            expected = ", ".join(map(str, ("N", self.channels, *self.size)))
+            raise InputError(f"images of shape {tuple(images.shape)}: this model takes ({expected})")
         if images.dtype != torch.uint8 and not images.is_floating_point():
             raise InputError(f"images of {images.dtype}: uint8 or floating point in [0, 1] is needed")
         scale = 255 if images.dtype == torch.uint8 else 1
@@ -107,12 +112,12 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class Card:
-    """What a weights file says of itself.
+    """The metadata of a weights file.
 
     Args:
-        specification: rebuilds the module; None for a module that the user brought.
+        specification: of the module; None for a module that is not registered.
         preprocessing: images to the module's input.
-        training: where the weights come from (recipe, seed, errors, ...); anything JSON can hold.
+        training: record of the training (recipe, seed, errors, ...); anything JSON can hold.
         format: the version of the card.
     """
 
@@ -124,19 +129,19 @@ class Card:
     def __post_init__(self) -> None:
         object.__setattr__(self, "training", _as_json(self.training, "the card's training record"))
 
-    def of_changed(self, specification: Specification, change: str, text: str) -> "Card":
-        """The card of a network made from this one; what was measured of this one is told as that.
+    def derived(self, specification: Specification, change: str, text: str) -> "Card":
+        """The card of a changed network; the test error of this one moves into the text.
 
         Args:
-            specification: rebuilds the new network.
-            change: what was done, a key of the training record.
-            text: how.
+            specification: of the new network.
+            change: key for the training record, such as "twisted".
+            text: describes the change.
         """
-        told = dict(self.training)
-        error = told.pop("test_error", None)
-        told.pop("test_samples", None)
+        training = dict(self.training)
+        error = training.pop("test_error", None)
+        training.pop("test_samples", None)
         before = "" if error is None else f"; before, its test error was {error:.2f} %"
-        return replace(self, specification=specification, training={**told, change: text + before})
+        return replace(self, specification=specification, training={**training, change: text + before})
 
     def to_json(self) -> str:
         """The card as JSON."""
@@ -146,11 +151,11 @@ class Card:
 
     @classmethod
     def from_json(cls, text: str) -> "Card":
-        """Read what `to_json` wrote.
+        """Parse the output of `to_json`.
 
         Raises:
-            InputError: a newer version wrote it.
-            IntegrityError: nothing of the kind wrote it.
+            InputError: a card of a newer format.
+            IntegrityError: a malformed card.
         """
         try:
             values = dict(json.loads(text))
@@ -167,7 +172,7 @@ class Card:
 if TYPE_CHECKING:
 
     class Loaded(nn.Module):
-        """What `load` returns: a module with two plain attributes more (a type for checkers only)."""
+        """The result of `load`: a module with two more attributes (for type checkers only)."""
 
         card: Card
         preprocessing: Preprocessing
@@ -177,14 +182,14 @@ else:
 
 
 def save(module: nn.Module, path: str | PathLike[str], card: Card) -> None:
-    """Write tensors and card to one file, durably: the old file stays until the new one is whole.
+    """Write tensors and card to one file, atomically: the old file stays until the new one is complete.
 
-    The same module and card give the same bytes. A tensor that the module holds under two names is written
-    under the first.
+    The same module and card give the same bytes. A tensor that the module holds under several names is
+    written under the first.
 
     Raises:
-        ResourceError: the disk is full or read-only; the old file is as it was.
-        InputError: a tensor is on the meta device and has no numbers.
+        ResourceError: the disk is full or read-only; the old file is unchanged.
+        InputError: a tensor is on the meta device.
     """
     own = module.state_dict(keep_vars=True)
     first = _first_names(own)
@@ -193,7 +198,7 @@ def save(module: nn.Module, path: str | PathLike[str], card: Card) -> None:
         if first[name] != name:
             continue
         if own[name].is_meta:
-            raise InputError(f"{path}: {name} is on the meta device and has no numbers to save")
+            raise InputError(f"{path}: {name} is on the meta device and has no data to save")
         tensors[name] = own[name].detach().to("cpu").clone(memory_format=torch.contiguous_format)
     data = to_bytes(tensors, metadata={KEY: card.to_json()})
 
@@ -204,38 +209,38 @@ def save(module: nn.Module, path: str | PathLike[str], card: Card) -> None:
 
 
 def read_card(path: str | PathLike[str]) -> Card:
-    """The card of a weights file; its tensors are not read.
+    """Read the card of a weights file, without its tensors.
 
     Raises:
         InputError: the file is missing, or a safetensors file of another program.
-        IntegrityError: it is no safetensors file, truncated, or its card is malformed.
+        IntegrityError: no safetensors file, a truncated one, or a malformed card.
     """
     with _opened(path) as file:
         return _card(file, path)
 
 
 def load(path: str | PathLike[str]) -> Loaded:
-    """Rebuild a module from its file alone: in evaluation mode, on the CPU, with the dtypes of the file.
+    """Rebuild a module from its file: in evaluation mode, on the CPU, with the dtypes of the file.
 
-    It has two plain attributes more, which its `state_dict` does not know: `preprocessing`, which turns
-    uint8 or [0, 1] images (N, C, H, W) into its input, and `card`. The global random state is untouched.
+    The module has two more attributes, which are not in its `state_dict`: `preprocessing`, which turns uint8
+    or [0, 1] images (N, C, H, W) into its input, and `card`. The global random state is unchanged.
 
     Raises:
         InputError: the file is missing or of another program, or its model is not registered.
-        IntegrityError: the file is corrupt, or its tensors are not those of its model.
+        IntegrityError: the file is corrupt, or its tensors do not fit its model.
     """
     with _opened(path) as file:
         card, tensors = _card(file, path), _tensors(file)
     if card.specification is None:
         raise InputError(
-            f"{path}: holds a module that is no registered model; "
+            f"{path}: its module is no registered model; "
             "build it and use `from resode import weights; weights.load_into(module, path)`"
         )
     module = _built(card.specification, path)
     try:
         fill(module, tensors)
     except InputError as error:
-        raise IntegrityError(f"{path}: is no whole {card.specification.name}: {error}") from None
+        raise IntegrityError(f"{path}: does not fit {card.specification.name}: {error}") from None
     dtype = next((p.dtype for p in module.parameters()), torch.float32)
     loaded = cast(Loaded, module.eval())
     loaded.card = replace(card, preprocessing=replace(card.preprocessing, dtype=dtype))
@@ -246,16 +251,16 @@ def load(path: str | PathLike[str]) -> Loaded:
 def load_into(module: nn.Module, path: str | PathLike[str], *, new_head: bool = False) -> tuple[str, ...]:
     """Copy the tensors of a weights file into a module, which keeps its dtypes, device and mode.
 
-    All names and shapes are compared before anything is written. Any safetensors file will do, with a card
-    or without.
+    All names and shapes are checked before anything is written. Any safetensors file works, with or without a
+    card.
 
     Args:
         module: the module to fill.
         path: the file.
-        new_head: allow one layer to have another number of outputs (classes); it keeps what it has.
+        new_head: allow one layer to have another number of outputs (classes); it keeps its own weights.
 
     Returns:
-        The names of the tensors that were kept: none, or those of the new head.
+        The names of the tensors of the new head; empty if the whole file was copied.
 
     Raises:
         InputError: the file is missing, or its names or shapes do not fit.
@@ -276,10 +281,10 @@ def load_into(module: nn.Module, path: str | PathLike[str], *, new_head: bool = 
 
 
 def fill(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Make `tensors` the numbers of a module: exactly these names, these shapes, these dtypes.
+    """Load tensors into a module, which takes their dtypes; names and shapes must match exactly.
 
     Raises:
-        InputError: names or shapes do not fit; the first few are listed, and nothing has changed.
+        InputError: names or shapes do not match; lists the first few, and the module is unchanged.
     """
     own = module.state_dict(keep_vars=True)
     mistakes = mismatches(own, tensors)
@@ -288,7 +293,7 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     tensors = _complete(own, tensors)
     floating = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
     if len(floating) == 1:
-        module.to(dtype=floating.pop())  # with the buffers that no file holds
+        module.to(dtype=floating.pop())  # converts non-persistent buffers as well
     else:
         for name, tensor in own.items():
             tensor.data = tensor.data.to(tensors[name].dtype)
@@ -296,7 +301,7 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 
 
 def mismatches(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> list[str]:
-    """A line for each tensor that is missing, unknown, or of another shape than a module's own."""
+    """One line for each tensor that is missing, unknown, or of another shape than the module's own."""
     first = _first_names(own)
     missing = [f"{name} is missing" for name in own if name not in tensors and first[name] not in tensors]
     unknown = [f"{name} is unknown" for name in tensors if name not in own]
@@ -309,7 +314,7 @@ def mismatches(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> list
 
 
 def few(lines: list[str], number: int = 3) -> str:
-    """The first few of many lines in one."""
+    """Join lines into one: the first few, and the number of the others."""
     more = f"; {len(lines) - number} more" if len(lines) > number else ""
     return "; ".join(lines[:number]) + more
 
@@ -319,18 +324,18 @@ def _size(tensor: Tensor) -> str:
 
 
 def _first_names(own: Mapping[str, Tensor]) -> dict[str, str]:
-    """For each name the first that stands for the same tensor: itself, but for shared parameters."""
+    """For each name the first name of the same tensor; it differs for shared parameters only."""
     names: dict[int, str] = {}
     return {name: names.setdefault(id(tensor), name) for name, tensor in own.items()}
 
 
 def _complete(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`tensors` under every name of a module, those of shared parameters too."""
+    """`tensors` under every name of a module, including the further names of shared parameters."""
     return {name: tensors[name if name in tensors else first] for name, first in _first_names(own).items()}
 
 
 def _head(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
-    """The tensors of the one layer that differs, and only in its number of outputs; else none."""
+    """The tensors of the head, if it is the only layer that differs, and only in the number of outputs."""
     differ = [name for name in own if name in tensors and own[name].shape != tensors[name].shape]
     layers = {name.rpartition(".")[0] for name in differ}
     outputs_only = all(
@@ -357,8 +362,8 @@ def _card(file: Any, path: str | PathLike[str]) -> Card:
     text = (file.metadata() or {}).get(KEY)
     if text is None:
         raise InputError(
-            f"{path}: was not written by resode; a published checkpoint comes in by `resode import`, "
-            "other tensors by `from resode import weights; weights.load_into(module, path)`"
+            f"{path}: was not written by resode; use `resode import` for a published checkpoint, "
+            "`from resode import weights; weights.load_into(module, path)` for other tensors"
         )
     try:
         return Card.from_json(text)
@@ -383,13 +388,15 @@ def _opened(path: str | PathLike[str]) -> Iterator[Any]:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
     except SafetensorError as error:
         if Path(path).suffix in (".th", ".pth", ".pt", ".tar", ".ckpt"):
-            raise InputError(f"{path}: a published checkpoint comes in by `resode import`") from None
+            raise InputError(
+                f"{path}: is no safetensors file; use `resode import` for a published checkpoint"
+            ) from None
         reason = str(error).partition("\n")[0]
-        raise IntegrityError(f"{path}: is no whole safetensors file ({reason})") from None
+        raise IntegrityError(f"{path}: is not a complete safetensors file ({reason})") from None
 
 
 def _as_json(value: Mapping[str, Any], what: str) -> dict[str, Any]:
-    """The value as it reads back from JSON: tuples become lists."""
+    """The value after a round trip through JSON: tuples become lists."""
     try:
         return dict(json.loads(json.dumps(dict(value), allow_nan=False)))
     except (TypeError, ValueError) as error:

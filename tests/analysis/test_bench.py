@@ -8,7 +8,7 @@ import torch
 from resode.analysis.bench import PlainLoop, TransformedImages, bench
 from resode.cli import main
 from resode.gradients import Stored
-from resode.models.budget import differentiated, method_of
+from resode.models.budget import chain_owners, gradient_of
 from resode.training import Experiment
 from resode.training.setup.preparation import prepare
 
@@ -24,8 +24,8 @@ def setup():
 
 def test_the_plain_loop_is_the_same_network_stored_and_contiguous(setup):
     plain = PlainLoop(setup)
-    assert [method_of(part) for part in differentiated(plain.module)] == [Stored()]
-    assert not any(isinstance(method_of(part), Stored) for part in differentiated(setup.module))
+    assert [gradient_of(part) for part in chain_owners(plain.module)] == [Stored()]
+    assert not any(isinstance(gradient_of(part), Stored) for part in chain_owners(setup.module))
     weight = next(p for p in plain.module.parameters() if p.ndim == 4)
     assert weight.is_contiguous()
     for name, tensor in setup.module.state_dict().items():

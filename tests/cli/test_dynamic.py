@@ -14,7 +14,7 @@ from resode import interop, weights
 from resode.cli import import_
 from resode.integrators import integrators
 from resode.interop import toolbox as toolbox_format
-from resode.models import created_as
+from resode.models import name_and_options
 from resode.models.twisting import twisted_convolutions
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "dynamicblocks-rk4.safetensors"
@@ -156,7 +156,7 @@ def test_each_stage_may_have_a_grid_of_its_own(resode, tmp_path):
     stage = {"width": 4, "field": "parabolic", "integrator": "euler", "states": 2}
     module = library.create("dynamic", stages=[stage, stage])
     preprocessing = weights.Preprocessing((0.5,) * 3, (0.2,) * 3, (8, 8), 3, tuple("0123456789"))
-    card = weights.Card(weights.Specification(*created_as(module)), preprocessing)
+    card = weights.Card(weights.Specification(*name_and_options(module)), preprocessing)
     weights.save(module, tmp_path / "two.safetensors", card)
     answer = resode("regrid", "two.safetensors", "--states", "double/keep", "--controls", "states",
                     "--out", "mixed.safetensors")  # fmt: skip

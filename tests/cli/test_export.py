@@ -71,7 +71,7 @@ def test_a_checkpoint_goes_into_new_folders_and_other_formats(resode, run, tmp_p
         (("run", "--out", "run/net.safetensors"), "among the files of a run"),
         (("nowhere", "--out", "net.onnx"), "nowhere: no such run"),
         ((".", "--out", "net.onnx"), "holds no run"),
-        (("run/summary.json", "--out", "net.onnx"), "is no whole safetensors file"),
+        (("run/summary.json", "--out", "net.onnx"), "is not a complete safetensors file"),
     ],
 )
 def test_mistakes_are_a_line_each_and_nothing_is_written(resode, run, tmp_path, words, message):

@@ -5,13 +5,13 @@ import torch
 
 from resode.errors import InputError
 from resode.fields import Bottleneck, Double, Preactivation
-from resode.models.plans import Shape
+from resode.models.layouts import UnitSpec
 from resode.models.units import BottleneckUnit, PreactivationUnit, shortcut_a
 
 
 def test_euler_with_h_1_is_a_preactivation_unit_bit_for_bit():
     torch.manual_seed(0)
-    unit = PreactivationUnit(Shape(8, 8, 8), shortcut_a)
+    unit = PreactivationUnit(UnitSpec(8, 8, 8), shortcut_a)
     torch.manual_seed(0)
     field = Preactivation().build(8)
     for mine, theirs in zip(field.parameters(), unit.parameters(), strict=True):
@@ -78,7 +78,7 @@ def test_a_bottleneck_is_its_formula():
 
 def test_a_bottleneck_has_the_kernels_of_the_unit():
     torch.manual_seed(0)
-    unit = BottleneckUnit(Shape(8, 2, 8), shortcut_a)
+    unit = BottleneckUnit(UnitSpec(8, 2, 8), shortcut_a)
     torch.manual_seed(0)
     field = Bottleneck().build(8)
     for name in ("conv1", "conv2", "conv3"):

@@ -1,4 +1,4 @@
-"""The foreign networks, written again in their own layout; their checkpoints are synthesised from these."""
+"""The foreign networks in their own layout, from which checkpoints are synthesised."""
 
 import torch
 import torch.nn.functional as F

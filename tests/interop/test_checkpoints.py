@@ -63,7 +63,7 @@ def test_a_truncated_checkpoint_is_refused_wherever_it_ends(tmp_path, new):
             read(whole)
 
 
-def test_noise_is_corrupt(tmp_path):
+def test_random_bytes_are_a_corrupt_file(tmp_path):
     for seed in range(20):
         noise = torch.randint(256, (300,), generator=torch.Generator().manual_seed(seed)).tolist()
         (tmp_path / "noise.pt").write_bytes(bytes(noise))
@@ -91,7 +91,7 @@ def test_a_scripted_module_is_refused(tmp_path):
         {"weight": torch.ones(2, device="meta")},
     ],
 )
-def test_what_holds_no_tensors_by_name_is_no_checkpoint(tmp_path, content):
+def test_files_without_named_tensors_are_refused(tmp_path, content):
     torch.save(content, tmp_path / "other.pt")
     with pytest.raises(InputError, match="does not hold tensors by name"):
         read(tmp_path / "other.pt")
@@ -106,7 +106,7 @@ def test_a_missing_file_and_a_folder_are_named(tmp_path):
 
 @pytest.mark.parametrize("wrapper", ["state_dict", "net", None])
 @pytest.mark.parametrize("prefix", ["module.", ""])
-def test_wrappers_and_the_prefix_of_data_parallel_are_taken_off(tmp_path, wrapper, prefix):
+def test_wrappers_and_the_prefix_of_data_parallel_are_removed(tmp_path, wrapper, prefix):
     state = {prefix + "conv1.weight": torch.ones(2)}
     torch.save({wrapper: state, "epoch": 3} if wrapper else state, tmp_path / "checkpoint.pt")
     assert list(read(tmp_path / "checkpoint.pt")) == ["conv1.weight"]

@@ -36,7 +36,7 @@ def parallel(network):
     ],
 )
 @torch.no_grad()
-def test_the_logits_are_the_foreign_networks(tmp_path, format, network, depth, model):
+def test_logits_equal_those_of_the_foreign_network(tmp_path, format, network, depth, model):
     theirs = synthesise(network(depth))
     content = {
         "akamaster": {"state_dict": parallel(theirs), "best_prec1": 90.0},
@@ -82,13 +82,13 @@ def test_another_number_of_classes_is_read_from_the_file(tmp_path):
     assert conversion.card.preprocessing.classes[:2] == ("0", "1")
 
 
-def test_files_without_counters_of_batches_are_taken(tmp_path):
+def test_files_without_batch_counters_are_read(tmp_path):
     state = {n: t for n, t in Akamaster(8).state_dict().items() if "num_batches" not in n}
     conversion = convert("akamaster", checkpoint(tmp_path, state), model="he_resnet8")
     assert conversion.module.bn1.num_batches_tracked == 0
 
 
-def test_dead_parameters_are_listed_and_not_carried(tmp_path):
+def test_unused_parameters_are_listed_and_not_imported(tmp_path):
     theirs = Fattorib(20)
     conversion = convert("fattorib", checkpoint(tmp_path, theirs.state_dict()), model="he_resnet20")
     assert set(conversion.unused) == {
@@ -99,7 +99,7 @@ def test_dead_parameters_are_listed_and_not_carried(tmp_path):
     assert conversion.card.specification.options["stride"] == "last"
 
 
-def test_conversion_leaves_the_random_state_alone(tmp_path):
+def test_conversion_keeps_the_random_state(tmp_path):
     path = checkpoint(tmp_path, Akamaster(8).state_dict())
     state = torch.get_rng_state()
     convert("akamaster", path, model="he_resnet8")
@@ -111,7 +111,7 @@ def without(state, name):
 
 
 @pytest.mark.parametrize(
-    ("format", "model", "content", "told"),
+    ("format", "model", "content", "message"),
     [
         ("akamaster", "he_resnet20", Akamaster(8).state_dict(), "looks like he_resnet8, not he_resnet20"),
         ("fattorib", "he_resnet20", Fattorib(8).state_dict(), "looks like he_resnet8"),
@@ -119,7 +119,7 @@ def without(state, name):
         ("fattorib", "he_resnet8", {"state_dict": Akamaster(8).state_dict()}, "it looks like akamaster"),
         ("kuangliu", "cifar_resnet18", Akamaster(8).state_dict(), "it looks like akamaster"),
         ("akamaster", "he_resnet8", without(Akamaster(8).state_dict(), "linear.bias"), "fc.bias is missing"),
-        ("akamaster", "he_resnet8", {"weight": torch.ones(3)}, "knows no tensor 'weight'"),
+        ("akamaster", "he_resnet8", {"weight": torch.ones(3)}, "has no tensor 'weight'"),
         ("akamaster", "he_resnet8", {"linear.bias": torch.ones(3)}, "not of the format akamaster"),
         ("akamaster", "he_resnet21", {"linear.bias": torch.ones(3)}, "nearest are 20 and 26"),
         ("akamasta", "he_resnet8", {}, "did you mean 'akamaster'"),
@@ -131,7 +131,7 @@ def without(state, name):
         ),
     ],
 )
-def test_a_file_that_is_not_the_model_is_named(tmp_path, format, model, content, told):
-    with pytest.raises(InputError, match=told) as caught:
+def test_a_file_that_is_not_the_model_is_named(tmp_path, format, model, content, message):
+    with pytest.raises(InputError, match=message) as caught:
         convert(format, checkpoint(tmp_path, content), model=model)
     assert all("\n" not in message for message in caught.value.messages)

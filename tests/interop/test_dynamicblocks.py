@@ -1,4 +1,4 @@
-"""Theorem 11: networks of the DynamicBlocks toolbox come in with their logits and gradients."""
+"""Theorem 11: networks of the DynamicBlocks toolbox are imported with their logits and gradients."""
 
 import json
 from bisect import bisect_right
@@ -259,7 +259,7 @@ def test_the_plain_form_has_the_same_logits_and_gradients(scheme, layer, norm, t
 
 
 @pytest.mark.parametrize("layer", ["parabolic", "double"])
-def test_single_precision_stays(layer):
+def test_single_precision_is_kept(layer):
     compare(torch.float32, tolerance=2e-4, **{**TINY, "layer": layer})
 
 
@@ -272,7 +272,7 @@ def test_single_precision_stays(layer):
     st.lists(st.integers(1, 6), min_size=2, max_size=3),
     st.integers(8, 13),
 )
-def test_any_grids_and_widths_come_in(scheme, layer, steps, between, widths, size):
+def test_any_grids_and_widths_are_imported(scheme, layer, steps, between, widths, size):
     """Control nodes within and beyond the states, used or not."""
     states, controls = ([sum(each[:k]) / 10 for k in range(len(each) + 1)] for each in (steps, between))
     options = {
@@ -294,7 +294,7 @@ def test_a_node_that_the_scheme_never_touches_is_kept_with_gradient_zero():
     assert "unused, with zero gradient: 1" in str(net)
 
 
-def test_importing_leaves_the_random_state_and_the_tensors_alone():
+def test_importing_keeps_the_random_state_and_the_tensors():
     plain = reference(**TINY)
     before, state = torch.get_rng_state(), {name: t.clone() for name, t in plain.state_dict().items()}
     net = imported(plain, **TINY)
@@ -305,11 +305,11 @@ def test_importing_leaves_the_random_state_and_the_tensors_alone():
     assert all(torch.equal(t, state[name]) for name, t in plain.state_dict().items())
 
 
-# ------------------------------------------------------------ what is refused
+# ------------------------------------------------------------ errors
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"scheme": "rk2"}, "unknown scheme 'rk2'; did you mean 'rk[14]'"),
         ({"layer": "parabolik"}, "unknown layer 'parabolik'; did you mean 'parabolic'"),
@@ -324,16 +324,16 @@ def test_importing_leaves_the_random_state_and_the_tensors_alone():
         ({"controls": [0, 0.2, 0.5]}, "stages.0.controls.2.* is missing"),
         ({"controls": [0]}, "controls.1.* is unknown"),
         ({"norm": "none"}, "norm.bias is unknown"),
-        ({"layer": "double"}, "no such network of DynamicBlocks"),
+        ({"layer": "double"}, "no such DynamicBlocks network"),
     ],
 )
-def test_options_that_do_not_fit_are_refused_in_a_line(change, told):
-    with pytest.raises(InputError, match=told) as caught:
+def test_options_that_do_not_fit_are_refused_in_one_line(change, message):
+    with pytest.raises(InputError, match=message) as caught:
         imported(reference(**TINY), **{**TINY, **change})
     assert all("\n" not in message for message in caught.value.messages)
 
 
-def test_unknown_names_are_told_together():
+def test_unknown_names_are_reported_together():
     with pytest.raises(InputError) as caught:
         imported(reference(**TINY), **{**TINY, "scheme": "rk2", "layer": "triple", "norm": "group"})
     assert len(caught.value.messages) == 3
@@ -343,7 +343,7 @@ LAYER = "dynamicBlocks.0.controlLayers.1"
 
 
 @pytest.mark.parametrize(
-    ("spoil", "told"),
+    ("spoil", "message"),
     [
         (lambda s: s.pop("open.conv.bias"), "stem.conv.bias is missing"),
         (lambda s: s.pop(f"{LAYER}.weight"), "stages.0.controls.1.conv.weight is missing"),
@@ -351,18 +351,18 @@ LAYER = "dynamicBlocks.0.controlLayers.1"
         (lambda s: s.update({f"{LAYER}.convt.bias": torch.zeros(5)}), "is 5, not 3"),
         (
             lambda s: s.update({f"{LAYER}.normLayer.weight": torch.full((3,), 2.0)}),
-            "is not 1; the toolbox freezes",
+            "is not 1, where the toolbox freezes it",
         ),
         (
             lambda s: s.update({f"{LAYER}.convt.weight": s[f"{LAYER}.convt.weight"] + 1}),
-            "convt.weight is not the kernel of its layer",
+            "convt.weight differs from the kernel of its layer",
         ),
     ],
     ids=["no bias", "no kernel", "more", "shape", "scale", "other kernel"],
 )
-def test_tensors_that_do_not_fit_are_refused_in_a_line(spoil, told):
+def test_tensors_that_do_not_fit_are_refused_in_one_line(spoil, message):
     state = dict(reference(**TINY).state_dict())
     spoil(state)
-    with pytest.raises(InputError, match=told) as caught:
+    with pytest.raises(InputError, match=message) as caught:
         from_dynamicblocks(state, **TINY)
     assert all("\n" not in message for message in caught.value.messages)

@@ -1,4 +1,4 @@
-"""What is exported gives the logits of the network, for any number of images; or it is not written."""
+"""An exported file gives the logits of the network for any number of images, or is not written."""
 
 import json
 import logging
@@ -15,7 +15,7 @@ import resode
 from resode.blocks import dynamic_blocks
 from resode.errors import InputError, IntegrityError
 from resode.interop import export
-from resode.models import created_as
+from resode.models import name_and_options
 from resode.weights import Card, Preprocessing, Specification, load
 
 SIZE = (8, 8)
@@ -66,7 +66,7 @@ def made(network):
     module = network().train()
     with torch.no_grad():
         module(torch.randn(16, 3, *SIZE))
-    return module, Card(Specification(*created_as(module)), PREPROCESSING, {"recipe": "none"})
+    return module, Card(Specification(*name_and_options(module)), PREPROCESSING, {"recipe": "none"})
 
 
 def onnx_logits(file):
@@ -79,7 +79,7 @@ READERS = {"onnx": onnx_logits, "pt2": lambda file: torch.export.load(file).modu
 
 @pytest.mark.parametrize("format", READERS)
 @pytest.mark.parametrize("network", NETWORKS)
-def test_any_number_of_images_has_the_logits_of_evaluation(network, format, tmp_path, capfd, caplog):
+def test_logits_equal_those_in_evaluation_mode_for_any_batch_size(network, format, tmp_path, capfd, caplog):
     module, card = made(NETWORKS[network])
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     exported = export(module, tmp_path / f"net.{format}", card=card)
@@ -114,7 +114,7 @@ def is_unrolled(module, file, opset):
     assert opset == file.opset_import[0].version
 
 
-def test_preprocessing_and_card_lie_in_the_file(tmp_path):
+def test_preprocessing_and_card_are_in_the_file(tmp_path):
     card = Card(None, PREPROCESSING, {"recipe": "none"})
     for format in READERS:
         export(Mine(nn.Identity()), tmp_path / f"net.{format}", card=card)
@@ -143,7 +143,7 @@ def test_a_graph_may_begin_with_the_normalisation(takes, format, tmp_path):
     assert (found - wanted).abs().max() <= 1e-5 * wanted.abs().max()
 
 
-def test_a_weights_file_is_that_of_resode(tmp_path):
+def test_a_safetensors_export_is_a_weights_file(tmp_path):
     module, card = made(turned)
     exported = export(module, tmp_path / "net.safetensors", card=card)
     loaded = load(exported.path)
@@ -153,7 +153,7 @@ def test_a_weights_file_is_that_of_resode(tmp_path):
     assert again.path.read_bytes() == exported.path.read_bytes()
 
 
-# ---------------------------------------------------------------- what is refused
+# ---------------------------------------------------------------- errors
 
 
 def refused(error, match, module, path, **options):
@@ -194,7 +194,7 @@ def test_fourier_transforms_go_into_pt2_and_not_into_onnx(tmp_path):
         (lambda y: y, "safetensors", InputError, "no registered model"),
     ],
 )
-def test_what_is_not_the_network_is_not_written(end, format, error, match, tmp_path, capfd):
+def test_a_file_that_differs_from_the_network_is_not_written(end, format, error, match, tmp_path, capfd):
     path = tmp_path / f"net.{format}"
     if error is InputError:
         path.write_bytes(b"of before")

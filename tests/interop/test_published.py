@@ -1,4 +1,4 @@
-"""Published checkpoints evaluate to their published error, to the last digit, through a file of ours.
+"""Published checkpoints evaluate to their published error, to the last digit, through a weights file.
 
 `RESODE_DATA` names the folder with the checkpoints and CIFAR-10.
 """
@@ -48,7 +48,7 @@ def test_the_error_is_the_published_one(tmp_path, real, format, file, wrong):
     assert int((torch.cat(predicted) != labels).sum()) == wrong
 
 
-def test_fattoribs_dead_parameters_are_97536(real):
+def test_fattoribs_unused_parameters_are_97536(real):
     path = real / "checkpoints" / "fattorib-resnet20.pth"
     conversion = convert("fattorib", path, model="he_resnet20")
     assert conversion.unused_parameters == 97_536

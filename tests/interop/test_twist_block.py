@@ -1,4 +1,4 @@
-"""Theorem 11: blocks of the published ResNets with a twist come in with their outputs."""
+"""Theorem 11: blocks of the published ResNets with a twist are imported with their outputs."""
 
 import json
 from pathlib import Path
@@ -133,14 +133,14 @@ def test_other_strides_and_widths(block, stride, inputs, channels):
         torch.testing.assert_close(module(x), published, rtol=0, atol=1e-10)
 
 
-def test_single_precision_stays():
+def test_single_precision_is_kept():
     state, _, _, options = opened(GOLDEN[0])
     single = {n: t.float() if t.is_floating_point() else t for n, t in state.items()}
     assert next(from_twist_block(single, **options).parameters()).dtype == torch.float32
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"block": "basik"}, "unknown block 'basik'; did you mean 'basic'"),
         ({"channels": 7}, "no such block with a twist: conv1x.weight has the shape"),
@@ -148,8 +148,8 @@ def test_single_precision_stays():
         ({"stride": 2}, "downsample"),
     ],
 )
-def test_other_blocks_are_refused_in_a_line(change, told):
+def test_other_blocks_are_refused_in_one_line(change, message):
     state, _, _, options = opened(GOLDEN[0])
-    with pytest.raises(InputError, match=told) as caught:
+    with pytest.raises(InputError, match=message) as caught:
         from_twist_block(state, **{**options, **change})
     assert "\n" not in str(caught.value)

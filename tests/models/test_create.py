@@ -12,8 +12,8 @@ from resode.fields import TvNorm
 from resode.gradients import Checkpointed
 from resode.grids import TimeGrid
 from resode.integrators import EULER
-from resode.models import create, created_as, models
-from resode.models.plans import bottlenecks
+from resode.models import create, models, name_and_options
+from resode.models.layouts import bottlenecks
 from resode.models.resnet import ResNet
 from resode.models.units import BottleneckUnit
 
@@ -51,7 +51,7 @@ def test_a_model_takes_its_usual_input(name):
     assert network(torch.randn(2, *models.entry(name).shape)).shape == (2, 5)
 
 
-def test_every_listed_model_says_what_it_is():
+def test_every_listed_model_has_a_summary_and_a_shape():
     for name in models.names():
         entry = models.entry(name)
         assert entry.summary
@@ -87,7 +87,7 @@ def test_grey_models_take_grey_images_and_others_on_demand():
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "told"),
+    ("name", "options", "message"),
     [
         ("he_resnet21", {}, "nearest are 20 and 26"),
         ("he_preact_resnet7", {}, "6n \\+ 2"),
@@ -96,8 +96,8 @@ def test_grey_models_take_grey_images_and_others_on_demand():
         ("he_resnet", {}, "did you mean 'he_resnet"),
     ],
 )
-def test_misspelt_names_and_options_are_named(name, options, told):
-    with pytest.raises(InputError, match=told):
+def test_misspelt_names_and_options_are_named(name, options, message):
+    with pytest.raises(InputError, match=message):
         create(name, **options)
 
 
@@ -173,7 +173,7 @@ def test_survives_construction_without_memory(name):
 )
 def test_a_network_created_with_objects_is_saved_as_its_stages(tmp_path, options):
     network = create("dynamicblocks", widths=[4, 8], **{"states": [0, 1, 2], **options}).eval()
-    name, described = created_as(network)
+    name, described = name_and_options(network)
     assert name == "dynamic"
     preprocessing = weights.Preprocessing((0.5,) * 3, (0.5,) * 3, (8, 8), 3, tuple("abcdefghij"))
     card = weights.Card(weights.Specification(name, described), preprocessing)
@@ -185,4 +185,4 @@ def test_a_network_created_with_objects_is_saved_as_its_stages(tmp_path, options
 
 
 def test_a_network_created_with_plain_options_keeps_its_name():
-    assert created_as(create("dynamicblocks", widths=(4, 8)))[0] == "dynamicblocks"
+    assert name_and_options(create("dynamicblocks", widths=(4, 8)))[0] == "dynamicblocks"

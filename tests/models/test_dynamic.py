@@ -1,4 +1,4 @@
-"""Networks of dynamic blocks: what every one of them survives, says and refuses."""
+"""Networks of dynamic blocks: what every one of them survives, describes and refuses."""
 
 import copy
 import functools
@@ -24,7 +24,7 @@ from resode.fields import Antisymmetric, Double, Hamiltonian, Parabolic
 from resode.gradients import Stored
 from resode.grids import TimeGrid
 from resode.integrators import IMEX, RK4, Adaptive, FixedStep, Leapfrog, Momentum, StormerVerlet
-from resode.models import create, created_as, models
+from resode.models import create, models, name_and_options
 from resode.models.dynamic import DynamicNet, dynamic
 from resode.models.regridding import regrid
 from resode.models.transitions import Connector, Head, Identity, Stem, UnitConnector
@@ -213,8 +213,8 @@ def test_every_parameter_gets_a_gradient(net):
 
 
 @every_network
-def test_is_created_again_from_what_it_says_of_itself(net, tmp_path):
-    made = created_as(net)
+def test_is_created_again_from_its_name_and_options(net, tmp_path):
+    made = name_and_options(net)
     again = create(made[0], **made[1]).eval()
     again.load_state_dict(net.state_dict())
     x = image(net)
@@ -234,12 +234,12 @@ def test_is_created_from_its_plain_data(net):
 
 
 @every_network
-def test_a_file_of_weights_is_the_whole_network(net, tmp_path):
+def test_a_weights_file_holds_the_whole_network(net, tmp_path):
     path = tmp_path / "net.safetensors"
     half = (0.5,) * net.stem_specification.in_channels
     names = tuple(f"class {k}" for k in range(net.classes))
     preprocessing = weights.Preprocessing(half, half, (8, 8), len(half), names)
-    weights.save(net, path, weights.Card(weights.Specification(*created_as(net)), preprocessing))
+    weights.save(net, path, weights.Card(weights.Specification(*name_and_options(net)), preprocessing))
     assert torch.equal(weights.load(path)(image(net)), net(image(net)))
 
 
@@ -301,20 +301,20 @@ def test_survives_the_full_compiler(name):
     compared(plain_gradients(prototype(name)), fullgraph=True)
 
 
-# ------------------------------------------------------------ what it says of itself
+# ------------------------------------------------------------ description
 
 
 LABELS = "field", "scheme", "states", "controls", "evaluations", "parameters", "multiply-adds", "memory"
 
 
 @every_network
-def test_printing_tells_everything_of_each_block(net):
+def test_printing_describes_every_block(net):
     text = str(net)
     assert text == net.explain()
     assert text.startswith(f"DynamicNet, {cost.parameters(net):,} parameters")
     stages = re.split(r"\n  stage \d+\n", text)[1:]
     assert len(stages) == len(list(net.blocks()))
-    for block, told in zip(net.blocks(), stages, strict=True):
+    for block, text in zip(net.blocks(), stages, strict=True):
         stage, integrator = block.stage, block.stage.integrator
         for label in (
             "field",
@@ -326,16 +326,16 @@ def test_printing_tells_everything_of_each_block(net):
             "multiply-adds",
             "memory",
         ):
-            assert re.search(rf"^    {label} +\S", told, re.M), label
-        assert stage.field.equation in told
-        assert integrator.equation in told
-        assert str(stage.states) in told
-        assert str(block.controls.grid) in told
-        assert f"{cost.parameters(block):,}" in told
-        assert integrator.order is None or f"order {integrator.order}" in told
+            assert re.search(rf"^    {label} +\S", text, re.M), label
+        assert stage.field.equation in text
+        assert integrator.equation in text
+        assert str(stage.states) in text
+        assert str(block.controls.grid) in text
+        assert f"{cost.parameters(block):,}" in text
+        assert integrator.order is None or f"order {integrator.order}" in text
 
 
-def test_the_numbers_that_are_printed_are_those_of_the_image_and_the_batch():
+def test_printed_costs_depend_on_image_and_batch():
     net = create("ruthotto_haber", widths=(4, 6, 8))
     text = net.explain((3, 20, 12), batch=7)
     assert "images 3x20x12 to 10 classes" in text
@@ -374,7 +374,7 @@ def warned(states, integrator="euler", norm=None):
     return DynamicNet([Stage(4, "preactivation", "euler", 1), Stage(4, field, integrator, states)])
 
 
-def test_a_warning_names_the_block_the_bound_and_the_remedy():
+def test_a_warning_names_the_block_the_bound_and_the_fix():
     (line,) = warned([0, 5.0]).warnings()
     assert re.match(
         r"stage 2: Euler is linearly stable up to h = [\d.]+ \(a spectral radius of at most ", line
@@ -387,7 +387,7 @@ def test_a_warning_names_the_block_the_bound_and_the_remedy():
     assert "at every step" in warned([0, 1e-3], "two_step_midpoint").warnings()[0]
 
 
-def test_the_bound_is_that_of_the_size_of_the_states():
+def test_the_stability_bound_depends_on_the_size_of_the_states():
     """Twice pooled, 32 x 20 pixels are 8 x 5."""
     torch.manual_seed(0)
     field = {"name": "parabolic", "norm": None}
@@ -396,13 +396,13 @@ def test_the_bound_is_that_of_the_size_of_the_states():
         assert net.warnings(32, 20)[number] == f"stage {number + 1}: {block.stability(*size)}"
 
 
-# ------------------------------------------------------------ what is refused
+# ------------------------------------------------------------ errors
 
 STAGE = {"width": 4, "field": "parabolic", "integrator": "euler", "states": 2}
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"stages": []}, "at least one stage"),
         ({"stages": 3}, "stages is a list of mappings.*not 3"),
@@ -417,8 +417,8 @@ STAGE = {"width": 4, "field": "parabolic", "integrator": "euler", "states": 2}
         ({"stages": [{**STAGE, "width": "16"}]}, "stage 1: a stage of width '16': a positive integer"),
         ({"stages": [STAGE], "stem": 3}, "a stem is a mapping, not 3"),
         ({"stages": [STAGE], "stem": {"norm": "btach"}}, "unknown norm 'btach'; did you mean 'batch'"),
-        ({"stages": [STAGE], "stem": {"kernel": 2}}, "a stem of kernel 2"),
-        ({"stages": [STAGE], "stem": {"bias": "no"}}, "a stem with bias 'no': true or false is needed"),
+        ({"stages": [STAGE], "stem": {"kernel": 2}}, "stem: kernel 2; 1 or 3 or 5 or 7 is needed"),
+        ({"stages": [STAGE], "stem": {"bias": "no"}}, "stem: bias 'no'; true or false is needed"),
         ({"stages": [STAGE], "stem": {"in_channels": 1}}, "in_channels is an option of the network"),
         ({"stages": [STAGE], "head": ["relu"]}, "a head is a mapping"),
         ({"stages": [STAGE], "head": {"activation": "rellu"}}, "did you mean 'relu'"),
@@ -427,11 +427,14 @@ STAGE = {"width": 4, "field": "parabolic", "integrator": "euler", "states": 2}
         ({"stages": [STAGE] * 2, "connector": None}, "a connector is a name or a mapping with a name"),
         (
             {"stages": [STAGE] * 2, "connector": ["layer"] * 3},
-            "3 connectors for the 1 places",
+            "3 connectors for 2 widths: give 1, or one for all",
         ),
         ({"stages": [STAGE] * 2, "connector": {"name": "layer", "pool": "avrage"}}, "did you mean 'average'"),
-        ({"stages": [STAGE, {**STAGE, "width": 6}], "connector": "identity"}, "cannot lead from 4 to 6"),
-        ({"stages": [{**STAGE, "width": 6}, STAGE], "connector": "unit"}, "take shortcut B"),
+        (
+            {"stages": [STAGE, {**STAGE, "width": 6}], "connector": "identity"},
+            "cannot change 4 channels to 6",
+        ),
+        ({"stages": [{**STAGE, "width": 6}, STAGE], "connector": "unit"}, "use shortcut B"),
         ({"stages": [STAGE], "classes": 0}, "classes 0: a positive integer"),
         ({"stages": [STAGE], "in_channels": "3"}, "in_channels '3': a positive integer"),
         ({"stages": [STAGE], "last": 4.5}, "last 4.5: a positive integer"),
@@ -442,18 +445,18 @@ STAGE = {"width": 4, "field": "parabolic", "integrator": "euler", "states": 2}
         ({}, "dynamic needs the option 'stages'"),
     ],
 )
-def test_what_cannot_be_is_refused_in_a_line(options, told):
-    with pytest.raises(InputError, match=told) as caught:
+def test_invalid_options_are_refused_in_one_line(options, message):
+    with pytest.raises(InputError, match=message) as caught:
         create("dynamic", **options)
     assert all("\n" not in message for message in caught.value.messages)
 
 
-def test_what_is_no_stage_is_refused_with_its_number():
+def test_anything_but_a_stage_is_refused_with_its_number():
     with pytest.raises(InputError, match=r"stage 1: a Stage is needed, not 8; resode.create\('dynamic'\)"):
         DynamicNet([8])
 
 
-def test_all_mistakes_of_all_stages_are_told_at_once():
+def test_all_mistakes_of_all_stages_are_reported_at_once():
     stages = [
         {**STAGE, "width": "16", "field": "parabolik"},
         STAGE,
@@ -462,11 +465,11 @@ def test_all_mistakes_of_all_stages_are_told_at_once():
     ]
     with pytest.raises(InputError) as caught:
         dynamic(stages=stages)
-    told = [re.match(r"stage (\d)", line)[1] for line in caught.value.messages]
-    assert told == ["1", "1", "3", "3", "4", "4"]
+    numbers = [re.match(r"stage (\d)", line)[1] for line in caught.value.messages]
+    assert numbers == ["1", "1", "3", "3", "4", "4"]
 
 
-def test_all_control_nodes_without_use_are_told_at_once():
+def test_all_control_nodes_without_use_are_reported_at_once():
     with pytest.raises(InputError) as caught:
         dynamic(stages=[{**STAGE, "controls": [0, 1, 2]}, STAGE, {**STAGE, "controls": [0, 1, 5]}])
     assert [line[:7] for line in caught.value.messages] == ["stage 1", "stage 3"]

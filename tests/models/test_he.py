@@ -109,7 +109,7 @@ def test_construction_is_reproducible(factory):
 
 @pytest.mark.parametrize("factory", [he_resnet, he_preact_resnet])
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"depth": 21}, "the nearest are 20 and 26"),
         ({"depth": 2}, "the smallest is 8"),
@@ -118,14 +118,14 @@ def test_construction_is_reproducible(factory):
         ({"depth": 8, "widths": (16, 32)}, "3 positive integers"),
         ({"depth": 8, "widths": 16}, "3 positive integers"),
         ({"depth": 8, "widths": (16, 32, 0)}, "3 positive integers"),
-        ({"depth": 8, "widths": (32, 16, 64)}, "take shortcut B"),
+        ({"depth": 8, "widths": (32, 16, 64)}, "use shortcut B"),
         ({"depth": 8, "classes": 0}, "classes 0"),
         ({"depth": 8, "classes": "ten"}, "classes 'ten'"),
         ({"depth": 8, "in_channels": -1}, "in_channels -1"),
     ],
 )
-def test_what_cannot_be_is_refused_in_a_line(factory, options, told):
-    with pytest.raises(InputError, match=told):
+def test_invalid_options_are_refused_in_one_line(factory, options, message):
+    with pytest.raises(InputError, match=message):
         factory(**options)
 
 

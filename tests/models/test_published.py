@@ -122,7 +122,7 @@ def test_parameters_are_the_published_ones(data, kind):
     ("name", "depth"),
     [("lm_resnet20", 20), ("lm_resnet56", 56), ("momentum_resnet20", 20), ("momentum_resnet44", 44)],
 )
-def test_a_scheme_adds_its_learned_numbers_to_a_resnet_and_nothing_else(name, depth):
+def test_a_scheme_adds_its_learned_coefficients_to_a_resnet_and_nothing_else(name, depth):
     with torch.device("meta"):
         net, classic = create(name), he_preact_resnet(depth)
     learned = sum(p.numel() for block in net.blocks() for p in block.scheme.parameters())
@@ -148,7 +148,7 @@ def test_lm_resnet_with_k_0_is_the_resnet():
     assert not torch.allclose(net(x), classic(x))
 
 
-def test_the_first_unit_of_a_revnet_has_no_norm_of_its_own():
+def test_the_first_unit_of_a_revnet_has_no_first_norm():
     with torch.device("meta"):
         net = create("revnet38")
     first = {name for name, _ in net.stages[0].controls[0].named_parameters()}
@@ -214,11 +214,11 @@ def test_the_weights_of_a_pde_block_count_once():
         assert counted(steps=steps, tie="none") == 2 * once(8, 0) + 3 * once(16, 0)
 
 
-# ------------------------------------------------------------ what is refused
+# ------------------------------------------------------------ errors
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "told"),
+    ("name", "options", "message"),
     [
         ("dynamicblocks", {"layer": "parabolik"}, "unknown layer 'parabolik'; did you mean 'parabolic'"),
         ("dynamicblocks", {"layer": ["double"]}, "unknown layer"),
@@ -239,7 +239,7 @@ def test_the_weights_of_a_pde_block_count_once():
         ("ruthotto_haber", {"end": "1"}, "number is needed"),
         ("ruthotto_haber", {"gradient": "reversible"}, "Euler has no inverse"),
         ("chang", {"kind": "middpoint"}, "did you mean 'midpoint'"),
-        ("chang", {"h": None}, "a step h of None"),
+        ("chang", {"h": None}, "h None; a positive number"),
         ("chang", {"h": 0}, "has to increase"),
         ("chang", {"widths": "32"}, "positive integers"),
         ("imex_net", {"gradient": "reversible"}, "IMEX has no inverse"),
@@ -255,16 +255,16 @@ def test_the_weights_of_a_pde_block_count_once():
         ("lm_resnet8", {}, "the smallest depth is 14"),
         ("lm_resnet21", {}, "the nearest are 20 and 26"),
         ("lm_resnet20", {"gradient": "reversible"}, "has no inverse"),
-        ("lm_resnet20", {"widths": (8, 4, 2)}, "take shortcut B"),
+        ("lm_resnet20", {"widths": (8, 4, 2)}, "use shortcut B"),
         ("revnet39", {}, "did you mean 'revnet38'"),
     ],
 )
-def test_what_cannot_be_is_refused_in_a_line(name, options, told):
-    with pytest.raises(InputError, match=told) as caught:
+def test_invalid_options_are_refused_in_one_line(name, options, message):
+    with pytest.raises(InputError, match=message) as caught:
         create(name, **options)
     assert all("\n" not in message for message in caught.value.messages)
 
 
-def test_revnets_are_known_in_two_depths():
-    with pytest.raises(InputError, match="a RevNet of depth 56; the known are 38, 110"):
+def test_revnets_have_two_depths():
+    with pytest.raises(InputError, match="no RevNet of depth 56: choose 38 or 110"):
         revnet(56)

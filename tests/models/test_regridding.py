@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from resode.errors import InputError
 from resode.grids import TimeGrid
 from resode.integrators import integrators
-from resode.models import create, created_as
+from resode.models import create, name_and_options
 from resode.models.dynamic import DynamicNet
 from resode.models.regridding import regrid
 from resode.models.transitions import Connector
@@ -67,7 +67,7 @@ def test_theta_is_the_same_at_any_time_after_doubling_the_controls(steps, interp
 
 
 @pytest.mark.parametrize("part", ["F", "G"])
-def test_both_parts_of_a_split_field_are_carried(part):
+def test_both_parts_of_a_split_field_are_transferred(part):
     old = network("stormer_verlet", 4, [0, 2, 4])
     new = regrid(old, controls="double").module
     for t in (0.0, 0.7, 1.0, 2.5, 4.0):
@@ -100,7 +100,7 @@ def small(name):
 
 @pytest.mark.parametrize("name", fixed(where=lambda scheme: scheme.order is not None))
 def test_the_refined_network_approaches_the_flow_at_the_order_of_its_scheme(name):
-    """Doubled again and again, theta(t) and learned numbers carried, against a much finer grid."""
+    """Doubled repeatedly, with theta(t) and learned coefficients transferred, against a much finer grid."""
     states, controls = TimeGrid.uniform(8, 1.0), [0, 0.5]
     net = network(small(name), states, controls, interpolation="linear")
     with torch.no_grad():
@@ -115,7 +115,7 @@ def test_the_refined_network_approaches_the_flow_at_the_order_of_its_scheme(name
 
 
 @pytest.mark.parametrize("name", ["euler", "heun", "ssprk3"])
-def test_the_flow_is_the_one_that_another_scheme_finds(name):
+def test_the_flow_equals_that_of_another_scheme(name):
     net = network(name, TimeGrid.uniform(8, 1.0), [0, 0.5])
     rk4 = network("rk4", TimeGrid.uniform(64, 1.0), [0, 0.5])
     rk4.load_state_dict(net.state_dict())
@@ -135,7 +135,7 @@ def test_the_flow_is_the_one_that_another_scheme_finds(name):
 @pytest.mark.parametrize("name", fixed())
 @pytest.mark.parametrize("interpolation", ["linear", "constant"])
 def test_halving_after_doubling_gives_back_the_network_bit_for_bit(name, interpolation):
-    """Parameters, learned numbers and the running statistics of every evaluation."""
+    """Parameters, learned coefficients and the running statistics of every evaluation."""
     described = {"name": "preactivation", "activation": "tanh"}
     states = TimeGrid.uniform(3, 0.7)
     old = network(name, states, described=described, interpolation=interpolation)
@@ -182,29 +182,29 @@ def test_statistics_come_from_the_nearest_evaluation_of_the_same_part():
     assert found == [0, 1, 0, 1, 2, 3, 2, 3]
 
 
-# ------------------------------------------------------------ what else is carried
+# ------------------------------------------------------------ transfer of other tensors
 
 
 @pytest.mark.parametrize(("name", "number"), [("learned_two_step", "k"), ("imex", "B")])
-def test_learned_numbers_are_constant_on_each_old_step(name, number):
+def test_learned_coefficients_are_constant_on_each_old_step(name, number):
     old = network(name, TimeGrid((0.0, 1.0, 3.0)))
     new = regrid(old, states=[0, 0.5, 1, 2, 2.5, 3], controls="states").module
     values = old.stages[0].scheme[number]
     assert torch.equal(new.stages[0].scheme[number], values[[0, 0, 1, 1, 1]])
 
 
-def test_optimizer_tensors_are_carried_by_the_same_map():
-    """Linear in the tensors: of the parameters themselves it gives the new parameters."""
+def test_optimizer_tensors_are_transferred_by_the_same_map():
+    """Linear in the tensors: applied to the parameters it gives the new parameters."""
     old = network("learned_two_step", TimeGrid.uniform(4, 1.0), [0, 0.3, 0.8], keep_unused=True)
     regridding = regrid(old, states="double", controls=[0, 0.2, 0.5, 0.8])
     parameters = {n: p.detach() for n, p in old.named_parameters()}
     names = {n for n, _ in regridding.module.named_parameters()}
-    own = regridding.carry(parameters)
+    own = regridding.transfer(parameters)
     assert set(own) == names
     assert all(torch.equal(own[n], p) for n, p in regridding.module.named_parameters())
     first, second = ({n: torch.randn_like(p) for n, p in parameters.items()} for _ in range(2))
-    both = regridding.carry({n: 2 * first[n] + second[n] for n in first})
-    each = regridding.carry(first), regridding.carry(second)
+    both = regridding.transfer({n: 2 * first[n] + second[n] for n in first})
+    each = regridding.transfer(first), regridding.transfer(second)
     for n in names:
         torch.testing.assert_close(both[n], 2 * each[0][n] + each[1][n])
         assert both[n].shape == own[n].shape
@@ -214,15 +214,15 @@ def test_optimizer_tensors_are_carried_by_the_same_map():
     torch.testing.assert_close(each[0][middle(2)], expected)
 
 
-def test_what_is_not_given_is_not_carried():
+def test_tensors_that_are_not_given_are_not_transferred():
     old = network()
     regridding = regrid(old, controls="double")
-    assert set(regridding.carry({"head.linear.bias": torch.ones(3)})) == {"head.linear.bias"}
-    carried = regridding.carry({"stages.0.controls.0.conv.weight": torch.ones(4, 4, 3, 3)})
-    assert set(carried) == {"stages.0.controls.0.conv.weight"}
+    assert set(regridding.transfer({"head.linear.bias": torch.ones(3)})) == {"head.linear.bias"}
+    moved = regridding.transfer({"stages.0.controls.0.conv.weight": torch.ones(4, 4, 3, 3)})
+    assert set(moved) == {"stages.0.controls.0.conv.weight"}
 
 
-def test_the_rest_of_the_network_and_the_old_one_stay():
+def test_the_rest_of_the_network_and_the_old_one_are_unchanged():
     torch.manual_seed(0)
     old = DynamicNet(
         [Stage(4, "parabolic", "rk4", 2, gradient="checkpointed"), Stage(6, "preactivation", "leapfrog", 2)],
@@ -240,7 +240,7 @@ def test_the_rest_of_the_network_and_the_old_one_stay():
     assert [b.stage.gradient for b in new.blocks()] == [b.stage.gradient for b in old.blocks()]
     x = torch.randn(2, 3, 8, 8)
     assert new(x).shape == (2, 7)
-    again = create(created_as(new)[0], **created_as(new)[1]).eval()
+    again = create(name_and_options(new)[0], **name_and_options(new)[1]).eval()
     again.load_state_dict(new.state_dict())
     assert torch.equal(again(x), new(x))
 
@@ -256,11 +256,11 @@ def test_published_networks_take_finer_grids(name):
     assert new(x).isfinite().all()
 
 
-# ------------------------------------------------------------ what is refused
+# ------------------------------------------------------------ errors
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"states": "dubble"}, "stage 1: unknown change of a grid 'dubble': double, halve, keep"),
         ({"controls": "dubble"}, "stage 1: unknown change of a grid 'dubble'"),
@@ -274,8 +274,8 @@ def test_published_networks_take_finer_grids(name):
         ({"states": []}, "stage 1: a time grid needs at least one node"),
     ],
 )
-def test_what_cannot_be_is_refused_in_a_line(change, told):
-    with pytest.raises(InputError, match=told) as caught:
+def test_invalid_options_are_refused_in_one_line(change, message):
+    with pytest.raises(InputError, match=message) as caught:
         regrid(network("euler", 3), **change)
     assert all("\n" not in message for message in caught.value.messages)
 
@@ -287,10 +287,10 @@ def test_a_grid_that_a_scheme_cannot_use_is_refused():
         regrid(network("rk4", 3, interpolation="shared"), controls="dubble")
 
 
-# ------------------------------------------------------------ what else has to come over
+# ------------------------------------------------------------ modes and further options
 
 
-def test_what_was_frozen_stays_frozen():
+def test_frozen_parameters_stay_frozen():
     net = network("euler", 4, described=field("preactivation", norm="batch"))
     net.stem.requires_grad_(False).eval()
     net.stages[0].controls[1].requires_grad_(False)
@@ -301,7 +301,7 @@ def test_what_was_frozen_stays_frozen():
     assert frozen == [False, False, True, True, False, False, False]  # a node follows the one at or before it
 
 
-def test_evaluation_mode_comes_over_module_by_module():
+def test_evaluation_mode_is_copied_module_by_module():
     net = network("euler", 4).train()
     net.stem.eval()
     new = regrid(net, states="double").module
@@ -319,7 +319,7 @@ def test_both_grids_can_be_halved(integrator):
     )
 
 
-def test_nodes_that_halving_leaves_without_use_are_told_with_the_mend():
+def test_nodes_that_are_unused_after_halving_are_reported_with_the_fix():
     with pytest.raises(InputError, match="--controls states"):
         regrid(network("euler", 4), states="halve")
 

@@ -1,4 +1,4 @@
-"""Recomputation of classical networks: values, gradients and statistics as of plain backpropagation."""
+"""Recomputation in classical networks: values, gradients and statistics of plain backpropagation."""
 
 import copy
 
@@ -10,7 +10,7 @@ from torch.func import functional_call
 import resode
 from resode.errors import InputError
 from resode.gradients import Checkpointed, Stored
-from resode.models import create, created_as
+from resode.models import create, name_and_options
 
 NETWORKS = {
     "he_resnet20": {"widths": (4, 8, 16)},
@@ -70,7 +70,7 @@ def test_a_twisted_network_keeps_its_method_and_is_exact():
     assert all(torch.equal(value, expected[key]) for key, value in step(twisted, x).items())
 
 
-def test_dropout_draws_the_same_numbers_again():
+def test_recomputed_dropout_draws_the_same_masks():
     class Dropping(nn.Module):
         def __init__(self, unit):
             super().__init__()
@@ -92,7 +92,7 @@ def test_dropout_draws_the_same_numbers_again():
         assert all(torch.equal(other[key], value) for key, value in found[0].items())
 
 
-def test_frozen_norms_and_frozen_weights_stay_so():
+def test_frozen_norms_and_weights_stay_frozen():
     torch.manual_seed(0)
     plain = create("he_resnet20", widths=(4, 8, 16))
     plain.layer2.eval()
@@ -122,7 +122,7 @@ def test_a_second_derivative_is_that_of_plain_backpropagation():
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
 
-def test_evaluation_and_inference_run_as_ever():
+def test_evaluation_and_inference_are_unchanged():
     plain = create("he_resnet20", widths=(4, 8, 16))
     network = copy.deepcopy(plain)
     network.set_gradient("checkpointed")
@@ -155,7 +155,7 @@ def test_hooks_of_stages_are_called_and_other_stages_are_units():
     assert all(torch.equal(found[key], value) for key, value in expected.items())
 
 
-def test_parameters_that_are_exchanged_before_the_backward_pass_are_told():
+def test_parameters_that_are_exchanged_before_the_backward_pass_are_an_error():
     network = create("he_resnet20", widths=(4, 4, 8), gradient="checkpointed")
     others = {name: 2 * p for name, p in network.named_parameters()}
     y = functional_call(network, others, torch.randn(2, 3, 8, 8))
@@ -176,11 +176,11 @@ def test_a_unit_that_writes_a_buffer_of_its_own_is_refused():
 
 def test_a_method_given_as_an_object_is_described():
     network = create("he_resnet20", gradient=Checkpointed(every=2))
-    assert created_as(network)[1]["gradient"] == {"name": "checkpointed", "every": 2}
+    assert name_and_options(network)[1]["gradient"] == {"name": "checkpointed", "every": 2}
 
 
 @pytest.mark.parametrize("gradient", ["reversible", "adjoint"])
-def test_what_units_cannot_do_is_refused(gradient):
+def test_reversible_and_adjoint_gradients_are_refused(gradient):
     with pytest.raises(
         InputError, match=r"the units of a ResNet have no inverse .*take stored or checkpointed"
     ):

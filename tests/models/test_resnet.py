@@ -60,13 +60,13 @@ def test_the_last_stage_sees_4x4_of_a_32x32_image(depth, channels):
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
-        ({"depth": 20}, "the known are 18, 34, 50, 101, 152"),
+        ({"depth": 20}, "choose one of 18, 34, 50, 101, 152"),
         ({"depth": 18, "widths": (64, 128)}, "4 positive integers"),
         ({"depth": 18, "classes": 0}, "classes 0"),
     ],
 )
-def test_what_cannot_be_is_refused_in_a_line(options, told):
-    with pytest.raises(InputError, match=told):
+def test_invalid_options_are_refused_in_one_line(options, message):
+    with pytest.raises(InputError, match=message):
         cifar_resnet(**options)

@@ -1,4 +1,4 @@
-"""Twisting any network: nothing changes at first, the weights are kept, what was chosen is twisted."""
+"""Twisting any network: no change at first, weights are kept, the chosen convolutions are twisted."""
 
 import copy
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from torch import nn
 import resode
 from resode.errors import InputError
 from resode.fields import Field, Parabolic
-from resode.models import DynamicNet, created_as
+from resode.models import DynamicNet, name_and_options
 from resode.models.transitions import Stem
 from resode.models.twisting import explain, stages_of, twist, twisted_convolutions
 from resode.operators.ties import TIES
@@ -117,7 +117,7 @@ def test_stages_names_patterns_and_functions_choose():
     assert chosen(model, ["conv1", 1]) == ["conv1", *first]
 
 
-def test_bottlenecks_are_twisted_in_their_3x3_convolutions_alone():
+def test_only_the_3x3_convolutions_of_bottlenecks_are_twisted():
     names = chosen(network("cifar_resnet50"), [1])
     assert names == [f"layer1.{unit}.conv2" for unit in range(3)]
     assert chosen(network("cifar_resnet50"), "layer1.0.conv1") == ["layer1.0.conv1"]  # a 1x1, by its name
@@ -130,7 +130,7 @@ def test_stages_are_counted_from_one():
     assert stages_of(["conv1"]) == {}
 
 
-def test_a_convolution_with_two_names_stays_one():
+def test_a_shared_convolution_stays_shared():
     class Shared(nn.Module):
         def __init__(self):
             super().__init__()
@@ -158,23 +158,23 @@ class Other(nn.Conv2d):
 
 
 @pytest.mark.parametrize(
-    ("make", "where", "told"),
+    ("make", "where", "message"),
     [
         (network, "4", r"no 3x3 convolution in stage 4 \(there are 1, 2, 3\)"),
         (network, "layer1.0.conv9", "no convolution is named 'layer1.0.conv9'; did you mean"),
         (network, lambda *_: False, "none of the 19 convolutions is chosen"),
-        (lambda: nn.Linear(2, 2), None, "Linear has no torch.nn.Conv2d"),
-        (lambda: nn.Sequential(Other(3, 3, 3)), None, "Sequential has no torch.nn.Conv2d"),
+        (lambda: nn.Linear(2, 2), None, "Linear has no plain torch.nn.Conv2d"),
+        (lambda: nn.Sequential(Other(3, 3, 3)), None, "Sequential has no plain torch.nn.Conv2d"),
         (lambda: nn.Sequential(nn.Conv2d(3, 3, 3)), [1], r"\(there are no stages\)"),
     ],
 )
-def test_what_cannot_be_twisted_is_told(make, where, told):
-    with pytest.raises(InputError, match=told) as caught:
+def test_nothing_to_twist_is_an_error(make, where, message):
+    with pytest.raises(InputError, match=message) as caught:
         twist(make(), where)
     assert "\n" not in str(caught.value)
 
 
-def test_impossible_options_are_refused_before_anything_is_copied():
+def test_invalid_options_are_refused_before_anything_is_copied():
     with pytest.raises(InputError, match="unknown tie 'konformal'"):
         twist(network(), tie="konformal")
 
@@ -228,10 +228,10 @@ def test_blocks_are_twisted_and_nothing_changes_at_first(options, tie):
 
 
 @every_dynamic
-def test_a_twisted_network_of_blocks_is_what_its_specifications_say(options):
+def test_a_twisted_network_of_blocks_is_built_by_its_specifications(options):
     made = twist_at_random(resode.twist(generic(options), tie="saddle"))
     x = images((3, 8, 8)).double()
-    name, described = created_as(made)
+    name, described = name_and_options(made)
     assert name == "twisted"
     assert described["of"]["name"] == options["name"]
     for again in (resode.create(name, **described), resode.create("dynamic", **made.options())):
@@ -239,25 +239,25 @@ def test_a_twisted_network_of_blocks_is_what_its_specifications_say(options):
         assert torch.equal(again(x), made(x))
     twin = copy.deepcopy(made)
     assert torch.equal(twin(x), made(x))
-    assert created_as(twin) == created_as(made)
+    assert name_and_options(twin) == name_and_options(made)
     assert made(images((3, 5, 9)).double()).shape == (2, 10)
     assert "K = W + X Wx + Y Wy (saddle)" in made.explain() or "K1, K2 = W + X Wx" in made.explain()
 
 
 @every_dynamic
 @pytest.mark.parametrize("where", ["2", None])
-def test_a_twisted_network_goes_to_other_time_grids(options, where):
+def test_a_twisted_network_is_regridded(options, where):
     made = twist_at_random(resode.twist(generic(options), where))
     net = resode.regrid(made, controls="keep").module
     x = images((3, 8, 8)).double()
     torch.testing.assert_close(net(x), made(x), rtol=1e-12, atol=1e-12)
     fine = resode.regrid(made, states="double", controls="states").module
     assert {i.stage for i in twisted_convolutions(fine)} == {i.stage for i in twisted_convolutions(made)}
-    again = resode.create(*created_as(fine)[:1], **created_as(fine)[1])
+    again = resode.create(*name_and_options(fine)[:1], **name_and_options(fine)[1])
     assert set(again.state_dict()) == set(fine.state_dict())
 
 
-def test_stages_and_names_choose_blocks_and_joints():
+def test_stages_and_names_choose_blocks_and_transitions():
     net = network(**DYNAMIC["units"])
     everything = {i.name for i in twisted_convolutions(twist(net))}
     second = chosen(net, 2)
@@ -273,7 +273,7 @@ def test_stages_and_names_choose_blocks_and_joints():
 
 
 @pytest.mark.parametrize(
-    ("where", "told"),
+    ("where", "message"),
     [
         (4, r"no 3x3 convolution in stage 4 \(there are 1, 2, 3\)"),
         ("stage.0", "no convolution is named 'stage.0'; did you mean 'stages.0'"),
@@ -281,8 +281,8 @@ def test_stages_and_names_choose_blocks_and_joints():
         ("connectors.0.conv2", r"connectors.0: is twisted as a whole or not at all; name 'connectors.0.\*'"),
     ],
 )
-def test_what_cannot_be_chosen_of_dynamic_blocks(where, told):
-    with pytest.raises(InputError, match=told):
+def test_invalid_choices_in_dynamic_blocks_are_refused(where, message):
+    with pytest.raises(InputError, match=message):
         twist(network(**DYNAMIC["units"]), where)
 
 
@@ -295,7 +295,7 @@ def test_a_second_twist_of_blocks_leaves_the_first():
         twist(twist(network(**DYNAMIC["parabolic"])))
 
 
-def test_modes_what_is_frozen_and_the_stream_of_random_numbers_are_kept():
+def test_modes_frozen_parameters_and_the_random_state_are_kept():
     net = generic(DYNAMIC["units"], torch.float32).train()
     net.stages[0].requires_grad_(False)
     net.connectors[0].eval()
@@ -319,10 +319,10 @@ def test_blocks_within_any_network_are_twisted():
     assert other[1].stage.field.twist is None
 
 
-def test_an_edited_network_and_a_field_without_the_option_are_told():
+def test_an_edited_network_and_a_field_without_the_option_are_refused():
     net = network(**DYNAMIC["parabolic"])
     net.head.extra = nn.Linear(1, 1)
-    with pytest.raises(InputError, match="the DynamicNet is not what its specification makes"):
+    with pytest.raises(InputError, match="the DynamicNet was edited and differs from its specification"):
         twist(net)
 
     @dataclass(frozen=True)
@@ -331,7 +331,7 @@ def test_an_edited_network_and_a_field_without_the_option_are_told():
             return nn.Conv2d(width, width, 3, padding=1)
 
     net = DynamicNet([Stage(4, Own(), "euler", 1)])
-    with pytest.raises(InputError, match="the field Own cannot be; name what shall be"):
+    with pytest.raises(InputError, match="the field Own cannot be twisted; choose convolutions"):
         twist(net)
     assert chosen(net, "stem.*") == ["stem.conv"]
 
@@ -365,17 +365,17 @@ def test_a_twisted_network_is_created_again():
     with torch.no_grad():
         for item in twisted_convolutions(made):
             item.layer.twist.normal_()
-    name, options = created_as(made)
+    name, options = name_and_options(made)
     assert name == "twisted"
     again = resode.create(name, **options).eval()
     again.load_state_dict(made.state_dict())
     x = images((3, 16, 16))
     assert torch.equal(again(x), made(x))
-    assert created_as(copy.deepcopy(made)) == (name, options)
+    assert name_and_options(copy.deepcopy(made)) == (name, options)
     twice = resode.twist(made, "layer1.*", tie="free")
-    nested = resode.create(*created_as(twice)[:1], **created_as(twice)[1])
+    nested = resode.create(*name_and_options(twice)[:1], **name_and_options(twice)[1])
     assert set(nested.state_dict()) == set(twice.state_dict())
-    assert created_as(resode.twist(nn.Sequential(nn.Conv2d(3, 3, 3)))) is None
+    assert name_and_options(resode.twist(nn.Sequential(nn.Conv2d(3, 3, 3)))) is None
 
 
 def test_created_by_name():
@@ -433,7 +433,7 @@ def test_a_network_of_conformal_twists_with_symmetric_kernels_does_not_see_a_qua
     assert difference < 1e-10 * size if tie == "conformal" else difference > 1e-3 * size
 
 
-def test_a_convolution_alone_is_twisted():
+def test_a_single_convolution_is_twisted():
     plain = nn.Conv2d(3, 4, 3)
     made = resode.twist(plain, form="separate")
     assert isinstance(made, TwistConv2d)

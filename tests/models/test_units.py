@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from resode.models.plans import Shape
+from resode.models.layouts import UnitSpec
 from resode.models.units import (
     BasicUnit,
     BottleneckUnit,
@@ -37,11 +37,11 @@ def test_shortcut_a_subsamples_by_two_and_pads_channels_on_both_sides(inputs, ou
 
 @pytest.mark.parametrize("shortcut", [shortcut_a, shortcut_b])
 def test_a_shortcut_that_keeps_the_shape_is_the_identity(shortcut):
-    assert isinstance(shortcut(Shape(8, 8, 8)), nn.Identity)
+    assert isinstance(shortcut(UnitSpec(8, 8, 8)), nn.Identity)
 
 
 def test_shortcut_b_is_a_strided_1x1_convolution_with_its_norm():
-    convolution, norm = shortcut_b(Shape(4, 6, 6, (2, 1)))
+    convolution, norm = shortcut_b(UnitSpec(4, 6, 6, (2, 1)))
     y = torch.randn(3, 4, 7, 7)
     expected = norm(torch.einsum("oc,nchw->nohw", convolution.weight[:, :, 0, 0], y[:, :, ::2, ::2]))
     torch.testing.assert_close(norm(convolution(y)), expected)
@@ -52,12 +52,12 @@ def test_shortcut_b_is_a_strided_1x1_convolution_with_its_norm():
 @pytest.mark.parametrize("shortcut", [shortcut_a, shortcut_b])
 def test_branch_and_shortcut_agree_on_odd_sizes(unit, shortcut, strides):
     stride = strides[0] * strides[1]
-    y = unit(Shape(4, 5, 6, strides), shortcut)(torch.randn(2, 4, 9, 5))
+    y = unit(UnitSpec(4, 5, 6, strides), shortcut)(torch.randn(2, 4, 9, 5))
     assert y.shape == (2, 6, -(-9 // stride), -(-5 // stride))
 
 
 def test_a_preactivation_unit_without_convolutions_is_the_identity():
-    unit = PreactivationUnit(Shape(4, 4, 4), shortcut_a)
+    unit = PreactivationUnit(UnitSpec(4, 4, 4), shortcut_a)
     for convolution in (unit.conv1, unit.conv2):
         nn.init.zeros_(convolution.weight)
     y = torch.randn(2, 4, 5, 5)
@@ -66,8 +66,8 @@ def test_a_preactivation_unit_without_convolutions_is_the_identity():
 
 def test_the_units_are_the_formulas_of_the_papers():
     y = torch.randn(4, 6, 8, 8)
-    shape = Shape(6, 6, 6)
-    basic, bottleneck, pre = (unit(shape, shortcut_a) for unit in UNITS)
+    spec = UnitSpec(6, 6, 6)
+    basic, bottleneck, pre = (unit(spec, shortcut_a) for unit in UNITS)
     k1, b1, k2, b2 = basic.conv1, basic.bn1, basic.conv2, basic.bn2
     torch.testing.assert_close(basic(y), torch.relu(y + b2(k2(torch.relu(b1(k1(y)))))))
     k1, b1, k2, b2 = pre.conv1, pre.bn1, pre.conv2, pre.bn2
@@ -79,7 +79,7 @@ def test_the_units_are_the_formulas_of_the_papers():
 
 @pytest.mark.parametrize("unit", UNITS)
 def test_a_zero_branch_is_the_shortcut_and_still_learns(unit: type[Unit]):
-    network = nn.Sequential(unit(Shape(4, 4, 4), shortcut_a))
+    network = nn.Sequential(unit(UnitSpec(4, 4, 4), shortcut_a))
     zero_branches(network)
     y = torch.rand(2, 4, 5, 5)
     assert torch.equal(network(y), y)

@@ -131,7 +131,7 @@ def test_a_backward_pass_under_autocast_is_that_of_the_forward_passes_precision(
         assert torch.equal(a, b)
 
 
-def test_what_is_not_trained_has_no_gradient():
+def test_frozen_parameters_have_no_gradient():
     mine, exact, u, v = pair((16, 8, 3, 2, 1, 1, 9, 7))
     mine.weight.requires_grad_(False)
     mine(u.detach()).sum().backward()
@@ -140,7 +140,7 @@ def test_what_is_not_trained_has_no_gradient():
     assert error(mine.twist.grad, exact.twist.grad) < 1e-5
 
 
-def test_the_default_type_of_numbers_does_not_matter():
+def test_the_default_dtype_does_not_matter():
     mine, _, u, _ = pair((16, 16, 3, 1, (2, 2), 2, 7, 6))  # a geometry that no other test has
     torch.set_default_dtype(torch.float64)
     try:
@@ -155,14 +155,14 @@ def test_the_default_type_of_numbers_does_not_matter():
     assert torch.equal(wanted, mine.twist.grad)
 
 
-def test_double_precision_stays_so_under_autocast():
+def test_double_precision_is_kept_under_autocast():
     _, exact, _, v = pair((4, 4, 3, 1, 1, 1, 5, 5))
     exact.form = "generated"
     with torch.autocast("cpu", torch.bfloat16):
         assert exact(v).dtype == torch.float64
 
 
-def test_no_image_at_all_is_no_error():
+def test_an_empty_batch_is_no_error():
     mine, _, u, _ = pair((16, 16, 3, 1, 1, 1, 8, 8))
     y = mine(u[:0])
     assert y.shape == (0, 16, 8, 8)
@@ -181,7 +181,7 @@ def test_a_second_derivative_is_that_of_the_twist():
         assert error(a, b) < 1e-4
 
 
-def test_it_is_taken_by_itself_where_it_saves_products():
+def test_it_is_chosen_automatically_where_it_saves_products():
     mine, _, u, _ = pair((16, 16, 3, 1, 1, 1, 8, 8))
     mine.form = "auto"
     assert "generated_convolution" in mine(u).grad_fn.name()
@@ -213,7 +213,7 @@ def test_compiled_it_is_the_same():
     torch.compiler.reset()
 
 
-def test_the_operator_is_what_torch_asks_of_one():
+def test_the_custom_operator_passes_opcheck():
     mine, _, u, _ = pair((16, 16, 3, 1, 1, 1, 6, 6))
     x, y = coordinates(6, 6, like=u)
     factors = torch.stack([x + 0 * y, y + 0 * x])

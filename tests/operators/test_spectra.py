@@ -92,7 +92,7 @@ def test_a_projected_kernel_keeps_its_direction_and_the_bound(weight, size, boun
     torch.testing.assert_close(projected * 3, weight)
 
 
-def test_a_kernel_within_the_bound_stays_as_it_is():
+def test_a_kernel_within_the_bound_is_unchanged():
     weight = kernels(2, 2, 1, seed=2)
     bound = norm_bound(weight, (4, 4), "zero")
     assert torch.equal(project(weight, bound, (4, 4), "zero"), weight)

@@ -93,13 +93,13 @@ def test_a_rescaled_operator_keeps_its_action_on_a_smooth_image(order):
         assert 3.5 < errors[1] / errors[2] < 4.5
 
 
-def test_dtype_and_gradients_stay():
+def test_dtype_and_gradients_are_kept():
     assert coefficients(random_kernels(0, torch.float32)).dtype == torch.float32
     k = random_kernels(0)[:1, :1].requires_grad_()
     assert torch.autograd.gradcheck(lambda k: rescaled(k, 1.0, 0.5), (k,))
 
 
-def test_what_is_no_3x3_kernel_is_refused():
+def test_kernels_of_another_size_are_refused():
     with pytest.raises(InputError, match="a kernel of size 5x5"):
         coefficients(torch.ones(2, 2, 5, 5))
     with pytest.raises(InputError, match="a positive distance is needed"):

@@ -1,4 +1,4 @@
-"""Twist: theorem 9 of the mathematics, and what a convolution of any network may ask of it."""
+"""Twist: theorem 9, and the features of a convolution."""
 
 import copy
 
@@ -42,7 +42,7 @@ def kernels_of(tie, degree=1, kernel=3):
     return dict(zip(monomials(degree), made.kernels(), strict=True))
 
 
-def test_conformal_saddle_and_mixed_are_as_they_are_defined():
+def test_conformal_saddle_and_mixed_satisfy_their_definitions():
     for tie, flipped in (("conformal", 3), ("saddle", 2), ("mixed", 3)):
         w = kernels_of(tie)
         assert torch.equal(w[0, 1], w[1, 0].transpose(2, 3).flip(flipped)), tie
@@ -61,7 +61,7 @@ def test_kernels_have_the_parity_of_their_monomial(tie, kernel):
 
 @pytest.mark.parametrize(("tie", "degree"), TIED)
 @pytest.mark.parametrize("kernel", [1, 2, 3, 5])
-def test_what_a_tie_fixes_is_not_stored(tie, degree, kernel):
+def test_only_free_coefficients_are_stored(tie, degree, kernel):
     basis = torch.tensor(tie_basis(tie, degree, (kernel, kernel)))
     numbers = len(basis)
     assert torch.linalg.matrix_rank(basis.flatten(1)) == numbers if numbers else True
@@ -71,13 +71,13 @@ def test_what_a_tie_fixes_is_not_stored(tie, degree, kernel):
     assert set(made.state_dict()) == {"weight", "bias", "twist"}
 
 
-def test_the_free_numbers_are_counted():
+def test_the_free_coefficients_are_counted():
     found = {tie: len(tie_basis(tie, 1, (3, 3))) for tie in TIES}
     assert found == {"free": 18, "odd": 8, "conformal": 4, "saddle": 4, "mixed": 1}
 
 
 @pytest.mark.parametrize(("tie", "degree"), TIED)
-def test_a_tied_kernel_has_the_gradient_of_its_free_numbers(tie, degree):
+def test_a_tied_kernel_has_the_gradient_of_its_free_coefficients(tie, degree):
     made = twist(2, 2, tie=tie, degree=degree)
     u = image(4, 5, 2)[:1]
     parameters = {name: p.detach().requires_grad_() for name, p in made.named_parameters()}
@@ -113,7 +113,7 @@ def test_published_coordinates():
 # ---------------------------------------------------------------- the operator
 
 
-def test_it_is_what_is_written():
+def test_the_operator_is_the_formula():
     made = twist(tie="free", degree=2, stride=2)
     u = image(9, 7)
     y = nn.functional.conv2d(u, made.weight, made.bias, 2, 1)
@@ -226,7 +226,7 @@ def test_a_conformal_twist_rotates_and_scales():
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_it_takes_any_image_size_between_calls(form):
+def test_the_image_size_may_change_between_calls(form):
     made = twist(form=form, stride=2)
     for size in ((8, 8), (5, 12), (8, 8), (3, 3), (1, 1)):
         assert made(image(*size)).shape == (2, 6, (size[0] + 1) // 2, (size[1] + 1) // 2)
@@ -294,7 +294,7 @@ def kept(module, u):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_the_image_alone_is_kept_for_the_backward_pass(form):
+def test_only_the_image_is_kept_for_the_backward_pass(form):
     u = image(64, 64, 8).float().requires_grad_()
     made = twist(8, 8, form=form).float()
     assert kept(made, u) < 1.25 * u.numel() * 4  # and coordinates, which no batch multiplies
@@ -314,7 +314,7 @@ def test_a_twist_of_a_convolution_has_its_parameters_and_its_mode():
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"tie": "confrmal"}, "unknown tie 'confrmal'; did you mean 'conformal'"),
         ({"coordinates": "center"}, "unknown coordinates 'center'"),
@@ -325,8 +325,8 @@ def test_a_twist_of_a_convolution_has_its_parameters_and_its_mode():
         ({"kernel_size": (3, 5)}, "have to be square, not 3x5; take odd or free"),
     ],
 )
-def test_what_cannot_be_is_refused_in_a_line(options, told):
-    with pytest.raises(InputError, match=told) as caught:
+def test_invalid_options_are_refused_in_one_line(options, message):
+    with pytest.raises(InputError, match=message) as caught:
         TwistConv2d(4, 6, **{"kernel_size": 3, **options})
     assert "\n" not in str(caught.value)
 

@@ -24,7 +24,7 @@ from resode import cost
 from resode.data import Batch, Images, Loader
 from resode.inference import Frozen
 from resode.mode import mode
-from resode.models.budget import differentiated, set_gradients
+from resode.models.budget import chain_owners, set_gradients
 from resode.training.loop.cuda_graphs import WARM_UP
 from resode.training.loop.evaluation import evaluate
 from resode.training.loop.step import Position, Trainer
@@ -190,7 +190,7 @@ class PlainLoop:
         self.setup = setup
         self.module = copy.deepcopy(setup.module).train()
         self.module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # missing in torch's types
-        set_gradients(self.module, ["stored"] * len(differentiated(self.module)))
+        set_gradients(self.module, ["stored"] * len(chain_owners(self.module)))
         self.optimizer = torch.optim.SGD(self.module.parameters(), 1e-4, momentum=0.9)
         batch = setup.training.batch(0, 0)
         self.inputs, self.targets = batch.inputs.float().contiguous(), batch.targets

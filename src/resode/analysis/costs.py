@@ -144,11 +144,13 @@ def _step_memory(experiment: Experiment, module: nn.Module, shape: Shape) -> lis
     memory = StepMemory.of(experiment, shape)
     choices = memory.choices(module)
     by_budget = experiment.memory_budget is not None and experiment.gradients is None
-    steps = [] if by_budget else [MethodMemory("as the recipe says", choices.present(), 0)]
-    steps += [MethodMemory(each.name, each.activation_bytes, each.again) for each in choices.smallest()]
+    steps = [] if by_budget else [MethodMemory("as the recipe says", choices.current_bytes(), 0)]
+    steps += [
+        MethodMemory(each.name, each.activation_bytes, each.recomputed) for each in choices.smallest_by_kind()
+    ]
     if by_budget:
         chosen = memory.choose(module, choices)
-        steps.append(MethodMemory(f"chosen: {chosen.name}", chosen.activation_bytes, chosen.again))
+        steps.append(MethodMemory(f"chosen: {chosen.name}", chosen.activation_bytes, chosen.recomputed))
     return steps
 
 

@@ -1,4 +1,4 @@
-"""Other people's checkpoints, as our models; our models, for other people's programs.
+"""Interop: loaders of other people's checkpoints and modules; export to ONNX and torch.export.
 
 conversion = convert("akamaster", "resnet20.th", model="he_resnet20")
 weights.save(conversion.module, "resnet20.safetensors", conversion.card)
@@ -45,13 +45,13 @@ CIFAR10 = next(pinned.classes for pinned in PINNED_DATASETS if pinned.name == "c
 
 @dataclass(frozen=True)
 class Conversion:
-    """A foreign checkpoint as our model.
+    """A foreign checkpoint as a registered model.
 
     Args:
         module: in evaluation mode, with the dtype of the file.
-        card: its specification, its preprocessing, and the file that it came from.
-        unused: the foreign names of dead tensors, which were not carried over.
-        unused_parameters: how many parameters these hold (running statistics do not count).
+        card: specification, preprocessing, and name and digest of the file.
+        unused: the foreign names of tensors that the network never uses; they are not imported.
+        unused_parameters: the number of parameters in these (running statistics do not count).
     """
 
     module: nn.Module
@@ -63,26 +63,27 @@ class Conversion:
 def convert(
     format: str, path: str | PathLike[str], *, model: str, options: Mapping[str, Any] | None = None
 ) -> Conversion:
-    """Read a foreign checkpoint and rebuild it as one of our models.
+    """Read a foreign checkpoint as a registered model.
 
     Args:
-        format: a name of `FORMATS`, or dynamicblocks.
+        format: a name in `FORMATS`, or dynamicblocks.
         path: the checkpoint.
-        model: our name of the network (`resode list models`), which says its depth.
-        options: of dynamicblocks: scheme, states and controls, which no tensor tells; mean and std.
+        model: the registered name of the network (`resode list models`).
+        options: for dynamicblocks only: scheme, states and controls, which the tensors do not contain; mean
+            and std.
 
     Raises:
-        InputError: an unknown format or model, a missing file, or a file that is not this model.
-        IntegrityError: a corrupt or hostile file; nothing in it was executed.
+        InputError: an unknown format or model, a missing file, or a file that does not hold this model.
+        IntegrityError: a corrupt or hostile file; nothing in it is executed.
     """
     names = (*FORMATS, toolbox.MODEL)
     if format not in names:
         raise InputError(f"unknown format '{format}'{nearest(format, names)} ({', '.join(names)})")
     models.entry(model)
     if format == toolbox.MODEL:
-        return _of_toolbox(path, model, options or {})
+        return _convert_toolbox(path, model, options or {})
     if options:
-        raise InputError(f"--set {next(iter(options))}: {format} takes no options; its files tell all")
+        raise InputError(f"--set {next(iter(options))}: {format} takes no options")
     chosen, state = FORMATS[format], read(path)
     translation = _translate(chosen, state, path)
     if translation.model != model:
@@ -92,61 +93,52 @@ def convert(
     biases = translation.tensors.get("fc.bias", torch.empty(len(CIFAR10)))
     specification = Specification(model, {"classes": biases.numel(), **translation.options})
     module = _rebuild(specification, translation.tensors, f"{path}: is no {model} of {format}")
-    preprocessing = Preprocessing(
-        mean=chosen.mean,
-        std=chosen.std,
-        size=(32, 32),
-        channels=3,
-        classes=CIFAR10 if biases.numel() == len(CIFAR10) else tuple(map(str, range(biases.numel()))),
-        dtype=biases.dtype,
-    )
-    source = {"format": format, "file": Path(path).name, "sha256": atomic.sha256(Path(path))}
+    preprocessing = _preprocessing(chosen.mean, chosen.std, 3, biases.numel(), biases.dtype)
     return Conversion(
         module=module,
-        card=Card(specification, preprocessing, {"data": "cifar10", "imported": source}),
-        unused=translation.dead,
-        unused_parameters=sum(state[n].numel() for n in translation.dead if n.endswith((".weight", ".bias"))),
+        card=Card(specification, preprocessing, {"data": "cifar10", "imported": _source(format, path)}),
+        unused=translation.unused,
+        unused_parameters=sum(
+            state[n].numel() for n in translation.unused if n.endswith((".weight", ".bias"))
+        ),
     )
 
 
-def _of_toolbox(path: str | PathLike[str], model: str, given: Mapping[str, Any]) -> Conversion:
-    """A network of the DynamicBlocks toolbox."""
+def _convert_toolbox(path: str | PathLike[str], model: str, given: Mapping[str, Any]) -> Conversion:
+    """Read a network of the DynamicBlocks toolbox."""
     if model != toolbox.MODEL:
-        raise InputError(f"{path}: of DynamicBlocks, not {model}; give --model {toolbox.MODEL}")
-    state, told = toolbox.read_with_options(path)
-    told |= given
-    options = toolbox.options_of(state, told, path)
-    mean, std, assumed = toolbox.normalisation(told, options["in_channels"])
+        raise InputError(f"{path}: is a DynamicBlocks network, not {model}; give --model {toolbox.MODEL}")
+    state, stored = toolbox.read_with_options(path)
+    given = {**stored, **given}
+    options = toolbox.options_of(state, given, path)
+    mean, std, assumed = toolbox.normalisation(given, options["in_channels"])
     try:
         module = from_dynamicblocks(state, **options)
     except InputError as error:
         raise InputError(*(f"{path}: {message}" for message in error.messages)) from None
-    classes = options["classes"]
-    preprocessing = Preprocessing(
-        mean=mean,
-        std=std,
-        size=(32, 32),
-        channels=options["in_channels"],
-        classes=CIFAR10 if classes == len(CIFAR10) else tuple(map(str, range(classes))),
-        dtype=next(module.parameters()).dtype,
-    )
-    source = {"format": toolbox.MODEL, "file": Path(path).name, "sha256": atomic.sha256(Path(path))}
-    if assumed:
-        source["normalisation"] = toolbox.ASSUMED
-    return Conversion(
-        module=module,
-        card=Card(
-            Specification(model, toolbox.model_options(options)),
-            preprocessing,
-            {"data": "cifar10", "imported": source},
-        ),
-        unused=(),
-        unused_parameters=0,
-    )
+    channels, classes = options["in_channels"], options["classes"]
+    preprocessing = _preprocessing(mean, std, channels, classes, next(module.parameters()).dtype)
+    source = _source(toolbox.MODEL, path) | ({"normalisation": toolbox.ASSUMED} if assumed else {})
+    specification = Specification(model, toolbox.model_options(options))
+    card = Card(specification, preprocessing, {"data": "cifar10", "imported": source})
+    return Conversion(module, card, unused=(), unused_parameters=0)
+
+
+def _preprocessing(
+    mean: tuple[float, ...], std: tuple[float, ...], channels: int, classes: int, dtype: torch.dtype
+) -> Preprocessing:
+    """Preprocessing of 32x32 images, with the names of CIFAR-10 for ten classes and numbers for others."""
+    names = CIFAR10 if classes == len(CIFAR10) else tuple(map(str, range(classes)))
+    return Preprocessing(mean, std, (32, 32), channels, names, dtype)
+
+
+def _source(format: str, path: str | PathLike[str]) -> dict[str, str]:
+    """Format, name and digest of a file, for its card."""
+    return {"format": format, "file": Path(path).name, "sha256": atomic.sha256(Path(path))}
 
 
 def _translate(chosen: Format, state: State, path: str | PathLike[str]) -> Translation:
-    """Translate; where the tensors are not of this format, name the one that they are of."""
+    """Translate a state; the error for a wrong format names the format that fits."""
     try:
         return _checked(chosen, state)
     except InputError as error:
@@ -170,7 +162,7 @@ def _fits(format: Format, state: State) -> bool:
 
 
 def _rebuild(specification: Specification, tensors: State, mistake: str) -> nn.Module:
-    """The module with these tensors; the norms' counters of batches, which old files lack, start at zero."""
+    """Build the module with these tensors; batch counters of norms, which old files lack, start at zero."""
     with torch.random.fork_rng(devices=[]):
         module = specification.build().eval()
     counters = {n: t for n, t in module.state_dict().items() if n.endswith(".num_batches_tracked")}

@@ -1,7 +1,7 @@
 """akamaster: He's CIFAR ResNets with shortcut A, as in the paper.
 
 `{"state_dict": ...}` with `conv1, bn1, layer{1,2,3}.{i}.{conv1,bn1,conv2,bn2}, linear`; only `linear` has
-another name with us. Test errors of its files: ResNet-20 8.27 %, 32 7.37 %, 44 6.90 %, 56 6.61 %, 110 6.32 %.
+another name here (`fc`). Test errors: ResNet-20 8.27 %, 32 7.37 %, 44 6.90 %, 56 6.61 %, 110 6.32 %.
 """
 
 from resode.interop.formats import Format, State, Translation, count, rename
@@ -13,7 +13,7 @@ RULES = {
 
 
 def translate(state: State) -> Translation:
-    """Ours are the same tensors; the number of units of the first stage gives the depth."""
+    """The tensors are the same; the number of units in the first stage gives the depth."""
     tensors = rename(state, RULES)
     depth = 6 * count(state, r"layer1\.(\d+)\.") + 2
     return Translation(f"he_resnet{depth}", tensors)

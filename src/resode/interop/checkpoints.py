@@ -1,6 +1,6 @@
-"""Foreign checkpoints are pickles, and a pickle is a program: only PyTorch's restricted loader reads them.
+"""Reading of foreign checkpoints by PyTorch's restricted loader only, because unpickling executes code.
 
-It rebuilds tensors and plain containers and refuses everything else. There is no way around it.
+The loader rebuilds tensors and plain containers and refuses everything else. There is no option to bypass it.
 """
 
 import re
@@ -14,15 +14,15 @@ from torch import Tensor
 
 from resode.errors import InputError, IntegrityError
 
-WRAPPERS = ("state_dict", "net")  # the keys under which files keep their tensors, beside epoch and accuracy
+WRAPPERS = ("state_dict", "net")  # keys of the tensors in files that also hold epoch and accuracy
 
 
 def read(path: str | PathLike[str]) -> dict[str, Tensor]:
-    """The tensors of a checkpoint by name, on the CPU, without the `module.` that DataParallel prefixes.
+    """Read the tensors of a checkpoint by name, on the CPU, without the `module.` prefix of DataParallel.
 
     Raises:
         InputError: the file is missing, or holds no tensors by name.
-        IntegrityError: it is corrupt, or asks for more than tensors and containers; nothing is executed.
+        IntegrityError: the file is corrupt, or needs more than tensors and containers; nothing is executed.
     """
     content = _load(Path(path))
     for key in WRAPPERS:
@@ -38,7 +38,7 @@ def _load(path: Path) -> object:
         raise InputError(f"{path}: is a safetensors file; `resode import` reads PyTorch's checkpoints")
     try:
         with path.open("rb") as file, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # whatever PyTorch warns of ends as an error below
+            warnings.simplefilter("ignore")  # anything serious raises below
             return torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
@@ -49,11 +49,11 @@ def _load(path: Path) -> object:
 
 
 def _reason(error: Exception) -> str:
-    """Our own words: PyTorch's recommend the unrestricted loader."""
+    """A message of our own, because PyTorch's recommends the unrestricted loader."""
     wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
     if wanted:
         return f"refused: it asks for {wanted[1]}, and only tensors by name (a state_dict) are read"
-    return "is corrupt, or no checkpoint of PyTorch"
+    return "is corrupt, or no PyTorch checkpoint"
 
 
 def _is_named_tensor(item: tuple[object, object]) -> bool:

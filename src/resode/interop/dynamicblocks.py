@@ -1,11 +1,11 @@
-"""Networks of the DynamicBlocks toolbox, from their state_dict.
+"""Networks of the DynamicBlocks toolbox from their state_dict.
 
     open.{conv,normLayer}, dynamicBlocks.B.controlLayers.J.*, connectors.B.{conv,normLayer}, linear
 
-Of a parabolic layer `weight` is K (which `conv.weight` and `convt.weight` repeat), `conv.bias` b1,
-`convt.bias` b2 and `normLayer.bias` the shift of TvNorm, whose scale is frozen at 1; a double layer has
-conv1, conv2, normLayer1 and normLayer2. Controls are interpolated linearly; a node that the scheme never
-touches is kept, as there.
+In a parabolic layer `weight` is K (repeated as `conv.weight` and `convt.weight`), `conv.bias` is b1,
+`convt.bias` b2, and `normLayer.bias` the shift of TvNorm, whose scale is frozen at 1; a double layer has
+conv1, conv2, normLayer1 and normLayer2. Controls are interpolated linearly; nodes that the scheme never
+touches are kept, as in the toolbox.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,9 +22,9 @@ from resode.models.published import dynamicblocks
 from resode.weights import fill
 
 SCHEMES = {"rk1": "euler", "rk4": "rk4"}
-NORMS: Mapping[str, Any] = {"tv": {"name": "tv", "eps": 1e-4, "scale": False}, "none": None}
+NORMS: Mapping[str, Any] = {"tv": {"name": "tv", "eps": 1e-4, "scale": False}, "none": "none"}
 
-JOINTS = {
+TRANSITIONS = {
     r"open\.conv\.(weight|bias)": r"stem.conv.\1",
     r"open\.normLayer\.(\w+)": r"stem.norm.\1",
     r"connectors\.(\d+)\.conv\.(weight|bias)": r"connectors.\1.conv.\2",
@@ -58,7 +58,7 @@ def from_dynamicblocks(
     classes: int = 10,
     norm: str = "tv",
 ) -> DynamicNet:
-    """A network of the toolbox as a `DynamicNet` with the same logits, in evaluation mode, its dtype kept.
+    """A network of the toolbox as a `DynamicNet` with the same logits and dtype, in evaluation mode.
 
     Args:
         state_dict: the toolbox's tensors by name.
@@ -66,16 +66,15 @@ def from_dynamicblocks(
         layer: parabolic or double.
         states: the state nodes of every block.
         controls: the control nodes of every block.
-        widths: of the blocks, then that of the last connector.
-        in_channels: the number of channels of an image.
+        widths: the width of each block, then the width after the last connector.
+        in_channels: the channels of an image.
         classes: the number of logits.
         norm: of the layers: tv (its scale frozen at 1, eps 1e-4) or none.
 
     Raises:
-        InputError: an unknown scheme, layer or norm, and tensors that are not those of this network.
+        InputError: an unknown scheme, layer or norm, or tensors that do not fit this network.
     """
     _refuse_unknown(scheme=(scheme, SCHEMES), layer=(layer, LAYERS), norm=(norm, NORMS))
-    described = NORMS[norm]
     with torch.random.fork_rng(devices=[]):
         net = dynamicblocks(
             scheme=SCHEMES[scheme],
@@ -83,17 +82,17 @@ def from_dynamicblocks(
             states=TimeGrid.of(states),
             controls=TimeGrid.of(controls),
             widths=widths,
-            norm=described if described is not None else "none",
+            norm=NORMS[norm],
             keep_unused=True,
             classes=classes,
             in_channels=in_channels,
         )
     try:
-        tensors = rename(_needed(state_dict, layer), {**JOINTS, **LAYERS[layer]})
+        tensors = rename(_needed(state_dict, layer), {**TRANSITIONS, **LAYERS[layer]})
         counters = {n: t for n, t in net.state_dict().items() if n.endswith(".num_batches_tracked")}
         fill(net, {**counters, **tensors})
     except InputError as error:
-        raise InputError(f"no such network of DynamicBlocks: {error}") from None
+        raise InputError(f"no such DynamicBlocks network: {error}") from None
     return net.eval()
 
 
@@ -108,7 +107,7 @@ def _refuse_unknown(**given: tuple[str, Mapping[str, Any]]) -> None:
 
 
 def _needed(state_dict: State, layer: str) -> dict[str, Tensor]:
-    """Without the repetitions of K and the frozen scales, after checking that they are that."""
+    """Drop the repetitions of K and the frozen scales; `InputError` if they are not repeated or not 1."""
     needed = {}
     for name, tensor in state_dict.items():
         parent, _, last = name.rpartition(".")
@@ -116,10 +115,10 @@ def _needed(state_dict: State, layer: str) -> dict[str, Tensor]:
         if of_layer and layer == "parabolic" and name.endswith((".conv.weight", ".convt.weight")):
             kernel = state_dict.get(f"{parent.rpartition('.')[0]}.weight")
             if kernel is not None and not torch.equal(kernel, tensor):
-                raise InputError(f"{name} is not the kernel of its layer; the toolbox shares it")
+                raise InputError(f"{name} differs from the kernel of its layer, which the toolbox shares")
         elif of_layer and ".normLayer" in name and last == "weight":
             if not torch.equal(tensor, torch.ones_like(tensor)):
-                raise InputError(f"{name} is not 1; the toolbox freezes it there")
+                raise InputError(f"{name} is not 1, where the toolbox freezes it")
         else:
             needed[name] = tensor
     return needed

@@ -1,8 +1,8 @@
-"""Networks out: an ONNX file, a program of torch.export (pt2), or a weights file.
+"""Export of networks: an ONNX file, a torch.export program (pt2), or a weights file.
 
-    N images -> N logits for any N, integrators unrolled, normalisations as in evaluation
+    images (N, C, H, W) -> logits (N, classes) for any N, integrators unrolled, norms in evaluation mode
 
-A file gets its name only after it was read again and run, an ONNX file by ONNX Runtime:
+Every file is read back and run (ONNX by ONNX Runtime) before it gets its name, and has to satisfy
 
     max |exported - network| <= 1e-5 max |network|   for batches of 1, 2 and 7 random images
 """
@@ -36,14 +36,14 @@ BATCHES = (1, 2, 7)
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written.
+    """An exported file.
 
     Args:
         path: the file.
         format: onnx, pt2 or safetensors.
-        size: of the file, in bytes.
-        parity: the largest difference of a logit, relative to the largest logit of its batch.
-        opset: of an ONNX file.
+        size: bytes of the file.
+        parity: largest difference of a logit to the network's, relative to the largest logit of its batch.
+        opset: of an ONNX file, else None.
     """
 
     path: Path
@@ -61,29 +61,29 @@ def export(
     card: Card | None = None,
     takes: str = "normalised",
 ) -> Exported:
-    """Write a network as it is in evaluation mode, for the CPU; the module itself is not touched.
+    """Write a network in evaluation mode, for the CPU; the module itself is unchanged.
 
-    ONNX files have the card in their metadata, pt2 files in `extra_files`: whole under `resode`, and mean,
-    std, size, classes and input (`takes`) under their own names, all as JSON.
+    ONNX files have the card in their metadata, pt2 files in `extra_files`, as JSON: all of it under `resode`;
+    mean, std, size, classes and input (`takes`) under their own names as well.
 
     Args:
         module: (N, C, H, W) -> logits (N, classes).
-        path: the file; one that is there is replaced.
-        format: onnx, pt2 or safetensors; left out, the suffix of the path tells.
-        card: left out, that of a module from `resode.load`.
-        takes: what the graph takes: normalised images, as the module does; or images in [0, 1] (unit) or
-            uint8 ones, which it normalises itself.
+        path: the file; an existing one is replaced.
+        format: onnx, pt2 or safetensors (default: from the suffix of the path).
+        card: metadata (default: the card of a module from `resode.load`).
+        takes: the input of the graph: "normalised" images, as the module takes them; images in [0, 1]
+            ("unit") or "uint8" images, which the graph normalises.
 
     Raises:
         InputError: an unknown format, a missing package, or a network that the format cannot hold.
-        IntegrityError: the file does not give the logits of the network; it is not kept.
-        ResourceError: the disk is full or read-only; a file that is there stays.
+        IntegrityError: the logits of the file differ from those of the network; the file is not kept.
+        ResourceError: the disk is full or read-only; an existing file is unchanged.
     """
     path = Path(path)
     format = format_of(path, format)
     card = card or getattr(module, "card", None)
     if card is None:
-        raise InputError(f"{path}: the module has no card, and so no preprocessing; give card=Card(...)")
+        raise InputError(f"{path}: the module has no card with its preprocessing; give card=Card(...)")
     if takes not in INPUTS:
         raise InputError(f"unknown input '{takes}'{nearest(str(takes), INPUTS)} ({', '.join(INPUTS)})")
     network = copy.deepcopy(module).cpu().eval()
@@ -105,7 +105,7 @@ def export(
 
 
 def format_of(path: Path, format: str | None) -> str:
-    """The format of a file: that of its suffix, and the one that is asked for (else `InputError`)."""
+    """The format from the suffix of a file; `InputError` if it is unknown or contradicts `format`."""
     if format is not None and format not in _FORMATS:
         raise InputError(f"unknown format '{format}'{nearest(format, _FORMATS)} ({', '.join(_FORMATS)})")
     allowed = [format] if format is not None else list(_FORMATS)
@@ -130,7 +130,7 @@ class _Normalise(nn.Module):
 
 @dataclass(frozen=True)
 class _File:
-    """How a network is written to a file, and read from it."""
+    """Writer and reader of one format."""
 
     write: Callable[[Path], object]
     read: Callable[[Path], Callable[[Tensor], Any]]
@@ -140,23 +140,25 @@ class _File:
 def _onnx(graph: nn.Module, example: Tensor, card: Card, takes: str, path: Path) -> _File:
     runtime = _onnx_runtime()
     for dtype in {p.dtype for p in graph.parameters()} - {torch.float32}:
-        raise InputError(f"{path}: ONNX Runtime computes in float32, not in {dtype}; export module.float()")
+        raise InputError(
+            f"{path}: ONNX files compute in float32, the network in {dtype}; export module.float()"
+        )
     program = _trace(graph, example, path)
-    # Where the size is no power of two: one step of IMEX on 96x96 is off by 2e-5, and fifteen times slower.
+    # Unless the size is a power of two: one step of IMEX on 96x96 is off by 2e-5, and fifteen times slower.
     if _uses(program, "fft"):
         raise InputError(f"{path}: Fourier transforms (imex) lose digits in ONNX Runtime; export .pt2")
     try:
-        made: Any = torch.onnx.export(
+        exported: Any = torch.onnx.export(
             program,
             input_names=["images"],
             output_names=["logits"],
             dynamic_shapes=({0: "N"},),
             verbose=False,
         )
-        made.model.producer_name = "resode"
-        made.model.metadata_props.update(_told(card, takes))
-        content = made.model_proto.SerializeToString()
-    except Exception as error:  # whatever one of its hundreds of translations raises
+        exported.model.producer_name = "resode"
+        exported.model.metadata_props.update(_metadata(card, takes))
+        content = exported.model_proto.SerializeToString()
+    except Exception as error:  # each of the exporter's translations raises its own
         raise InputError(f"{path}: ONNX cannot express the network ({_reason(error)}); try .pt2") from error
 
     def read(file: Path) -> Callable[[Tensor], Any]:
@@ -170,12 +172,12 @@ def _onnx(graph: nn.Module, example: Tensor, card: Card, takes: str, path: Path)
             ) from error
         return lambda x: torch.from_numpy(session.run(None, {"images": x.numpy()})[0])
 
-    return _File(lambda file: file.write_bytes(content), read, made.model.opset_imports[""])
+    return _File(lambda file: file.write_bytes(content), read, exported.model.opset_imports[""])
 
 
 def _pt2(graph: nn.Module, example: Tensor, card: Card, takes: str, path: Path) -> _File:
     content = io.BytesIO()
-    torch.export.save(_trace(graph, example, path), content, extra_files=_told(card, takes))
+    torch.export.save(_trace(graph, example, path), content, extra_files=_metadata(card, takes))
 
     def read(file: Path) -> Callable[[Tensor], Any]:
         with file.open("rb") as stream:
@@ -195,21 +197,21 @@ def _safetensors(graph: nn.Module, example: Tensor, card: Card, takes: str, path
 _FORMATS = {"onnx": _onnx, "pt2": _pt2, "safetensors": _safetensors}
 
 
-def _told(card: Card, takes: str) -> dict[str, str]:
-    """The card, and for readers that know nothing of it how images become logits, and what these mean."""
-    known = card.preprocessing
+def _metadata(card: Card, takes: str) -> dict[str, str]:
+    """The card, and its preprocessing and classes under plain names for readers that do not know cards."""
+    preprocessing = card.preprocessing
     plain = {
-        "mean": known.mean,
-        "std": known.std,
-        "size": known.size,
-        "classes": known.classes,
+        "mean": preprocessing.mean,
+        "std": preprocessing.std,
+        "size": preprocessing.size,
+        "classes": preprocessing.classes,
         "input": takes,
     }
     return {"resode": card.to_json(), **{k: json.dumps(v, ensure_ascii=False) for k, v in plain.items()}}
 
 
 def _onnx_runtime() -> Any:
-    """ONNX Runtime, where all is there that writing an ONNX file needs."""
+    """Import ONNX Runtime and what the exporter needs; `InputError` if a package is missing."""
     try:
         return [importlib.import_module(name) for name in ("onnx", "onnxscript", "onnxruntime")][-1]
     except (ImportError, RuntimeError):
@@ -222,36 +224,36 @@ def _onnx_runtime() -> Any:
 
 
 def _trace(graph: nn.Module, example: Tensor, path: Path) -> torch.export.ExportedProgram:
-    """The operations of a network, the same for any number of images and whatever they show."""
+    """Trace a network by torch.export, for any number of images."""
     for block in dynamic_blocks(graph):
         if not isinstance(block.stage.integrator, FixedStep):
             raise InputError(
-                f"{path}: {block.stage.integrator.name} chooses its steps anew for each batch, and a graph "
+                f"{path}: {block.stage.integrator.name} chooses its steps for each batch, which a graph "
                 "cannot; train with a scheme of fixed steps (euler, rk4, ...), or export .safetensors"
             )
     try:
         return torch.export.export(graph, (example,), dynamic_shapes=({0: torch.export.Dim("N")},))
-    except Exception as error:  # whatever a line of somebody's forward raises
+    except Exception as error:  # a user's forward may raise anything
         raise InputError(
-            f"{path}: torch.export cannot trace the network ({_reason(error)}); a graph needs the same "
-            "operations for all images, .safetensors does not"
+            f"{path}: torch.export cannot trace the network ({_reason(error)}): a graph needs the same "
+            "operations for all images; .safetensors does not"
         ) from error
 
 
 def _uses(program: torch.export.ExportedProgram, operation: str) -> bool:
-    parts = (part for part in program.graph_module.modules() if isinstance(part, fx.GraphModule))
-    return any(operation in str(node.target) for part in parts for node in part.graph.nodes)
+    graphs = (m.graph for m in program.graph_module.modules() if isinstance(m, fx.GraphModule))
+    return any(operation in str(node.target) for graph in graphs for node in graph.nodes)
 
 
 def _reason(error: BaseException) -> str:
-    """The first line of the error that began it."""
+    """The first line of the root cause."""
     while error.__cause__ is not None:
         error = error.__cause__
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _images(number: int, preprocessing: Preprocessing, takes: str) -> Tensor:
-    """Random images, the same at each call."""
+    """Seeded random images."""
     generator = torch.Generator().manual_seed(number)
     shape = (number, preprocessing.channels, *preprocessing.size)
     if takes == "uint8":
@@ -264,21 +266,21 @@ def _images(number: int, preprocessing: Preprocessing, takes: str) -> Tensor:
 def _parity(
     network: nn.Module, exported: Callable[[Tensor], Any], batches: Sequence[Tensor], path: Path
 ) -> float:
-    """The largest difference of a logit, relative to the largest logit of its batch."""
+    """The largest relative difference of the logits; `IntegrityError` if it exceeds `PARITY`."""
     worst = 0.0
     for x in batches:
-        wanted, found = network(x), exported(x)
-        if not isinstance(wanted, Tensor) or wanted.ndim != 2:
+        expected, actual = network(x), exported(x)
+        if not isinstance(expected, Tensor) or expected.ndim != 2:
             raise InputError(f"{path}: the network does not return logits (N, classes)")
-        if not wanted.isfinite().all():
+        if not expected.isfinite().all():
             raise IntegrityError(f"{path}: the network's logits are not finite: its weights are damaged")
-        scale = wanted.abs().max().clamp(min=torch.finfo(wanted.dtype).tiny)
-        alike = found.shape == wanted.shape
-        difference = float((found - wanted).abs().max() / scale) if alike else torch.inf
+        scale = expected.abs().max().clamp(min=torch.finfo(expected.dtype).tiny)
+        same_shape = actual.shape == expected.shape
+        difference = float((actual - expected).abs().max() / scale) if same_shape else torch.inf
         if not difference <= PARITY:
             raise IntegrityError(
-                f"{path}: not written: of {len(x)} images its logits would differ from the network's by "
-                f"{difference:.1e} of the largest (at most {PARITY:g})"
+                f"{path}: not written: its logits differ from the network's by {difference:.1e} of the "
+                f"largest for {len(x)} images (at most {PARITY:g})"
             )
         worst = max(worst, difference)
     return worst
@@ -286,11 +288,11 @@ def _parity(
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what exporters print, log and warn of: what matters is checked and raised here."""
-    before, told = logging.root.manager.disable, io.StringIO()
+    """Suppress what exporters print, log and warn about; what matters is checked and raised here."""
+    before, sink = logging.root.manager.disable, io.StringIO()
     logging.disable(logging.ERROR)
     try:
-        with contextlib.redirect_stdout(told), contextlib.redirect_stderr(told), warnings.catch_warnings():
+        with contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:

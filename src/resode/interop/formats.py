@@ -1,7 +1,7 @@
-"""Formats: what is to be known of a foreign checkpoint to make it ours.
+"""Formats: how to read a foreign checkpoint as a registered model.
 
-A format says which of our models the tensors are, what each is called with us, which are dead, and how the
-images were normalised.
+A format knows which model the tensors belong to, their names here, which of them are unused, and how images
+were normalised.
 """
 
 import re
@@ -18,19 +18,19 @@ State = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Translation:
-    """A foreign checkpoint in our words.
+    """A foreign checkpoint translated to a registered model.
 
     Args:
-        model: the name of the model that the tensors look like.
-        tensors: by our names.
-        options: of the model, beside its classes.
-        dead: the foreign names of tensors that the foreign network never used.
+        model: the name of the model.
+        tensors: by the names of the model.
+        options: of the model, except its classes.
+        unused: the foreign names of tensors that the foreign network never uses.
     """
 
     model: str
     tensors: State
     options: Mapping[str, Any] = field(default_factory=dict)
-    dead: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,10 @@ class Format:
 
     Args:
         name: as `resode import` takes it.
-        summary: whose, and which models, in a line.
-        translate: tensors to a `Translation`; an `InputError` where they are not of this format.
-        mean: of the images, channel by channel.
-        std: of the images, channel by channel.
+        summary: models and kind of network, in a line.
+        translate: tensors to a `Translation`; raises `InputError` for tensors of another format.
+        mean: of each channel of the images.
+        std: of each channel of the images.
     """
 
     name: str
@@ -53,10 +53,10 @@ class Format:
 
 
 def rename(state: State, rules: Mapping[str, str]) -> dict[str, Tensor]:
-    """Each tensor under its new name: the first pattern that matches a name whole gives it.
+    """Rename tensors by regular expressions; the first pattern that matches a whole name applies.
 
     Raises:
-        InputError: no pattern matches; the first such name is told.
+        InputError: no pattern matches a name.
     """
     return {_renamed(name, rules): tensor for name, tensor in state.items()}
 
@@ -66,9 +66,9 @@ def _renamed(name: str, rules: Mapping[str, str]) -> str:
         match = re.fullmatch(pattern, name)
         if match:
             return match.expand(replacement)
-    raise InputError(f"it knows no tensor '{name}'")
+    raise InputError(f"it has no tensor '{name}'")
 
 
 def count(state: State, pattern: str) -> int:
-    """How many different numbers the group of `pattern` has among the names of a state."""
+    """Count the different values of the group in `pattern` among the names of a state."""
     return len({match.group(1) for match in map(re.compile(pattern).match, state) if match})

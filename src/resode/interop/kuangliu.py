@@ -1,7 +1,7 @@
 """kuangliu: ResNet-18 ... 152 with a stem for small images and shortcut B.
 
 `{"net": ..., "acc": ..., "epoch": ...}` with `conv1, bn1, layer{1..4}.{i}.{conv1,bn1,conv2,bn2}`, in
-bottlenecks `conv3, bn3` too, `shortcut.{0,1}` where the shape changes, and `linear`.
+bottlenecks also `conv3, bn3`, `shortcut.{0,1}` where the shape changes, and `linear`.
 """
 
 from resode.errors import InputError
@@ -17,14 +17,14 @@ RULES = {
 
 
 def translate(state: State) -> Translation:
-    """Ours are the same tensors; the numbers of units and the kind of unit give the depth."""
+    """The tensors are the same; the numbers of units and the kind of unit give the depth."""
     tensors = rename(state, RULES)
     counts = tuple(count(state, rf"layer{stage}\.(\d+)\.") for stage in (1, 2, 3, 4))
     bottlenecks = any(".conv3." in name for name in state)
     for depth, (unit, _, units) in DEPTHS.items():
         if units == counts and (unit is BottleneckUnit) == bottlenecks:
             return Translation(f"cifar_resnet{depth}", tensors)
-    raise InputError(f"it knows no network with {counts} units a stage")
+    raise InputError(f"there is no network with {counts} units per stage")
 
 
 FORMAT = Format(

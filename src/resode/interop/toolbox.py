@@ -1,9 +1,9 @@
-"""Files of the DynamicBlocks toolbox: what their tensors tell, and what they do not.
+"""Files of the DynamicBlocks toolbox: tensors, and the options of the network they belong to.
 
-Widths, classes, channels, the kind of layer and the number of control nodes are in the shapes and names of
-the tensors. The scheme and the two time grids are not: the user gives them, or the metadata of a safetensors
-file whose tensors are called `state.*`. The toolbox keeps no normalisation either: where none is given, that
-of the CIFAR-10 training images is taken (mean and deviation of each channel over all pixels), and told.
+Widths, classes, channels, the kind of layer and the number of control nodes follow from shapes and names of
+the tensors. The scheme and the two time grids do not: the user gives them, or the metadata of a safetensors
+file whose tensors are called `state.*`. The toolbox stores no normalisation either: the default is that of
+the CIFAR-10 training images (mean and standard deviation of each channel), recorded as assumed.
 """
 
 import json
@@ -30,53 +30,53 @@ PREFIX = "state."
 
 
 def read_with_options(path: str | PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors of a file by the toolbox's names, and the options that it tells of itself.
+    """Read the tensors of a file by the toolbox's names, and the options in its metadata.
 
     Raises:
         InputError: the file is missing, or holds no tensors by name.
-        IntegrityError: it is corrupt or hostile; nothing in it is executed.
+        IntegrityError: the file is corrupt or hostile; nothing in it is executed.
     """
     if Path(path).suffix != ".safetensors":
         return read(path), {}
     try:
         with safe_open(path, framework="pt") as file:
-            told = {key: json.loads(text) for key, text in (file.metadata() or {}).items() if key in GIVEN}
+            stored = {k: json.loads(text) for k, text in (file.metadata() or {}).items() if k in GIVEN}
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except (SafetensorError, ValueError, OSError) as error:
-        raise IntegrityError(f"{path}: is no whole safetensors file ({error})") from None
+        raise IntegrityError(f"{path}: is not a complete safetensors file ({error})") from None
     own = {name.removeprefix(PREFIX): t for name, t in state.items() if name.startswith(PREFIX)}
-    return own or state, told
+    return own or state, stored
 
 
-def options_of(state: State, told: Mapping[str, Any], path: str | PathLike[str]) -> dict[str, Any]:
-    """The options of `from_dynamicblocks`: what the user or the file tells, and what the tensors do.
+def options_of(state: State, given: Mapping[str, Any], path: str | PathLike[str]) -> dict[str, Any]:
+    """The options of `from_dynamicblocks`, from those given and from the tensors.
 
     Raises:
-        InputError: what is missing or unknown, a line each; grids that the tensors do not fit.
+        InputError: missing or unknown options, all listed; grids that do not fit the tensors.
     """
     needed = ("open.conv.weight", "linear.weight")
     if any(name not in state for name in needed) or not count(state, r"dynamicBlocks\.(\d+)\."):
         raise InputError(f"{path}: is no network of DynamicBlocks (open.*, dynamicBlocks.*, linear.*)")
     examples = {"scheme": "rk4", "states": "[0,1,2,3,4]", "controls": "[0,1,2,3,4]"}
-    mistakes = [f"{path}: does not tell its {key}: add --set {key}={examples[key]}" for key in GIVEN
-                if key not in told]  # fmt: skip
+    mistakes = [f"{path}: does not store its {key}: add --set {key}={examples[key]}" for key in GIVEN
+                if key not in given]  # fmt: skip
     mistakes += [f"--set {key}: {MODEL} has no such option{nearest(key, OPTIONS)} ({', '.join(OPTIONS)})"
-                 for key in told if key not in OPTIONS]  # fmt: skip
-    scheme = told.get("scheme", "rk4")
+                 for key in given if key not in OPTIONS]  # fmt: skip
+    scheme = given.get("scheme", "rk4")
     if scheme not in SCHEMES:
         mistakes.append(f"--set scheme={scheme}: choose one of {', '.join(SCHEMES)}")
     if mistakes:
         raise InputError(*mistakes)
-    controls, states = TimeGrid.of(told["controls"]), TimeGrid.of(told["states"])
+    controls, states = TimeGrid.of(given["controls"]), TimeGrid.of(given["states"])
     nodes = count(state, r"dynamicBlocks\.0\.controlLayers\.(\d+)\.")
     if nodes != len(controls.nodes):
         raise InputError(f"{path}: has {nodes} control nodes a block, {controls} has {len(controls.nodes)}")
     double = any(".controlLayers." in name and ".conv1." in name for name in state)
     of_layers = [name for name in state if ".controlLayers." in name]
     blocks = range(count(state, r"dynamicBlocks\.(\d+)\."))
-    widths = [_inputs(state, block) for block in blocks]
+    widths = [_width(state, block) for block in blocks]
     classes, last = state["linear.weight"].shape
     return {
         "scheme": scheme,
@@ -91,7 +91,7 @@ def options_of(state: State, told: Mapping[str, Any], path: str | PathLike[str])
 
 
 def model_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options with which `resode.create("dynamicblocks", ...)` makes the network."""
+    """Options for `resode.create("dynamicblocks", ...)` that build the network, as plain data."""
     plain: dict[str, Any] = {
         **options,
         "scheme": SCHEMES[options["scheme"]],
@@ -100,35 +100,37 @@ def model_options(options: Mapping[str, Any]) -> dict[str, Any]:
         "keep_unused": True,
     }
     if plain["norm"] == "tv":
-        del plain["norm"]  # it is what the model has by itself
+        del plain["norm"]  # the default of the model
     return plain
 
 
 def normalisation(
-    told: Mapping[str, Any], channels: int
+    given: Mapping[str, Any], channels: int
 ) -> tuple[tuple[float, ...], tuple[float, ...], bool]:
     """Mean, standard deviation, and whether they are assumed.
 
     Raises:
-        InputError: one without the other, or images of other channels than CIFAR-10's without both.
+        InputError: one without the other, or neither for images that do not have three channels.
     """
-    if ("mean" in told) != ("std" in told):
-        raise InputError("--set mean and --set std: give both, a number for each channel, or none")
-    if "mean" in told:
+    if ("mean" in given) != ("std" in given):
+        raise InputError("--set mean and --set std: give both, one value per channel, or neither")
+    if "mean" in given:
         values = []
         for key in ("mean", "std"):
             try:
-                values.append(tuple(float(x) for x in told[key]))
+                values.append(tuple(float(x) for x in given[key]))
             except (TypeError, ValueError):
-                raise InputError(f"--set {key}={told[key]}: give a list, a number for each channel") from None
+                raise InputError(
+                    f"--set {key}={given[key]}: give a list with one value per channel"
+                ) from None
         return values[0], values[1], False
     if channels != len(MEAN):
         raise InputError(f"images of {channels} channels: add --set mean=[...] and --set std=[...]")
     return MEAN, STD, True
 
 
-def _inputs(state: State, block: int) -> int:
-    """The width of a block: the channels that its first layer takes."""
+def _width(state: State, block: int) -> int:
+    """The width of a block: the input channels of its first layer."""
     weight = next(
         tensor
         for name, tensor in state.items()

@@ -1,11 +1,11 @@
-"""Blocks of the published ResNets with a twist (liuyao12 2021), from their state_dict.
+"""Blocks of the published ResNets with a twist (liuyao12 2021) from their state_dict.
 
     conv1.weight, conv1x.weight, conv1y.weight, ..., bn1, bn2, (bn3,) shortcut.0.weight, shortcut.1
 
-The stored kernels are raw: the published forward pass projects `*x` first and makes `*y` from it, so that the
-stored `*y` are dead. In a basic block Wx is made odd and Wy = Wx^T flipped along the rows (tie saddle: strain
-without trace, although its text promises rotation and scaling). In a bottleneck Wx is made antisymmetric
-along each axis in turn, so that its first-order part is exactly zero (tie mixed).
+The stored kernels are raw: the published forward pass projects `*x` first and computes `*y` from it, so the
+stored `*y` are unused. In a basic block Wx is projected to odd kernels and Wy is Wx^T flipped along the rows
+(tie saddle: trace-free strain, although its text says rotation and scaling). In a bottleneck Wx is made
+antisymmetric along each axis in turn, so its first-order part is exactly zero (tie mixed).
 """
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from resode.errors import InputError, nearest
 from resode.interop.formats import State, rename
-from resode.models.plans import Shape
+from resode.models.layouts import UnitSpec
 from resode.models.twisting import twist
 from resode.models.units import ActivatedUnit, BottleneckUnit, shortcut_b
 from resode.operators.twist import TwistConv2d
@@ -30,10 +30,10 @@ RULES = {
 def from_twist_block(
     state_dict: State, *, block: str, stride: int, in_channels: int, channels: int
 ) -> nn.Module:
-    """One published block as a module with the same outputs, in evaluation mode, its dtype kept.
+    """One published block as a module with the same outputs and dtype, in evaluation mode.
 
-    (N, in_channels, H, W) -> (N, C, H / stride, W / stride) with C = channels of a basic block, 4 channels of
-    a bottleneck.
+    (N, in_channels, H, W) -> (N, C, H / stride, W / stride) with C = channels for a basic block, 4 channels
+    for a bottleneck.
 
     Args:
         state_dict: the block's tensors by name.
@@ -43,7 +43,7 @@ def from_twist_block(
         channels: of its 3x3 convolutions.
 
     Raises:
-        InputError: an unknown block, and tensors that are not those of this block.
+        InputError: an unknown block, or tensors that do not fit this block.
     """
     if block not in BLOCKS:
         raise InputError(f"unknown block '{block}'{nearest(block, BLOCKS)} (basic, bottleneck)")
@@ -51,7 +51,9 @@ def from_twist_block(
     module = twist(module, names, tie=tie, coordinates="published", form="separate")
     try:
         plain = rename({n: t for n, t in state_dict.items() if not _is_twist(n)}, RULES)
-        twists = {f"{name}.twist": _numbers(module.get_submodule(name), state_dict, name) for name in names}
+        twists = {
+            f"{name}.twist": _coefficients(module.get_submodule(name), state_dict, name) for name in names
+        }
         counters = {n: t for n, t in module.state_dict().items() if n.endswith(".num_batches_tracked")}
         fill(module, {**counters, **plain, **twists})
     except InputError as error:
@@ -60,24 +62,24 @@ def from_twist_block(
 
 
 def _block(block: str, stride: int, inputs: int, channels: int) -> tuple[nn.Module, list[str], str]:
-    """The plain block, which convolutions are twisted, and how."""
+    """The plain block, the names of its twisted convolutions, and their tie."""
     if block == "basic":
-        shape = Shape(inputs, channels, channels, (stride, 1))
-        return ActivatedUnit(shape, shortcut_b), ["conv1", "conv2"], "saddle"
-    shape = Shape(inputs, channels, 4 * channels, (1, stride))
-    return BottleneckUnit(shape, shortcut_b), ["conv2"], "mixed"
+        spec = UnitSpec(inputs, channels, channels, (stride, 1))
+        return ActivatedUnit(spec, shortcut_b), ["conv1", "conv2"], "saddle"
+    spec = UnitSpec(inputs, channels, 4 * channels, (1, stride))
+    return BottleneckUnit(spec, shortcut_b), ["conv2"], "mixed"
 
 
 def _is_twist(name: str) -> bool:
     return name.endswith(("x.weight", "y.weight")) and name.startswith("conv")
 
 
-def _numbers(layer: nn.Module, state: State, name: str) -> Tensor:
-    """The numbers that the tie leaves free: the projection of a raw Wx, each the mean of its entries."""
+def _coefficients(layer: nn.Module, state: State, name: str) -> Tensor:
+    """The free coefficients of the tie: the projection of a raw Wx, each the mean of its entries."""
     assert isinstance(layer, TwistConv2d)
     raw = state.get(f"{name}x.weight")
     if raw is None or raw.shape != layer.weight.shape:
-        found = "is missing" if raw is None else f"has the shape {tuple(raw.shape)}"
-        raise InputError(f"{name}x.weight {found}; {tuple(layer.weight.shape)} is needed")
-    of_wx = layer.basis[:, 0].to(raw.dtype)  # (numbers, rows, columns)
+        problem = "is missing" if raw is None else f"has the shape {tuple(raw.shape)}"
+        raise InputError(f"{name}x.weight {problem}; {tuple(layer.weight.shape)} is needed")
+    of_wx = layer.basis[:, 0].to(raw.dtype)  # (coefficients, rows, columns)
     return torch.einsum("oihw,nhw->oin", raw, of_wx) / of_wx.square().sum((1, 2))

@@ -1,7 +1,7 @@
 """Models by name: what `resode list models` shows and `resode.create` builds.
 
-The name of a model is its family and its depth. The two families of He et al. hold every depth 6n + 2, not
-only the depths that are listed.
+The name of a model is its family and its depth. The families of He et al. accept every depth 6n + 2, not only
+the listed ones.
 """
 
 import json
@@ -22,26 +22,28 @@ from resode.models.twisting import Where, chosen_convolutions
 from resode.models.twisting import twist as twisted_copy
 from resode.registry import Entry, Registry
 
-__all__ = ["DynamicNet", "Regridding", "create", "created_as", "models", "regrid", "twist"]
+__all__ = ["DynamicNet", "Regridding", "create", "models", "name_and_options", "regrid", "twist"]
 
 models: Registry[nn.Module] = Registry("model", "models")
 
 CIFAR = (3, 32, 32)
-_CREATED_AS = "_created_as"  # a plain attribute: it rides along in copies, not in the state_dict
+_CREATED_AS = "_created_as"  # a plain attribute: copied by deepcopy, absent from the state_dict
 HE_DEPTHS = (20, 32, 44, 56, 110, 1202)
 
 
 def create(name: str, *, classes: int = 10, in_channels: int | None = None, **options: Any) -> nn.Module:
     """Build a model by its name.
 
+        create("he_resnet20", classes=100, shortcut="B")
+
     Args:
         name: a registered name (`resode list models`) or any `he_resnet{6n+2}`, `he_preact_resnet{6n+2}`.
         classes: the number of logits.
-        in_channels: the number of channels of an image; the model's usual number where left out.
-        options: what else the model takes (`resode.models.he.he_resnet` and others say what).
+        in_channels: the channels of an image (default: the model's own, 3 for most).
+        options: further options of the model, documented at its function (`resode.models.he.he_resnet`, ...).
 
     Raises:
-        InputError: an unknown name or option, or an impossible value.
+        InputError: an unknown name or option, or an invalid value.
     """
     options["classes"] = classes
     if in_channels is not None:
@@ -49,53 +51,53 @@ def create(name: str, *, classes: int = 10, in_channels: int | None = None, **op
     module = models.build(name, **options)
     if not isinstance(module, DynamicNet) and isinstance(options.get("gradient"), Gradient):
         options["gradient"] = gradients.describe(options["gradient"])
-    if not isinstance(module, DynamicNet) or _is_plain(options):
+    if not isinstance(module, DynamicNet) or _is_json(options):
         setattr(module, _CREATED_AS, (name, options))
     return module
 
 
-def created_as(module: nn.Module) -> tuple[str, dict[str, Any]] | None:
-    """The name and options from which `create` makes a module like this one; None where there are none.
+def name_and_options(module: nn.Module) -> tuple[str, dict[str, Any]] | None:
+    """Name and options from which `create` builds a module like this one; None if there are none.
 
-    They are those that it (or what it is a copy of) was created with. A network of dynamic blocks that was
-    composed in Python, or created with objects for options (a `TimeGrid`, say), is a `dynamic` with its own
-    stages; with a field or an integrator that is not registered, it has no name.
+    These are the arguments with which it (or the module it is a copy of) was created. A network of dynamic
+    blocks that was composed in Python, or created with objects as options (such as a `TimeGrid`), is a
+    `dynamic` with its own stages; it has no name if a field or an integrator is not registered.
     """
-    made: tuple[str, dict[str, Any]] | None = getattr(module, _CREATED_AS, None)
-    if made is None and isinstance(module, DynamicNet):
+    created: tuple[str, dict[str, Any]] | None = getattr(module, _CREATED_AS, None)
+    if created is None and isinstance(module, DynamicNet):
         try:
             return "dynamic", module.options()
         except InputError:
             return None
-    return made
+    return created
 
 
 def twist(model: nn.Module, where: Where = None, **options: Any) -> nn.Module:
-    """A copy of any network with its convolutions twisted: K u -> K u + X (Wx u) + Y (Wy u), W zero at first.
+    """Copy a network and twist its convolutions: K u -> K u + X (Wx u) + Y (Wy u), Wx = Wy = 0 at first.
 
-    What `create` made can, twisted, be saved and created again.
+    A twisted copy of a model from `create` can be saved and rebuilt from its file.
 
     Args:
-        model: any network; it stays as it is.
-        where: which convolutions: stages, names, patterns or a function; every 3x3 one where left out.
-        options: tie, degree, coordinates and form.
+        model: any network; unchanged.
+        where: which convolutions: stages, names, patterns or a function (default: all 3x3 ones).
+        options: tie, degree, coordinates and form, as for `resode.models.twisting.twist`.
 
     Raises:
-        InputError: as of `resode.models.twisting.twist`, which says more.
+        InputError: nothing to twist, an unknown stage or name, an invalid option.
     """
-    made = twisted_copy(model, where, **options)
-    plain = created_as(model)
-    if plain is not None:
-        name, of_plain = plain
+    new = twisted_copy(model, where, **options)
+    created = name_and_options(model)
+    if created is not None:
+        name, of_plain = created
         of: dict[str, Any] = {"name": name, **of_plain}
         outer = {key: of.pop(key) for key in ("classes", "in_channels") if key in of}
         described: dict[str, Any] = {"of": of, "where": chosen_convolutions(model, where)}
-        setattr(made, _CREATED_AS, ("twisted", described | options | outer))
-    return made
+        setattr(new, _CREATED_AS, ("twisted", described | options | outer))
+    return new
 
 
-def _is_plain(options: Mapping[str, Any]) -> bool:
-    """Whether a file can hold the options: JSON can."""
+def _is_json(options: Mapping[str, Any]) -> bool:
+    """Whether JSON can hold the options, so that a file can."""
     try:
         json.dumps(options, allow_nan=False)
     except (TypeError, ValueError):
@@ -104,9 +106,11 @@ def _is_plain(options: Mapping[str, Any]) -> bool:
 
 
 def _family(prefix: str, factory: Callable[..., nn.Module], summary: str) -> None:
+    """Register the listed depths of a family, and the family for any other depth 6n + 2."""
+
     def entry(name: str) -> Entry[nn.Module]:
         depth = int(name.removeprefix(prefix))
-        units_per_stage(depth)  # refuses an impossible depth before anything is built
+        units_per_stage(depth)  # raises on an invalid depth before anything is built
         return Entry(name, partial(factory, depth), summary.format(depth=depth), CIFAR)
 
     for depth in HE_DEPTHS:
@@ -128,7 +132,7 @@ for _depth in PREACTIVATED:
         summary=f"ResNet-{_depth}, pre-activated, for small images",
         shape=CIFAR,
     )(partial(cifar_preact_resnet, _depth))
-models.register("dynamic", summary="any network of dynamic blocks, its stages written out", shape=CIFAR)(
+models.register("dynamic", summary="any network of dynamic blocks, with its stages written out", shape=CIFAR)(
     dynamic
 )
 models.register(
@@ -149,7 +153,7 @@ models.register("neural_ode", summary="Chen et al. 2018: an adaptive solver", sh
 )
 
 
-@models.register("twisted", summary="any of these, its convolutions twisted", shape=CIFAR)
+@models.register("twisted", summary="any of these models with twisted convolutions", shape=CIFAR)
 def twisted(
     *,
     of: str | Mapping[str, Any],
@@ -165,13 +169,16 @@ def twisted(
 
     Args:
         of: the name of a model, or a mapping with its name and options.
-        where: which convolutions: stages, names or patterns of names; every 3x3 one where left out.
+        where: which convolutions: stages, names or patterns of names (default: all 3x3 ones).
         tie: free, odd, conformal, saddle or mixed.
         degree: of the polynomials.
         coordinates: centred, per-axis or published.
-        form: how it is computed.
+        form: how it is computed (`resode.operators.twist.TwistConv2d`).
         classes: the number of logits.
-        in_channels: the number of channels of an image.
+        in_channels: the channels of an image (default: the model's own).
+
+    Raises:
+        InputError: an unknown model or option, or nothing to twist.
     """
     options: dict[str, Any] = dict(of) if isinstance(of, Mapping) else {"name": of}
     if not isinstance(options.get("name"), str):
@@ -181,7 +188,7 @@ def twisted(
 
 
 def _by_integrator(prefix: str, integrator: str, summary: str) -> None:
-    """A family of pre-activation ResNets whose sums are steps of an integrator."""
+    """Register a family of pre-activation ResNets whose units are steps of an integrator."""
 
     def entry(name: str) -> Entry[nn.Module]:
         depth = int(name.removeprefix(prefix))
@@ -190,8 +197,8 @@ def _by_integrator(prefix: str, integrator: str, summary: str) -> None:
         return Entry(name, factory, summary.format(depth=depth), CIFAR)
 
     for depth in (20, 32, 44, 56):
-        found = entry(f"{prefix}{depth}")
-        models.register(found.name, summary=found.summary, shape=CIFAR)(found.factory)
+        listed = entry(f"{prefix}{depth}")
+        models.register(listed.name, summary=listed.summary, shape=CIFAR)(listed.factory)
     models.register_family(prefix + r"\d{1,5}", entry)
 
 

@@ -1,7 +1,7 @@
-"""Memory budgets: gradient methods for a network, so that a training step stays within a number of bytes.
+"""Memory budgets: gradient methods for a network that keep a training step within a number of bytes.
 
-In order of the time that they take: everything stored; as few segments as can be done again once; reversible
-where the scheme allows it; segments in segments, of which some are done again twice.
+From the fastest to the smallest: everything stored; as few segments as possible recomputed once; reversible
+where the scheme allows it; segments within segments, some of them recomputed twice.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,70 +19,73 @@ from resode.integrators import FixedStep
 from resode.memory import Profile, Section, Shape, StepBytes
 from resode.models.residual import ResidualNetwork
 
-Differentiated = ResidualNetwork | DynamicBlock
+ChainOwner = ResidualNetwork | DynamicBlock
 
 
-def differentiated(module: nn.Module) -> tuple[Differentiated, ...]:
-    """The parts of a network that have a gradient method, in order; an adaptive solver is none."""
+def chain_owners(module: nn.Module) -> tuple[ChainOwner, ...]:
+    """The modules of a network that have a gradient method for a chain of steps, in order.
+
+    These are dynamic blocks with fixed steps, or a classical ResNet as a whole.
+    """
     return tuple(
-        part
-        for part in module.modules()
-        if isinstance(part, ResidualNetwork)
-        or (isinstance(part, DynamicBlock) and isinstance(part.stage.integrator, FixedStep))
+        child
+        for child in module.modules()
+        if isinstance(child, ResidualNetwork)
+        or (isinstance(child, DynamicBlock) and isinstance(child.stage.integrator, FixedStep))
     )
 
 
-def method_of(part: Differentiated) -> Gradient:
-    """The gradient method of a part."""
-    return part.gradient if isinstance(part, ResidualNetwork) else part.stage.gradient
+def gradient_of(owner: ChainOwner) -> Gradient:
+    """The gradient method of a block or a ResNet."""
+    return owner.gradient if isinstance(owner, ResidualNetwork) else owner.stage.gradient
 
 
 def set_gradients(module: nn.Module, methods: Sequence[object]) -> None:
-    """Give every part of a network that has a gradient method another one (objects, names or mappings).
+    """Set the gradient methods of a network, one for each of `chain_owners` (objects, names or mappings).
 
     Raises:
-        InputError: another number of parts, or what a part cannot run.
+        InputError: the wrong number of methods, or one that a block does not support.
     """
-    parts = differentiated(module)
-    if len(parts) != len(methods):
+    owners = chain_owners(module)
+    if len(owners) != len(methods):
         raise InputError(
-            f"gradients: {len(methods)} methods for a network of {len(parts)} parts (blocks, or one ResNet): "
-            "leave gradients out, or give one a part"
+            f"gradients: {len(methods)} methods given, the network takes {len(owners)} (one for each dynamic "
+            "block, one for a ResNet): give as many, or omit gradients"
         )
-    for part, method in zip(parts, methods, strict=True):
-        part.set_gradient(method)
+    for owner, method in zip(owners, methods, strict=True):
+        owner.set_gradient(method)
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Gradient methods of all parts, and what they cost.
+    """Gradient methods for all chains of a network, and their cost.
 
     Args:
-        name: of the method.
-        methods: one a part, in order.
-        activation_bytes: the peak of activations in a training step.
-        again: evaluations of steps beyond those of one forward pass, in such passes.
+        name: kind of the choice, such as "checkpointed, two levels".
+        methods: one for each of `chain_owners`.
+        activation_bytes: peak of the activations in a training step.
+        recomputed: steps that the backward pass recomputes, in forward passes.
     """
 
     name: str
     methods: tuple[Gradient, ...]
     activation_bytes: int
-    again: float
+    recomputed: float
 
 
 class Budget:
-    """The choices that there are for one network, image and batch size.
+    """The choices of gradient methods for one network, image shape and batch size.
 
     Args:
-        module: any network; its numbers are not touched, and its methods are as before in the end.
+        module: any network; its weights and gradient methods are unchanged.
         shape: (C, H, W) of one image.
         batch: the batch size.
-        dtype: bfloat16 or float16 for a forward pass under autocast; left out, the module's own.
+        dtype: bfloat16 or float16 for a forward pass under autocast (default: the module's own).
     """
 
     def __init__(self, module: nn.Module, shape: Shape, batch: int, dtype: torch.dtype | None = None) -> None:
-        self.module, self.parts, self.step = module, differentiated(module), (shape, batch, dtype)
-        self.own = tuple(map(method_of, self.parts))
+        self.module, self.owners, self.step = module, chain_owners(module), (shape, batch, dtype)
+        self.own = tuple(map(gradient_of, self.owners))
 
         def profiled(methods: Sequence[Gradient]) -> Profile:
             set_gradients(module, methods)
@@ -93,89 +96,89 @@ class Budget:
 
         free = [method if isinstance(method, Adjoint) else Stored() for method in self.own]
         self.stored = profiled(free)
-        owners = [id(getattr(part.chain, "owner", None)) for part in self.stored.chains]
-        if owners != list(map(id, self.parts)):  # a block that is used twice, or out of order: left as it is
+        owners = [id(getattr(section.chain, "owner", None)) for section in self.stored.chains]
+        if owners != list(map(id, self.owners)):  # a block is used twice or out of order: keep its method
             self.stored, self.reversible = profiled(self.own), None
-            self.parts = ()
+            self.owners = ()
             return
-        undone = [self._undone(part, method) for part, method in zip(self.parts, free, strict=True)]
-        self.reversible = profiled(undone) if undone != free else None
+        inverted = [self._reversible(owner, method) for owner, method in zip(self.owners, free, strict=True)]
+        self.reversible = profiled(inverted) if inverted != free else None
 
     @staticmethod
-    def _undone(part: Differentiated, method: Gradient) -> Gradient:
-        """Reversible where the scheme is, in float32; as it was elsewhere."""
-        if isinstance(part, ResidualNetwork) or isinstance(method, Adjoint):
+    def _reversible(owner: ChainOwner, method: Gradient) -> Gradient:
+        """`Reversible` if the scheme can be inverted in float32, else the given method."""
+        if isinstance(owner, ResidualNetwork) or isinstance(method, Adjoint):
             return method
         try:
-            Reversible().check(part.stage.integrator, part.stage.states)
-            Reversible().check_rounding(part.stage.integrator, part.stage.states, torch.float32)
+            Reversible().check(owner.stage.integrator, owner.stage.states)
+            Reversible().check_rounding(owner.stage.integrator, owner.stage.states, torch.float32)
         except InputError:
             return method
         return Reversible()
 
-    def present(self) -> int:
-        """The peak of activations with the methods that the network has."""
+    def current_bytes(self) -> int:
+        """The peak of the activations with the network's own gradient methods."""
         return memory.profile(self.module, *self.step).peak()
 
-    def fit(self, room: int, undo: bool = True) -> Choice | None:
-        """The fastest choice whose activations take at most so many bytes.
+    def fastest(self, room: int, *, allow_reversible: bool = True) -> Choice | None:
+        """The fastest choice whose activations take at most `room` bytes; None if there is none.
 
         Args:
             room: the bytes.
-            undo: whether reversible schemes may be undone.
+            allow_reversible: whether reversible gradients may be chosen.
         """
-        for name, profile, levels in self._kinds(undo):
+        for name, profile, levels in self._kinds(allow_reversible):
             items = list(_items(profile.sections))
             for bytes_ in (room, schedules.minimum_bytes(items, levels)):
-                found = schedules.fit(items, bytes_, levels)
-                choice = None if found is None else self._choice(name, profile, found)
+                chosen = schedules.fit(items, bytes_, levels)
+                choice = None if chosen is None else self._choice(name, profile, chosen)
                 if choice is not None and choice.activation_bytes <= room:
                     return choice
         return None
 
-    def smallest(self, undo: bool = True) -> list[Choice]:
-        """The choice of the fewest bytes of each kind."""
+    def smallest_by_kind(self, *, allow_reversible: bool = True) -> list[Choice]:
+        """For each kind (stored, checkpointed, ...) the choice with the fewest bytes, fastest kind first."""
         choices = []
-        for name, profile, levels in self._kinds(undo):
+        for name, profile, levels in self._kinds(allow_reversible):
             items = list(_items(profile.sections))
-            found = schedules.fit(items, schedules.minimum_bytes(items, levels), levels)
-            assert found is not None
-            choices.append(self._choice(name, profile, found))
+            chosen = schedules.fit(items, schedules.minimum_bytes(items, levels), levels)
+            assert chosen is not None
+            choices.append(self._choice(name, profile, chosen))
         return choices
 
-    def _kinds(self, undo: bool) -> Iterator[tuple[str, Profile, int]]:
-        """Name, profile and levels of what can be chosen, the fastest first."""
-        reversible = self.reversible if undo else None
-        yield ("stored" if self.parts or not self.own else "as it is"), self.stored, 0
-        if self.parts:
+    def _kinds(self, allow_reversible: bool) -> Iterator[tuple[str, Profile, int]]:
+        """Name, profile and levels of recomputation of each kind, the fastest first."""
+        reversible = self.reversible if allow_reversible else None
+        yield ("stored" if self.owners or not self.own else "as it is"), self.stored, 0
+        if self.owners:
             yield "checkpointed", self.stored, 1
         if reversible is not None:
             yield "reversible", reversible, 1
-        if self.parts:
+        if self.owners:
             yield "checkpointed, two levels", self.stored, 2
         if reversible is not None and any(isinstance(p.method, Stored) for p in reversible.chains):
             yield "reversible, two levels", reversible, 2
 
-    def _choice(self, name: str, profile: Profile, found: Sequence[schedules.Schedule]) -> Choice:
-        if not self.parts:
+    def _choice(self, name: str, profile: Profile, chosen: Sequence[schedules.Schedule]) -> Choice:
+        if not self.owners:
             return Choice(name, self.own, profile.peak(), 0.0)
-        planned, again, steps = iter(found), 0, 0
+        planned, recomputed, steps = iter(chosen), 0, 0
         methods: list[Gradient] = []
-        for part in profile.chains:
-            steps += len(part.steps)
-            if not isinstance(part.method, Stored):
-                assert isinstance(part.method, Gradient)
-                again += len(part.steps)
-                methods.append(part.method)
+        for chain in profile.chains:
+            steps += len(chain.steps)
+            if not isinstance(chain.method, Stored):
+                assert isinstance(chain.method, Gradient)
+                recomputed += len(chain.steps)
+                methods.append(chain.method)
                 continue
             plan = next(planned)
-            again += schedules.recomputed_steps(plan)
+            recomputed += schedules.recomputed_steps(plan)
             methods.append(Checkpointed(plan=plan) if len(plan) > 1 else Stored())
-        return Choice(name, tuple(methods), profile.peak(methods), again / max(steps, 1))
+        return Choice(name, tuple(methods), profile.peak(methods), recomputed / max(steps, 1))
 
 
 def _items(sections: Sequence[Section]) -> Iterator[Item]:
-    """The steps that can be recomputed, and what cannot."""
+    """The steps that can be recomputed, and the sections that cannot."""
     for number, section in enumerate(sections):
         if isinstance(section.method, Stored):
             yield from (Item(step, number) for step in section.steps)

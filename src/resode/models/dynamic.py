@@ -2,7 +2,7 @@
 
     x -> stem -> [y' = f(theta(t), y) on stage 1] -> connector -> [stage 2] -> ... -> (connector) -> head
 
-Every stage has a field, an integrator, grids and a gradient method of its own.
+Every stage has its own field, integrator, grids and gradient method.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from resode import cost
 from resode.blocks import DynamicBlock
 from resode.errors import InputError
-from resode.models.plans import refuse_sizes
+from resode.models.layouts import size_mistakes
 from resode.models.transitions import Connector, Head, Identity, Stem, UnitConnector, connectors, to_data
 from resode.registry import Entry
 from resode.stages import Stage
@@ -31,16 +31,16 @@ class DynamicNet(nn.Module):
         net = DynamicNet(stem=3, stages=stages, classes=10)
 
     Args:
-        stages: what each block integrates.
+        stages: the specification of each block.
         stem: a `Stem`, or the number of channels of an image.
-        connector: what joins two stages (and, with `last`, what follows the last); one for all, or a list.
-        last: the width behind the last stage, reached by a connector without pooling; left out, the last
-            stage is followed by the head.
+        connector: between two stages (and, with `last`, after the last one); one for all, or a list.
+        last: the width after the last stage, reached by a connector without pooling (default: the head
+            follows the last stage directly).
         head: a `Head`.
         classes: the number of logits.
 
     Raises:
-        InputError: what cannot be, or does not fit together; says which stage.
+        InputError: invalid options, or stages that do not fit together; the message names the stage.
     """
 
     def __init__(
@@ -56,9 +56,9 @@ class DynamicNet(nn.Module):
         super().__init__()
         self.stem_specification = stem if isinstance(stem, Stem) else Stem(stem)
         self.head_specification, self.last = head, last
-        numbers = {} if last is None else {"last": last}
+        last_width = {} if last is None else {"last": last}
         in_channels = self.stem_specification.in_channels
-        mistakes = refuse_sizes([1], 1, classes=classes, in_channels=in_channels, **numbers)
+        mistakes = size_mistakes([1], 1, classes=classes, in_channels=in_channels, **last_width)
         if not stages:
             mistakes.append("a dynamic network needs at least one stage")
         mistakes += [
@@ -77,8 +77,8 @@ class DynamicNet(nn.Module):
         )
         if len(self.connector_specifications) != between:
             raise InputError(
-                f"{len(self.connector_specifications)} connectors for the {between} places between "
-                f"{len(widths)} widths"
+                f"{len(self.connector_specifications)} connectors for {len(widths)} widths: give {between}, "
+                "or one for all"
             )
         self.stem = self.stem_specification.build(widths[0])
         self.stages = nn.ModuleList(_each(stages, DynamicBlock))
@@ -107,9 +107,9 @@ class DynamicNet(nn.Module):
             yield block
 
     def trajectory(self, x: Tensor) -> tuple[tuple[float, ...], tuple[Tensor, ...]]:
-        """Times and states along the whole network, block after block, on one clock.
+        """Times and states of all blocks in sequence, times continuing from block to block.
 
-        A block's first state is its input, at the time at which the block before it ended.
+        The first state of a block is its input, at the end time of the block before it.
         """
         y, clock = self.stem(x), 0.0
         times: list[float] = []
@@ -130,12 +130,12 @@ class DynamicNet(nn.Module):
         stem: Stem | None = None,
         connector: Sequence[AnyConnector] | None = None,
     ) -> "DynamicNet":
-        """A new network with initial parameters, with other stages and everything else the same.
+        """A new network with other stages and initial weights; everything else is the same.
 
         Args:
-            stages: what each block integrates.
-            stem: another one, where it is given.
-            connector: others, where they are given.
+            stages: the specification of each block.
+            stem: the new stem (default: as before).
+            connector: the new connectors (default: as before).
         """
         return DynamicNet(
             stages,
@@ -146,20 +146,20 @@ class DynamicNet(nn.Module):
             classes=self.classes,
         )
 
-    # ------------------------------------------------------------ what it says of itself
+    # ------------------------------------------------------------ description
 
     def options(self) -> dict[str, Any]:
-        """The options with which `resode.create("dynamic", ...)` makes the same network, as plain data."""
+        """Options for `resode.create("dynamic", ...)` that build the same network, as plain data."""
         first = self.connector_specifications[:1]
-        alike = all(c == first[0] for c in self.connector_specifications)
+        all_equal = all(c == first[0] for c in self.connector_specifications)
         data: dict[str, Any] = {"stages": [block.stage.to_data() for block in self.blocks()]}
         stem = to_data(self.stem_specification)
         in_channels = stem.pop("in_channels", 3)
         if stem:
             data["stem"] = stem
-        if (first and first != (Connector(),)) or not alike:
+        if (first and first != (Connector(),)) or not all_equal:
             described = [connectors.describe(c) for c in self.connector_specifications]
-            data["connector"] = described[0] if alike else described
+            data["connector"] = described[0] if all_equal else described
         if self.last is not None:
             data["last"] = self.last
         if to_data(self.head_specification):
@@ -174,26 +174,25 @@ class DynamicNet(nn.Module):
         return sizes
 
     def warnings(self, height: int = 32, width: int = 32) -> list[str]:
-        """What a user should know before training on images of this size, a line each."""
+        """What to know before training on images of this size, one line each."""
         lines = []
         for number, (block, size) in enumerate(zip(self.blocks(), self._sizes(height, width), strict=True)):
-            said = block.warnings(*size)
-            lines += [f"stage {number + 1}: {line}" for line in said]
+            lines += [f"stage {number + 1}: {line}" for line in block.warnings(*size)]
         return lines
 
     def explain(self, shape: tuple[int, int, int] | None = None, batch: int = 1) -> str:
         """Equation, scheme, grids, evaluations, parameters, multiply-adds and memory of each block.
 
         Args:
-            shape: (C, H, W) of an image; 32x32 where left out.
-            batch: the batch size that the memory of a training step is for.
+            shape: (C, H, W) of an image (default: 32x32).
+            batch: the batch size for the memory of a training step.
         """
         channels, height, width = shape or (self.stem_specification.in_channels, 32, 32)
-        head = (
+        title = (
             f"DynamicNet, {cost.parameters(self):,} parameters, images {channels}x{height}x{width} to "
             f"{self.classes} classes"
         )
-        lines = [head]
+        lines = [title]
         for number, (block, size) in enumerate(zip(self.blocks(), self._sizes(height, width), strict=True)):
             lines.append(f"  stage {number + 1}")
             lines += [f"    {label:<14} {text}" for label, text in block.explain(*size, batch)]
@@ -204,16 +203,16 @@ class DynamicNet(nn.Module):
 
 
 def _each(values: Sequence[Any], make: Callable[[Any], T]) -> list[T]:
-    """What is made of each stage; the mistakes of all stages at once, a line each."""
-    made, mistakes = [], []
+    """Apply `make` to each stage; an `InputError` lists the mistakes of all stages."""
+    results, mistakes = [], []
     for number, value in enumerate(values):
         try:
-            made.append(make(value))
+            results.append(make(value))
         except InputError as error:
             mistakes += [f"stage {number + 1}: {message}" for message in error.messages]
     if mistakes:
         raise InputError(*mistakes)
-    return made
+    return results
 
 
 def dynamic(
@@ -226,10 +225,10 @@ def dynamic(
     classes: int = 10,
     in_channels: int = 3,
 ) -> DynamicNet:
-    """A network of dynamic blocks from plain data (YAML); see `DynamicNet`, whose arguments these are.
+    """A network of dynamic blocks from plain data (YAML); arguments as for `DynamicNet`.
 
     Raises:
-        InputError: every stage with a mistake, a line each.
+        InputError: invalid options; lists the mistakes of all stages.
     """
     if not isinstance(stages, Sequence) or isinstance(stages, str):
         raise InputError(f"stages is a list of mappings, one for each stage, not {stages!r}")
@@ -247,15 +246,15 @@ def dynamic(
 
 def _connector(value: Any) -> AnyConnector:
     """A connector from its specification or plain data."""
-    made = connectors.of(value)
-    if not isinstance(made, AnyConnector):
+    connector = connectors.of(value)
+    if not isinstance(connector, AnyConnector):
         known = ", ".join(connectors.names())
         raise InputError(f"a connector is a name or a mapping with a name ({known}), not {value!r}")
-    return made
+    return connector
 
 
 def _from_data(kind: Any, data: Mapping[str, Any], what: str) -> Any:
-    """A specification from plain data; unknown and missing keys are told with the nearest names."""
+    """A specification from plain data; an `InputError` lists unknown and missing keys."""
     if not isinstance(data, Mapping):
         raise InputError(f"a {what} is a mapping, not {data!r}")
     mistakes: list[str] = []

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resode.errors import InputError
-from resode.models.plans import Plan, Planner, refuse_sizes, stride_first, stride_last
+from resode.models.layouts import Layout, LayoutRule, size_mistakes, stride_first, stride_last
 from resode.models.residual import ResidualNetwork
 from resode.models.units import (
     BasicUnit,
@@ -32,19 +32,21 @@ class HeResNet(ResidualNetwork):
     """Images (N, in_channels, H, W) to logits (N, classes); H and W from 4 on, 32 in the paper.
 
     Args:
-        plan: the shapes of the units of the three stages.
-        shortcut: what makes a unit's shortcut.
+        layout: channels and strides of the units of the three stages.
+        shortcut: builds the shortcut of a unit.
         classes: the number of logits.
-        in_channels: the number of channels of an image.
+        in_channels: the channels of an image.
     """
 
-    def __init__(self, plan: Plan, shortcut: Shortcut, *, classes: int = 10, in_channels: int = 3) -> None:
+    def __init__(
+        self, layout: Layout, shortcut: Shortcut, *, classes: int = 10, in_channels: int = 3
+    ) -> None:
         super().__init__()
-        width = plan[0][0].inputs
+        width = layout[0][0].inputs
         self.conv1 = Convolution(in_channels, width)
         self.bn1 = nn.BatchNorm2d(width)
-        self.layer1, self.layer2, self.layer3 = (stage(BasicUnit, shapes, shortcut) for shapes in plan)
-        self.fc = nn.Linear(plan[-1][-1].outputs, classes)
+        self.layer1, self.layer2, self.layer3 = (stage(BasicUnit, specs, shortcut) for specs in layout)
+        self.fc = nn.Linear(layout[-1][-1].outputs, classes)
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.bn1(self.conv1(x)))  # (N, 16, H, W)
@@ -56,12 +58,14 @@ class HeResNet(ResidualNetwork):
 class HePreactResNet(ResidualNetwork):
     """The pre-activation network; arguments and shapes as in `HeResNet`."""
 
-    def __init__(self, plan: Plan, shortcut: Shortcut, *, classes: int = 10, in_channels: int = 3) -> None:
+    def __init__(
+        self, layout: Layout, shortcut: Shortcut, *, classes: int = 10, in_channels: int = 3
+    ) -> None:
         super().__init__()
-        width = plan[-1][-1].outputs
-        self.conv1 = Convolution(in_channels, plan[0][0].inputs)
+        width = layout[-1][-1].outputs
+        self.conv1 = Convolution(in_channels, layout[0][0].inputs)
         self.layer1, self.layer2, self.layer3 = (
-            stage(PreactivationUnit, shapes, shortcut) for shapes in plan
+            stage(PreactivationUnit, specs, shortcut) for specs in layout
         )
         self.bn = nn.BatchNorm2d(width)
         self.fc = nn.Linear(width, classes)
@@ -74,11 +78,11 @@ class HePreactResNet(ResidualNetwork):
 
 
 SHORTCUTS: dict[str, Shortcut] = {"A": shortcut_a, "B": shortcut_b}
-STRIDES: dict[str, Planner] = {"first": stride_first, "last": stride_last}
+STRIDES: dict[str, LayoutRule] = {"first": stride_first, "last": stride_last}
 
 
 def units_per_stage(depth: int) -> int:
-    """The number n of units of a stage in a network of depth 6n + 2."""
+    """The number n of units per stage in a network of depth 6n + 2."""
     n, rest = divmod(depth - 2, 6)
     if n < 1:
         raise InputError(f"a ResNet of depth {depth}: the depth is 6n + 2; the smallest is 8")
@@ -89,16 +93,16 @@ def units_per_stage(depth: int) -> int:
     return n
 
 
-def _plan(depth: int, shortcut: str, stride: str, widths: Sequence[int], **numbers: int) -> Plan:
-    """The plan of a network; one `InputError` with a line for each option that cannot be."""
+def _layout(depth: int, shortcut: str, stride: str, widths: Sequence[int], **sizes: int) -> Layout:
+    """The layout of a network; an `InputError` lists all invalid options."""
     n = units_per_stage(depth)
-    mistakes = refuse_sizes(widths, 3, **numbers)
+    mistakes = size_mistakes(widths, 3, **sizes)
     if not mistakes and shortcut == "A" and list(widths) != sorted(widths):
-        mistakes.append(f"widths {list(widths)}: shortcut A cannot drop channels; take shortcut B")
+        mistakes.append(f"widths {list(widths)}: shortcut A cannot drop channels; use shortcut B")
     if shortcut not in SHORTCUTS:
-        mistakes.append(f"unknown shortcut '{shortcut}'; it is A (subsample and pad) or B (1x1 convolution)")
+        mistakes.append(f"unknown shortcut '{shortcut}': use A (subsample and pad) or B (1x1 convolution)")
     if stride not in STRIDES:
-        mistakes.append(f"unknown stride '{stride}'; it is first or last (the unit of a stage that strides)")
+        mistakes.append(f"unknown stride '{stride}': use first or last (the unit of a stage that strides)")
     if mistakes:
         raise InputError(*mistakes)
     return STRIDES[stride](widths, (n, n, n))
@@ -120,18 +124,18 @@ def he_resnet(
     Args:
         depth: the number of layers with weights.
         classes: the number of logits.
-        in_channels: the number of channels of an image.
+        in_channels: the channels of an image.
         shortcut: A pads with zeros and has no parameters (the paper's choice); B is a 1x1 convolution.
-        stride: what strides and widens: the first unit of a stage (the paper), or the last of that before.
+        stride: which unit strides and widens: the first of a stage (the paper) or the last of the one before.
         widths: the channels of the three stages.
         zero_init: start every residual branch from F = 0.
         gradient: stored, or checkpointed (`resode.gradients.Checkpointed`).
 
     Raises:
-        InputError: an impossible depth, shortcut, stride, width or number, a line for each.
+        InputError: an invalid depth, shortcut, stride, width or size; all are listed.
     """
-    plan = _plan(depth, shortcut, stride, widths, classes=classes, in_channels=in_channels)
-    network = HeResNet(plan, SHORTCUTS[shortcut], classes=classes, in_channels=in_channels)
+    layout = _layout(depth, shortcut, stride, widths, classes=classes, in_channels=in_channels)
+    network = HeResNet(layout, SHORTCUTS[shortcut], classes=classes, in_channels=in_channels)
     if zero_init:
         zero_branches(network)
     network.set_gradient(gradient)
@@ -150,8 +154,8 @@ def he_preact_resnet(
     gradient: Any = "stored",
 ) -> HePreactResNet:
     """The pre-activation ResNet for CIFAR of any depth 6n + 2; arguments and errors as in `he_resnet`."""
-    plan = _plan(depth, shortcut, stride, widths, classes=classes, in_channels=in_channels)
-    network = HePreactResNet(plan, SHORTCUTS[shortcut], classes=classes, in_channels=in_channels)
+    layout = _layout(depth, shortcut, stride, widths, classes=classes, in_channels=in_channels)
+    network = HePreactResNet(layout, SHORTCUTS[shortcut], classes=classes, in_channels=in_channels)
     if zero_init:
         zero_branches(network)
     network.set_gradient(gradient)

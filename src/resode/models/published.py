@@ -1,6 +1,6 @@
-"""Published networks of dynamic blocks, by name; where a paper leaves something open, we say what we take.
+"""Published networks of dynamic blocks; where a paper leaves something open, the docstring states our choice.
 
-Each is a few lines over `DynamicNet`: a field, an integrator, grids. A network with other choices is
+Each is a few lines over `DynamicNet`: a field, an integrator, grids. For other combinations use the model
 `dynamic` with its stages written out.
 """
 
@@ -13,7 +13,7 @@ from resode.grids import TimeGrid
 from resode.integrators import EULER, Leapfrog
 from resode.models.dynamic import DynamicNet
 from resode.models.he import units_per_stage
-from resode.models.plans import refuse_sizes
+from resode.models.layouts import size_mistakes
 from resode.models.transitions import Connector, Head, Identity, Stem, UnitConnector
 from resode.stages import Stage
 
@@ -25,22 +25,22 @@ def _stage(width: int, field: Any, integrator: Any, states: Any, controls: Any =
     return Stage(width, field, integrator, states, controls, **more)
 
 
-def _refuse_widths(widths: Any, at_least: int = 1) -> None:
-    """Refuse what is no list of positive integers, and one that is too short."""
+def _check_widths(widths: Any, at_least: int = 1) -> None:
+    """Raise `InputError` unless `widths` is a list of positive integers of at least this length."""
     count = len(widths) if isinstance(widths, Sequence) else 0
-    mistakes = refuse_sizes(widths, max(count, at_least))
+    mistakes = size_mistakes(widths, max(count, at_least))
     if mistakes:
         raise InputError(*mistakes)
 
 
-def _refuse_kind(kind: Any, kinds: Mapping[str, Any]) -> None:
+def _check_kind(kind: Any, kinds: Mapping[str, Any]) -> None:
     if kind not in tuple(kinds):
         raise InputError(f"unknown kind '{kind}'{nearest(str(kind), kinds)} ({', '.join(kinds)})")
 
 
 def _equal_steps(steps: Any, h: Any) -> TimeGrid:
     if not isinstance(h, int | float) or isinstance(h, bool):
-        raise InputError(f"a step h of {h!r}: a positive number is needed")
+        raise InputError(f"h {h!r}; a positive number is needed")
     return TimeGrid.uniform(steps, steps * h)
 
 
@@ -57,24 +57,24 @@ def dynamicblocks(
     classes: int = 10,
     in_channels: int = 3,
 ) -> DynamicNet:
-    """The networks of the DynamicBlocks toolbox: blocks at all widths but the last, every layer with biases.
+    """The networks of the DynamicBlocks toolbox: blocks at all widths but the last, biases in every layer.
 
     Args:
-        scheme: rk4 or euler in the toolbox (there rk1); any integrator here.
+        scheme: any integrator (the toolbox has rk4 and euler, which it calls rk1).
         layer: parabolic or double.
         states: the state nodes of every block.
-        controls: the control nodes of every block; left out, the state nodes that are evaluated.
-        widths: of the blocks, then that behind the last connector.
-        norm: of the layers, or none; left out, TvNorm with eps 1e-4 and its scale frozen at 1.
+        controls: the control nodes of every block (default: the state nodes that are evaluated).
+        widths: the width of each block, then the width after the last connector.
+        norm: of the layers, or none (default: TvNorm with eps 1e-4 and its scale frozen at 1).
         gradient: stored, checkpointed, reversible or adjoint.
         keep_unused: accept control nodes that no evaluation touches.
         classes: the number of logits.
-        in_channels: the number of channels of an image.
+        in_channels: the channels of an image.
     """
     layers = ("parabolic", "double")
     if layer not in layers:
         raise InputError(f"unknown layer '{layer}'{nearest(str(layer), layers)} (parabolic, double)")
-    _refuse_widths(widths, at_least=2)
+    _check_widths(widths, at_least=2)
     norm = TvNorm(eps=1e-4, scale=False) if norm is None else None if norm == "none" else norm
     field = {"name": layer, "norm": norm, "bias": True}
     stages = [
@@ -110,8 +110,8 @@ def ruthotto_haber(
 ) -> DynamicNet:
     """PDE-motivated networks (Ruthotto & Haber 2018, arXiv:1804.04272): symmetric layers, TvNorm, no biases.
 
-    Stem and connectors have BatchNorm (eps 1e-4, as those of the DynamicBlocks toolbox), which is our choice:
-    TvNorm has as many parameters.
+    Our choice: stem and connectors have BatchNorm with eps 1e-4, as in the DynamicBlocks toolbox (TvNorm has
+    as many parameters).
 
         parabolic      y' = -K^T s(N(K y)),  Euler
         hamiltonian    Y' = K1^T s(N(K1 Z)), Z' = -K2^T s(N(K2 Y)),  symplectic Euler (called Verlet there)
@@ -119,16 +119,17 @@ def ruthotto_haber(
 
     Args:
         kind: parabolic, hamiltonian or second_order.
-        widths: of the blocks (the paper's for CIFAR-10; CIFAR-100 32-64-128, STL-10 16-32-64-128).
-        last: behind the last connector; left out, the last width (CIFAR-100: 256).
+        widths: the width of each block (default: the paper's for CIFAR-10; CIFAR-100 32-64-128, STL-10
+            16-32-64-128).
+        last: the width after the last connector (default: the last width; CIFAR-100: 256).
         steps: of each block.
-        end: the final time; left out, steps of h = 1.
+        end: the final time (default: steps of h = 1).
         gradient: stored, checkpointed, reversible or adjoint.
         classes: the number of logits.
-        in_channels: the number of channels of an image.
+        in_channels: the channels of an image.
     """
-    _refuse_kind(kind, RUTHOTTO_HABER)
-    _refuse_widths(widths)
+    _check_kind(kind, RUTHOTTO_HABER)
+    _check_widths(widths)
     integrator, field = RUTHOTTO_HABER[kind]
     described = {"name": field, "norm": TvNorm(eps=1e-3), "bias": False}
     states = TimeGrid.uniform(steps, end)
@@ -167,16 +168,16 @@ def chang(
 
     Args:
         kind: hamiltonian, midpoint or leapfrog.
-        widths: of the blocks.
+        widths: the width of each block.
         steps: of each block.
-        h: the step.
+        h: the step size.
         norm: of the layers.
         gradient: stored, checkpointed, reversible.
         classes: the number of logits.
-        in_channels: the number of channels of an image.
+        in_channels: the channels of an image.
     """
-    _refuse_kind(kind, CHANG)
-    _refuse_widths(widths)
+    _check_kind(kind, CHANG)
+    _check_widths(widths)
     integrator, name = CHANG[kind]
     field = {"name": name, "norm": norm}
     states = _equal_steps(steps, h)
@@ -200,26 +201,28 @@ def preactivation_net(
     classes: int = 10,
     in_channels: int = 3,
 ) -> DynamicNet:
-    """A pre-activation ResNet of depth 6n + 2 whose sums are steps of an integrator, h = 1.
+    """A pre-activation ResNet of depth 6n + 2 whose units are steps of an integrator, h = 1.
 
-    Stage 1 makes n steps; stages 2 and 3 begin with an ordinary unit of stride 2 and make n - 1. With Euler
+    Stage 1 takes n steps; stages 2 and 3 begin with an ordinary unit of stride 2 and take n - 1. With Euler
     this is `he_preact_resnet`; with the learned two-step scheme LM-ResNet (Lu et al. 2018, arXiv:1710.10121);
     with momentum the momentum ResNet (Sander et al. 2021, arXiv:2102.07870).
 
     Args:
-        depth: 6n + 2, from 14 on.
-        integrator: any.
-        widths: of the three stages.
+        depth: 6n + 2, at least 14.
+        integrator: any integrator.
+        widths: the channels of the three stages.
         norm: of the layers.
         interpolation: of the controls.
         gradient: stored, checkpointed, reversible or adjoint.
         classes: the number of logits.
-        in_channels: the number of channels of an image.
+        in_channels: the channels of an image.
     """
     n = units_per_stage(depth)
-    mistakes = refuse_sizes(widths, 3)
+    mistakes = size_mistakes(widths, 3)
     if n < 2:
-        mistakes.append(f"depth {depth}: the second and third stage need a step; the smallest depth is 14")
+        mistakes.append(
+            f"depth {depth}: the second and third stage need a step each; the smallest depth is 14"
+        )
     if mistakes:
         raise InputError(*mistakes)
     field = {"name": "preactivation", "norm": norm}
@@ -244,17 +247,17 @@ def revnet(
 ) -> DynamicNet:
     """RevNet-38 and RevNet-110 (Gomez et al. 2017, arXiv:1707.04585): coupled pre-activation layers.
 
-    The very first unit has no norm of its own (the stem has just applied one); the first units of stages 2
-    and 3 are ordinary ones with a 1x1 shortcut and its norm; a norm stands before the average.
+    The first unit of stage 1 has no first norm (the stem has just applied one); the first units of stages 2
+    and 3 are ordinary ones with a 1x1 shortcut and its norm; the head normalises before the average.
 
     Args:
-        depth: 38 (3 units a stage, widths 32-64-112) or 110 (9 units, 32-64-128).
+        depth: 38 (3 units per stage, widths 32-64-112) or 110 (9 units, 32-64-128).
         gradient: stored, checkpointed or reversible.
         classes: the number of logits.
-        in_channels: the number of channels of an image.
+        in_channels: the channels of an image.
     """
     if depth not in REVNETS:
-        raise InputError(f"a RevNet of depth {depth}; the known are {', '.join(map(str, REVNETS))}")
+        raise InputError(f"no RevNet of depth {depth}: choose {' or '.join(map(str, REVNETS))}")
     units, widths = REVNETS[depth]
     plain = {"name": "preactivation", "norm": "batch"}
 
@@ -285,15 +288,15 @@ def imex_net(
     """A semi-implicit network (Haber et al. 2019, arXiv:1903.02639): one step couples all pixels.
 
     Args:
-        widths: of the blocks.
+        widths: the width of each block.
         steps: of each block.
-        h: the step.
+        h: the step size.
         norm: of the pre-activation layers.
         gradient: stored or checkpointed.
         classes: the number of logits.
-        in_channels: the number of channels of an image.
+        in_channels: the channels of an image.
     """
-    _refuse_widths(widths)
+    _check_widths(widths)
     field = {"name": "preactivation", "norm": norm}
     states = _equal_steps(steps, h)
     return DynamicNet(
@@ -318,30 +321,30 @@ def pde_resnet(
     classes: int = 10,
     in_channels: int = 3,
 ) -> DynamicNet:
-    """Blocks of several Euler steps with the same weights: an equation of its own on every unit of time.
+    """Blocks of several Euler steps with shared weights (liuyao12 2021, ResNets with a twist).
 
-    Of the experiments on ResNets with a twist (liuyao12 2021): grouped convolutions as a system of few
-    equations, twisted, and two sub-steps in place of one. With h = 1 / steps, block j is
+    Grouped convolutions make a system of few equations; they are twisted, and two sub-steps replace one. With
+    h = 1 / steps, block j is
 
         y <- y + h f_j(y), `steps` times,        f_j(y) = T2 s(N2 T1 s(N1 y)),
 
-    that is Euler on controls which are constant on each [j, j + 1). Ours are: running statistics for each
-    sub-step, and connectors (1x1, norm, ReLU, mean over 2x2) that no residual is part of.
+    which is Euler with controls that are constant on each [j, j + 1). Our choices: running statistics for
+    each sub-step, and connectors (1x1, norm, ReLU, mean over 2x2) without a residual.
 
     Args:
-        widths: of the stages.
-        blocks: how many in each stage.
-        groups: of the 3x3 convolutions; they have to divide the widths.
+        widths: the width of each stage.
+        blocks: the number of blocks in each stage.
+        groups: of the 3x3 convolutions; must divide the widths.
         steps: of each block.
         tie: of the twist: conformal, free, odd, saddle or mixed; none for plain convolutions.
         degree: of the twist.
         norm: of the layers.
         gradient: stored, checkpointed or adjoint.
         classes: the number of logits.
-        in_channels: the number of channels of an image.
+        in_channels: the channels of an image.
     """
-    _refuse_widths(widths)
-    mistakes = refuse_sizes(blocks, len(widths), "blocks", steps=steps)
+    _check_widths(widths)
+    mistakes = size_mistakes(blocks, len(widths), "blocks", steps=steps)
     if mistakes:
         raise InputError(*mistakes)
     twist = None if tie in (None, "none") else Twist(tie, degree)
@@ -382,17 +385,17 @@ def neural_ode(
     """A neural ODE (Chen et al. 2018, arXiv:1806.07366): residual steps down to 1/4, then an adaptive solver.
 
     Args:
-        widths: of the two residual (Euler) steps, at full and half resolution, and of the equation, at 1/4.
+        widths: of the two residual (Euler) steps, at full and half resolution, and of the ODE, at 1/4.
         rtol: relative tolerance.
         atol: absolute tolerance.
-        method: dopri5, ...
+        method: a method of torchdiffeq: dopri5, ...
         end: the final time.
-        norm: of the layers; running statistics have no place in an adaptive solver.
+        norm: of the layers, without running statistics, which an adaptive solver cannot use.
         gradient: adjoint, or stored (discretise then optimise).
         classes: the number of logits.
-        in_channels: the number of channels of an image.
+        in_channels: the channels of an image.
     """
-    mistakes = refuse_sizes(widths, 3)
+    mistakes = size_mistakes(widths, 3)
     if mistakes:
         raise InputError(*mistakes)
     field = {"name": "preactivation", "norm": norm}

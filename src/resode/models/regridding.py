@@ -1,8 +1,8 @@
 """Re-gridding: the same theta(t) and the same flow on other time grids (prolongation and restriction).
 
-The new network evaluates the old theta(t) on its control nodes; learned numbers of a scheme are constant on
-each old step; running statistics begin as those of the nearest old evaluation, and have to be estimated anew.
-What is linear in the parameters (momentum, averages, gradients) comes over by the same map.
+The new network evaluates the old theta(t) at its control nodes; learned coefficients of a scheme are constant
+on each old step; running statistics start as those of the nearest old evaluation and have to be re-estimated.
+What is linear in the parameters (momentum, averages, gradients) is transferred by the same map.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,99 +25,102 @@ Tensors = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
-class Source:
-    """Where a tensor of the new network comes from.
+class TensorSource:
+    """The old tensors from which one tensor of the new network is computed.
 
     Args:
-        paths: the name of an old tensor, or of the two that it lies between.
+        names: of one old tensor, or of the two to interpolate between.
         weight: of the second.
-        rows: which rows of the old tensor are those of the new; all where left out.
+        rows: the row of the old tensor for each row of the new one (default: all).
     """
 
-    paths: tuple[str, ...]
+    names: tuple[str, ...]
     weight: float = 0.0
     rows: tuple[int, ...] | None = None
 
-    def known(self, tensors: Tensors) -> bool:
-        """Whether the old tensors are there."""
-        return all(path in tensors for path in self.paths)
+    def is_in(self, tensors: Tensors) -> bool:
+        """Whether all its old tensors are given."""
+        return all(name in tensors for name in self.names)
 
-    def of(self, tensors: Tensors) -> Tensor:
+    def compute(self, tensors: Tensors) -> Tensor:
         """The new tensor."""
-        first = tensors[self.paths[0]]
-        if len(self.paths) == 2:
-            return torch.lerp(first, tensors[self.paths[1]], self.weight)
+        first = tensors[self.names[0]]
+        if len(self.names) == 2:
+            return torch.lerp(first, tensors[self.names[1]], self.weight)
         return first.clone() if self.rows is None or not first.ndim else first[list(self.rows)]
 
 
 @dataclass(frozen=True)
 class Regridding:
-    """A network on new grids, and where each of its tensors comes from.
+    """A network on new grids, and the linear map from the old tensors to the new ones.
 
     Args:
         module: the new network, with the old one's theta(t).
-        sources: for each name of the new `state_dict`, what makes it from tensors by their old names.
+        sources: for each name of the new `state_dict`, the old tensors it is computed from.
     """
 
     module: DynamicNet
-    sources: Mapping[str, Source]
+    sources: Mapping[str, TensorSource]
 
     @torch.no_grad()
-    def carry(self, tensors: Tensors) -> dict[str, Tensor]:
-        """Tensors by old parameter names (an optimizer's momentum, say) to those by new names."""
-        return {name: source.of(tensors) for name, source in self.sources.items() if source.known(tensors)}
+    def transfer(self, tensors: Tensors) -> dict[str, Tensor]:
+        """Map tensors by old parameter names (an optimizer's momentum, say) to tensors by new names."""
+        return {
+            name: source.compute(tensors) for name, source in self.sources.items() if source.is_in(tensors)
+        }
 
 
 def regrid(net: DynamicNet, *, states: Any = None, controls: Any = None) -> Regridding:
-    """The network on other time grids.
+    """Put a network on other time grids.
 
     Args:
-        net: the old network; it stays as it is.
+        net: the old network; unchanged.
         states: `"double"`, `"halve"`, nodes (from the old start to the old end), or None to keep them; a list
-            of these, one for each stage, where they differ.
+            of these gives one for each stage.
         controls: the same for the control nodes; `"states"` puts one at each state node that is evaluated.
 
     Raises:
-        InputError: a number of steps that cannot be halved, other end points, control nodes without use.
+        InputError: a number of steps that cannot be halved, other end points, control nodes that no
+            evaluation touches.
     """
     blocks = list(net.blocks())
     by_stage = zip(blocks, _each(states, len(blocks)), _each(controls, len(blocks)), strict=True)
-    stages = [_stage(number, block, s, c) for number, (block, s, c) in enumerate(by_stage)]
+    stages = [_new_stage(number, block, s, c) for number, (block, s, c) in enumerate(by_stage)]
     try:
         new = net.with_stages(stages)
     except InputError as error:
-        mend = "controls='states' (--controls states) puts control nodes where the new states need them"
-        raise InputError(*error.messages, mend) from None
+        fix = "controls='states' (--controls states) puts control nodes where the new states need them"
+        raise InputError(*error.messages, fix) from None
     reference = next(net.parameters())
     new.to(dtype=reference.dtype, device=reference.device).train(net.training)
-    sources = {name: Source((name,)) for name in net.state_dict()}
+    sources = {name: TensorSource((name,)) for name in net.state_dict()}
     for number, (old, fresh) in enumerate(zip(blocks, new.blocks(), strict=True)):
         prefix = f"stages.{number}."
         for name in [n for n in sources if n.startswith(prefix)]:
             del sources[name]
-        sources |= {prefix + name: source for name, source in _of_block(prefix, old, fresh)}
+        sources |= {prefix + name: source for name, source in _block_sources(prefix, old, fresh)}
     result = Regridding(new, {name: sources[name] for name in new.state_dict()})
-    new.load_state_dict(result.carry(net.state_dict()))
-    _keep_frozen(net, result)
+    new.load_state_dict(result.transfer(net.state_dict()))
+    _copy_modes(net, result)
     return result
 
 
-def _keep_frozen(net: DynamicNet, regridding: Regridding) -> None:
-    """What was frozen, or in evaluation mode, in the old network is so in the new."""
+def _copy_modes(net: DynamicNet, regridding: Regridding) -> None:
+    """Copy `requires_grad` of parameters and the training mode of modules to the new network."""
     parameters, modules = dict(net.named_parameters()), dict(net.named_modules())
     for name, parameter in regridding.module.named_parameters():
-        parameter.requires_grad_(parameters[regridding.sources[name].paths[0]].requires_grad)
-    of_modules = {
-        new.rpartition(".")[0]: source.paths[0].rpartition(".")[0]
+        parameter.requires_grad_(parameters[regridding.sources[name].names[0]].requires_grad)
+    old_names = {
+        new.rpartition(".")[0]: source.names[0].rpartition(".")[0]
         for new, source in regridding.sources.items()
     }
     for name, module in regridding.module.named_modules():
-        old = modules.get(of_modules.get(name, name))
+        old = modules.get(old_names.get(name, name))
         module.training = net.training if old is None else old.training
 
 
 def _each(value: Any, count: int) -> list[Any]:
-    """One choice for each stage."""
+    """One change of a grid for each stage."""
     value = value.tolist() if hasattr(value, "tolist") else value
     several = isinstance(value, Sequence) and not isinstance(value, str) and value
     if several and not isinstance(value[0], int | float):
@@ -127,7 +130,8 @@ def _each(value: Any, count: int) -> list[Any]:
     return [value] * count
 
 
-def _stage(number: int, block: DynamicBlock, states: Any, controls: Any) -> Stage:
+def _new_stage(number: int, block: DynamicBlock, states: Any, controls: Any) -> Stage:
+    """The stage of a block on new grids; errors name the stage."""
     old = block.stage
     try:
         new_states = _changed(old.states, states)
@@ -140,19 +144,19 @@ def _stage(number: int, block: DynamicBlock, states: Any, controls: Any) -> Stag
         grid = None if by_default else _changed(block.controls.grid, controls)
         if old.interpolation == "shared":
             if controls not in (None, "keep", "states", "double", "halve"):
-                raise InputError("shared controls have one node, which stays: leave controls out")
-            return replace(old, states=new_states, gradient=_unplanned(old.gradient))
+                raise InputError("shared controls have one node, which cannot change: omit controls")
+            return replace(old, states=new_states, gradient=_without_plan(old.gradient))
         if grid is not None and (grid.start < new_states.start or grid.end > new_states.end):
             raise InputError(f"control nodes {grid} reach beyond the states, {new_states}")
         unchanged = grid == block.controls.grid and old.controls is None and new_states == old.states
         nodes = None if unchanged else grid
-        return replace(old, states=new_states, controls=nodes, gradient=_unplanned(old.gradient))
+        return replace(old, states=new_states, controls=nodes, gradient=_without_plan(old.gradient))
     except InputError as error:
         raise InputError(*(f"stage {number + 1}: {message}" for message in error.messages)) from None
 
 
-def _unplanned(gradient: Gradient) -> Gradient:
-    """A plan is of one number of steps; for another the rule takes its place."""
+def _without_plan(gradient: Gradient) -> Gradient:
+    """The gradient method with the default plan: an explicit one holds for one number of steps only."""
     planned = isinstance(gradient, Checkpointed) and gradient.plan is not None
     return Checkpointed() if planned else gradient
 
@@ -169,38 +173,41 @@ def _changed(grid: TimeGrid, change: Any) -> TimeGrid:
     return TimeGrid.of(change)
 
 
-def _of_block(prefix: str, old: DynamicBlock, new: DynamicBlock) -> list[tuple[str, Source]]:
-    """Each tensor of the new block and its source among the old."""
-    sources: list[tuple[str, Source]] = []
+def _block_sources(prefix: str, old: DynamicBlock, new: DynamicBlock) -> list[tuple[str, TensorSource]]:
+    """The name of each tensor of the new block and its source in the old network."""
+    sources: list[tuple[str, TensorSource]] = []
     grid, interpolation = old.controls.grid, old.stage.interpolation
     for j, time in enumerate(new.controls.grid.nodes):
         weights = interpolation_weights(grid, interpolation, time)
         for name, _ in new.controls[j].named_parameters():
-            paths = tuple(f"{prefix}controls.{i}.{name}" for i, _ in weights)
-            sources.append((f"controls.{j}.{name}", Source(paths, weights[-1][1])))
-        for name, _ in new.controls[j].named_buffers():  # what is no statistic: constants of the field
-            sources.append((f"controls.{j}.{name}", Source((f"{prefix}controls.{weights[0][0]}.{name}",))))
+            names = tuple(f"{prefix}controls.{i}.{name}" for i, _ in weights)
+            sources.append((f"controls.{j}.{name}", TensorSource(names, weights[-1][1])))
+        for name, _ in new.controls[
+            j
+        ].named_buffers():  # constants of the field; the block has the statistics
+            names = (f"{prefix}controls.{weights[0][0]}.{name}",)
+            sources.append((f"controls.{j}.{name}", TensorSource(names)))
     middles = [t + h / 2 for t, h in zip(new.stage.states.nodes, new.stage.states.intervals, strict=False)]
     steps = tuple(old.stage.states.interval_of(t) for t in middles)
     for name in new.scheme:
-        sources.append((f"scheme.{name}", Source((f"{prefix}scheme.{name}",), rows=steps)))
-    for number, statistics in enumerate(new.statistics):
-        nearest = _nearest(number, new.evaluations, old.evaluations)
+        sources.append((f"scheme.{name}", TensorSource((f"{prefix}scheme.{name}",), rows=steps)))
+    for e, statistics in enumerate(new.statistics):
+        nearest = _nearest(e, new.evaluations, old.evaluations)
         for name, _ in statistics.named_buffers():
-            path = f"{prefix}statistics.{nearest}.{name}"
-            sources.append((f"statistics.{number}.{name}", Source((path,))))
+            source = TensorSource((f"{prefix}statistics.{nearest}.{name}",))
+            sources.append((f"statistics.{e}.{name}", source))
     return sources
 
 
-def _nearest(number: int, new: Sequence[Evaluation], old: Sequence[Evaluation]) -> int:
-    """The number of the old evaluation that is nearest in time, of the same part.
+def _nearest(e: int, new: Sequence[Evaluation], old: Sequence[Evaluation]) -> int:
+    """The index of the old evaluation of the same part that is nearest in time to new evaluation e.
 
-    Where several are made at that time (the stages of RK4), the first is nearest to the first, and so on:
-    on the same grid each evaluation keeps its own.
+    If several are at that time (the stages of RK4), the first maps to the first, and so on: on the same grid
+    each evaluation keeps its own.
     """
-    time, part = new[number]
-    rank = new[:number].count(new[number])
-    alike = [e for e, known in enumerate(old) if known.part == part]
-    nearest = min(alike, key=lambda e: abs(old[e].time - time))
-    there = [e for e in alike if old[e].time == old[nearest].time]
-    return there[min(rank, len(there) - 1)]
+    time, part = new[e]
+    rank = new[:e].count(new[e])
+    same_part = [i for i, known in enumerate(old) if known.part == part]
+    nearest = min(same_part, key=lambda i: abs(old[i].time - time))
+    same_time = [i for i in same_part if old[i].time == old[nearest].time]
+    return same_time[min(rank, len(same_time) - 1)]

@@ -17,24 +17,24 @@ from resode.statistics import has_running_statistics
 
 
 class ResidualNetwork(nn.Module):
-    """A classical network; `gradient` says how the backward pass gets the states of its units."""
+    """A classical ResNet; `gradient` says where the backward pass gets the states of its units from."""
 
     def __init__(self) -> None:
         super().__init__()
         self.gradient: Gradient = Stored()
 
     def set_gradient(self, gradient: Any) -> None:
-        """Take another gradient method: stored or checkpointed, as an object, a name or a mapping.
+        """Set the gradient method: stored or checkpointed, as an object, a name or a mapping.
 
         Raises:
-            InputError: another method, or a plan of another number of units.
+            InputError: another method, or a plan for another number of units.
         """
         method = gradients.of(gradient)
         if not isinstance(method, Stored | Checkpointed):
             name = method.name if isinstance(method, Gradient) else repr(method)
             raise InputError(
-                f"gradient {name}: the units of a ResNet have no inverse and no equation to solve backwards; "
-                "take stored or checkpointed"
+                f"gradient {name}: the units of a ResNet have no inverse and no adjoint equation; take "
+                "stored or checkpointed"
             )
         if isinstance(method, Checkpointed):
             method.schedule(len(self.units()))
@@ -44,13 +44,13 @@ class ResidualNetwork(nn.Module):
         return tuple(child for name, child in self.named_children() if name.startswith("layer"))
 
     def units(self) -> tuple[nn.Module, ...]:
-        """The units of all stages, in order; a stage that is no plain sequence, or has hooks, is one unit."""
+        """The units of all stages, in order; a stage with hooks or that is no `nn.Sequential` is one unit."""
         return tuple(
             unit for stage in self._stages() for unit in (stage if _is_plain_sequence(stage) else (stage,))
         )
 
     def through_units(self, y: Tensor) -> Tensor:
-        """The state after the last unit, from that before the first."""
+        """Run all units: the state before the first -> the state after the last."""
         if isinstance(self.gradient, Stored) and (
             torch.compiler.is_compiling() or memory.active_profiler() is None
         ):
@@ -71,8 +71,8 @@ def _is_plain_sequence(module: nn.Module) -> TypeGuard[nn.Sequential]:
 
 
 @contextlib.contextmanager
-def _set_aside(norms: Sequence[nn.Module]) -> Iterator[None]:
-    """Copies of their buffers stand in the place of these, for a while."""
+def _on_copies(norms: Sequence[nn.Module]) -> Iterator[None]:
+    """Context in which norms update copies of their buffers, so that recomputation keeps the statistics."""
     before = [norm._buffers for norm in norms]
     try:
         for norm, buffers in zip(norms, before, strict=True):
@@ -85,7 +85,7 @@ def _set_aside(norms: Sequence[nn.Module]) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class UnitChain(Chain):
-    """The units of a network as a chain: the carry is the state."""
+    """The units of a network as a chain, whose carry is the state."""
 
     units: tuple[nn.Module, ...]
     owner: object = None
@@ -98,7 +98,7 @@ class UnitChain(Chain):
         unit = self.units[k]
         if record:
             return (unit(carry[0]),)
-        with _set_aside([module for module in unit.modules() if has_running_statistics(module)]):
+        with _on_copies([module for module in unit.modules() if has_running_statistics(module)]):
             return (unit(carry[0]),)
 
     @cached_property

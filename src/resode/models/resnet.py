@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resode.errors import InputError
-from resode.models.plans import Plan, Planner, bottlenecks, refuse_sizes, stride_first
+from resode.models.layouts import Layout, LayoutRule, bottlenecks, size_mistakes, stride_first
 from resode.models.residual import ResidualNetwork
 from resode.models.units import (
     ActivatedUnit,
@@ -25,7 +25,7 @@ from resode.models.units import (
 )
 
 PREACTIVATED = (18, 34)
-DEPTHS: dict[int, tuple[type[Unit], Planner, tuple[int, int, int, int]]] = {
+DEPTHS: dict[int, tuple[type[Unit], LayoutRule, tuple[int, int, int, int]]] = {
     18: (BasicUnit, stride_first, (2, 2, 2, 2)),
     34: (BasicUnit, stride_first, (3, 4, 6, 3)),
     50: (BottleneckUnit, bottlenecks, (3, 4, 6, 3)),
@@ -39,20 +39,20 @@ class ResNet(ResidualNetwork):
 
     Args:
         unit: `BasicUnit` or `BottleneckUnit`.
-        plan: the shapes of the units of the four stages.
+        layout: channels and strides of the units of the four stages.
         classes: the number of logits.
-        in_channels: the number of channels of an image.
+        in_channels: the channels of an image.
     """
 
-    def __init__(self, unit: type[Unit], plan: Plan, *, classes: int = 10, in_channels: int = 3) -> None:
+    def __init__(self, unit: type[Unit], layout: Layout, *, classes: int = 10, in_channels: int = 3) -> None:
         super().__init__()
-        width = plan[0][0].inputs
+        width = layout[0][0].inputs
         self.conv1 = Convolution(in_channels, width)
         self.bn1 = nn.BatchNorm2d(width)
         self.layer1, self.layer2, self.layer3, self.layer4 = (
-            stage(unit, shapes, shortcut_b) for shapes in plan
+            stage(unit, specs, shortcut_b) for specs in layout
         )
-        self.fc = nn.Linear(plan[-1][-1].outputs, classes)
+        self.fc = nn.Linear(layout[-1][-1].outputs, classes)
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.bn1(self.conv1(x)))  # (N, 64, H, W)
@@ -62,18 +62,18 @@ class ResNet(ResidualNetwork):
 
 
 class PreactivatedResNet(ResidualNetwork):
-    """`ResNet` with activated pre-activation units, and norm and ReLU once more before the average.
+    """`ResNet` with activated pre-activation units, with norm and ReLU once more before the average.
 
-    The units' shortcuts take the activated state, `ActivatedUnit`: the form of the published ResNets with a
-    twist (liuyao12 2021). Arguments and shapes as in `ResNet`.
+    The shortcuts take the activated state (`ActivatedUnit`), as in the published ResNets with a twist
+    (liuyao12 2021). Arguments and shapes as in `ResNet`.
     """
 
-    def __init__(self, plan: Plan, *, classes: int = 10, in_channels: int = 3) -> None:
+    def __init__(self, layout: Layout, *, classes: int = 10, in_channels: int = 3) -> None:
         super().__init__()
-        width = plan[-1][-1].outputs
-        self.conv1 = Convolution(in_channels, plan[0][0].inputs)
+        width = layout[-1][-1].outputs
+        self.conv1 = Convolution(in_channels, layout[0][0].inputs)
         self.layer1, self.layer2, self.layer3, self.layer4 = (
-            stage(ActivatedUnit, shapes, shortcut_b) for shapes in plan
+            stage(ActivatedUnit, specs, shortcut_b) for specs in layout
         )
         self.bn = nn.BatchNorm2d(width)
         self.fc = nn.Linear(width, classes)
@@ -98,20 +98,20 @@ def cifar_preact_resnet(
     Args:
         depth: 18 or 34.
         classes: the number of logits.
-        in_channels: the number of channels of an image.
+        in_channels: the channels of an image.
         widths: the channels of the four stages.
         gradient: stored, or checkpointed (`resode.gradients.Checkpointed`).
 
     Raises:
-        InputError: another depth, or widths and numbers that are not positive.
+        InputError: another depth, or sizes that are not positive.
     """
     if depth not in PREACTIVATED:
-        raise InputError(f"a pre-activated ResNet of depth {depth}; the known are 18 and 34")
-    mistakes = refuse_sizes(widths, 4, classes=classes, in_channels=in_channels)
+        raise InputError(f"no pre-activation ResNet of depth {depth}: choose 18 or 34")
+    mistakes = size_mistakes(widths, 4, classes=classes, in_channels=in_channels)
     if mistakes:
         raise InputError(*mistakes)
-    _, planner, counts = DEPTHS[depth]
-    network = PreactivatedResNet(planner(widths, counts), classes=classes, in_channels=in_channels)
+    _, rule, counts = DEPTHS[depth]
+    network = PreactivatedResNet(rule(widths, counts), classes=classes, in_channels=in_channels)
     network.set_gradient(gradient)
     return network
 
@@ -128,23 +128,23 @@ def cifar_resnet(
     """ResNet-18, 34, 50, 101 or 152 for small images.
 
     Args:
-        depth: one of the five.
+        depth: 18, 34, 50, 101 or 152.
         classes: the number of logits.
-        in_channels: the number of channels of an image.
-        widths: the channels of the four stages (of a bottleneck's 3x3 convolution).
+        in_channels: the channels of an image.
+        widths: the channels of the four stages (for bottlenecks, of the 3x3 convolution).
         zero_init: start every residual branch from F = 0.
         gradient: stored, or checkpointed (`resode.gradients.Checkpointed`).
 
     Raises:
-        InputError: an unknown depth, or widths and numbers that are not positive.
+        InputError: an unknown depth, or sizes that are not positive.
     """
     if depth not in DEPTHS:
-        raise InputError(f"a ResNet of depth {depth}; the known are {', '.join(map(str, DEPTHS))}")
-    mistakes = refuse_sizes(widths, 4, classes=classes, in_channels=in_channels)
+        raise InputError(f"no ResNet of depth {depth}: choose one of {', '.join(map(str, DEPTHS))}")
+    mistakes = size_mistakes(widths, 4, classes=classes, in_channels=in_channels)
     if mistakes:
         raise InputError(*mistakes)
-    unit, planner, counts = DEPTHS[depth]
-    network = ResNet(unit, planner(widths, counts), classes=classes, in_channels=in_channels)
+    unit, rule, counts = DEPTHS[depth]
+    network = ResNet(unit, rule(widths, counts), classes=classes, in_channels=in_channels)
     if zero_init:
         zero_branches(network)
     network.set_gradient(gradient)

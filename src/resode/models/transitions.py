@@ -1,12 +1,12 @@
-"""Joints: what stands before, between and behind the dynamic blocks of a network.
+"""Transitions: stem, connectors and head, the layers before, between and after the dynamic blocks.
 
     stem         x -> s(N(K x)): images to the first state
     connector    y -> pool(s(N(K y))): one width and resolution to the next (Ruthotto & Haber 2018)
     unit         y <- S y + K2 s(N2 K1 s(N1 y)) with stride 2: an ordinary residual unit (He et al. 2016b)
     head         y -> W mean(s(N y)) + b: the last state to logits
 
-Each is specified by a frozen value and built for its widths. The convolutions K of stem, connector and unit
-can be twisted.
+Each is a frozen specification whose `build` makes the module for given widths. The convolutions K of stem,
+connector and unit can be twisted.
 """
 
 from dataclasses import asdict, dataclass
@@ -19,12 +19,11 @@ from resode.errors import InputError, nearest
 from resode.fields.activations import ACTIVATIONS, activation
 from resode.fields.norms import Norm, NormOption, norm_of
 from resode.fields.twists import TwistOption, twist_of
-from resode.models.plans import Shape
+from resode.models.layouts import UnitSpec
 from resode.models.units import Convolution, PreactivationUnit, shortcut_a, shortcut_b
 from resode.operators.twist import TwistConv2d
 from resode.registry import Registry
 
-Joint = nn.Module
 connectors: Registry[Any] = Registry("connector", "")
 
 
@@ -54,7 +53,7 @@ class Layer(nn.Module):
 
 
 class Pooled(Layer):
-    """A layer, then the mean over 2x2 pixels (an odd last row or column is left out)."""
+    """A layer, then the mean over 2x2 pixels (an odd last row or column is dropped)."""
 
     def forward(self, y: Tensor) -> Tensor:
         y = super().forward(y)
@@ -62,14 +61,14 @@ class Pooled(Layer):
 
 
 def _twisted(convolution: nn.Module, twist: TwistOption) -> nn.Conv2d:
-    """A convolution, twisted where a twist is asked for."""
+    """The convolution, or its twisted form if a twist is given."""
     assert isinstance(convolution, nn.Conv2d)
     twist = twist_of(twist)
     return convolution if twist is None else TwistConv2d.of(convolution, **asdict(twist))
 
 
-def _settle(value: Any, kernels: tuple[int, ...] = ()) -> None:
-    """Replace the names of a norm and a twist by their specifications; refuse what cannot be."""
+def _validate(value: Any, kernels: tuple[int, ...] = ()) -> None:
+    """Replace the names of norm and twist by their specifications; raise `InputError` for invalid options."""
     object.__setattr__(value, "norm", norm_of(value.norm))
     if kernels:
         object.__setattr__(value, "twist", twist_of(value.twist))
@@ -77,16 +76,24 @@ def _settle(value: Any, kernels: tuple[int, ...] = ()) -> None:
         activation(value.activation)
     bias = getattr(value, "bias", False)
     if not isinstance(bias, bool):
-        raise InputError(f"a {value.what} with bias {bias!r}: true or false is needed")
+        raise InputError(f"{value.what}: bias {bias!r}; true or false is needed")
     if kernels and (type(value.kernel) is not int or value.kernel not in kernels):
-        raise InputError(
-            f"a {value.what} of kernel {value.kernel!r}: {' or '.join(map(str, kernels))} is known"
-        )
+        sizes = " or ".join(map(str, kernels))
+        raise InputError(f"{value.what}: kernel {value.kernel!r}; {sizes} is needed")
 
 
 @dataclass(frozen=True)
 class Stem:
-    """x -> s(N(K x)), K of size `kernel`; norm, activation and twist are left out where they are None."""
+    """x -> s(N(K x)).
+
+    Args:
+        in_channels: the channels of an image.
+        kernel: size of K: 1, 3, 5 or 7.
+        norm: N, or None.
+        activation: s, or None.
+        bias: whether K has a bias.
+        twist: of K, as for a field; or None.
+    """
 
     in_channels: int = 3
     kernel: int = 3
@@ -97,27 +104,27 @@ class Stem:
     what = "stem"
 
     def __post_init__(self) -> None:
-        _settle(self, (1, 3, 5, 7))
+        _validate(self, (1, 3, 5, 7))
 
     def build(self, width: int) -> nn.Module:
         """The module (N, in_channels, H, W) -> (N, width, H, W)."""
         assert self.norm is None or isinstance(self.norm, Norm)
-        of = (self.in_channels, width, self.kernel, self.norm, self.activation, self.bias)
-        return Layer(*of, twist=self.twist)
+        options = (self.kernel, self.norm, self.activation, self.bias)
+        return Layer(self.in_channels, width, *options, twist=self.twist)
 
 
 @connectors.register("layer", summary="convolution, norm, activation, then average pooling or a stride")
 @dataclass(frozen=True)
 class Connector:
-    """y -> pool(s(N(K y))), K of size `kernel`.
+    """y -> pool(s(N(K y))).
 
     Args:
-        kernel: 1 or 3.
-        norm: after the convolution.
-        activation: after the norm.
-        bias: of the convolution.
-        pool: average (2x2, after the activation), stride (of the convolution), or none.
-        twist: of the convolution, as of a field.
+        kernel: size of K: 1 or 3.
+        norm: N, or None.
+        activation: s, or None.
+        bias: whether K has a bias.
+        pool: average (2x2, after the activation), stride (of K), or none.
+        twist: of K, as for a field; or None.
     """
 
     kernel: int = 1
@@ -129,21 +136,21 @@ class Connector:
     what = "connector"
 
     def __post_init__(self) -> None:
-        _settle(self, (1, 3))
+        _validate(self, (1, 3))
         pools = ("average", "stride", "none")
         if self.pool not in pools:
             raise InputError(f"unknown pool '{self.pool}'{nearest(self.pool, pools)} ({', '.join(pools)})")
 
     def build(self, inputs: int, outputs: int, last: bool = False) -> nn.Module:
-        """The module (N, inputs, H, W) -> (N, outputs, H / 2, W / 2); the last one keeps the size."""
+        """The module (N, inputs, H, W) -> (N, outputs, H / 2, W / 2); H x W if it is the last."""
         assert self.norm is None or isinstance(self.norm, Norm)
         kind = Pooled if self.pool == "average" and not last else Layer
         stride = 2 if self.pool == "stride" and not last else 1
-        of = (inputs, outputs, self.kernel, self.norm, self.activation, self.bias)
-        return kind(*of, stride, self.twist)
+        options = (self.kernel, self.norm, self.activation, self.bias)
+        return kind(inputs, outputs, *options, stride, self.twist)
 
     def size(self, side: int) -> int:
-        """The side of the image behind it."""
+        """The side of the output image, from that of the input."""
         return {"average": max(1, side // 2), "stride": (side + 1) // 2, "none": side}[self.pool]
 
 
@@ -154,7 +161,7 @@ class UnitConnector:
 
     Args:
         shortcut: A subsamples and pads with zeros; B is a 1x1 convolution with its norm.
-        twist: of K1 and K2, as of a field.
+        twist: of K1 and K2, as for a field; or None.
     """
 
     shortcut: Literal["A", "B"] = "A"
@@ -164,51 +171,56 @@ class UnitConnector:
     def __post_init__(self) -> None:
         object.__setattr__(self, "twist", twist_of(self.twist))
         if self.shortcut not in ("A", "B"):
-            raise InputError(f"unknown shortcut '{self.shortcut}'; it is A or B")
+            raise InputError(f"unknown shortcut '{self.shortcut}': use A or B")
 
     def build(self, inputs: int, outputs: int, last: bool = False) -> nn.Module:
         """The module (N, inputs, H, W) -> (N, outputs, H / 2, W / 2)."""
         if self.shortcut == "A" and inputs > outputs:
-            raise InputError(f"shortcut A cannot drop channels ({inputs} to {outputs}); take shortcut B")
-        shape = Shape(inputs, outputs, outputs, (1 if last else 2, 1))
-        unit = PreactivationUnit(shape, {"A": shortcut_a, "B": shortcut_b}[self.shortcut])
+            raise InputError(f"shortcut A cannot drop channels ({inputs} to {outputs}); use shortcut B")
+        spec = UnitSpec(inputs, outputs, outputs, (1 if last else 2, 1))
+        unit = PreactivationUnit(spec, {"A": shortcut_a, "B": shortcut_b}[self.shortcut])
         for name in ("conv1", "conv2"):
             setattr(unit, name, _twisted(unit.get_submodule(name), self.twist))
         return unit
 
     def size(self, side: int) -> int:
-        """The side of the image behind it."""
+        """The side of the output image, from that of the input."""
         return (side + 1) // 2
 
 
-@connectors.register("identity", summary="nothing: two blocks of one width and one resolution")
+@connectors.register("identity", summary="the identity, between two blocks of equal width and resolution")
 @dataclass(frozen=True)
 class Identity:
-    """y -> y: one equation follows another."""
+    """y -> y, between two blocks of equal width and resolution."""
 
     what = "connector"
 
     def build(self, inputs: int, outputs: int, last: bool = False) -> nn.Module:
-        """The identity; the widths have to be equal."""
+        """The identity; raises `InputError` if the widths differ."""
         if inputs != outputs:
-            raise InputError(f"an identity connector cannot lead from {inputs} to {outputs} channels")
+            raise InputError(f"an identity connector cannot change {inputs} channels to {outputs}")
         return nn.Identity()
 
     def size(self, side: int) -> int:
-        """The side of the image behind it."""
+        """The side of the output image, from that of the input."""
         return side
 
 
 @dataclass(frozen=True)
 class Head:
-    """y -> W mean(s(N y)) + b; norm and activation are left out where they are None."""
+    """y -> W mean(s(N y)) + b, the mean over all pixels.
+
+    Args:
+        norm: N, or None.
+        activation: s, or None.
+    """
 
     norm: NormOption = None
     activation: str | None = None
     what = "head"
 
     def __post_init__(self) -> None:
-        _settle(self)
+        _validate(self)
 
     def build(self, width: int, classes: int) -> nn.Module:
         """The module (N, width, H, W) -> (N, classes)."""
@@ -232,11 +244,11 @@ class Classifier(nn.Module):
 
 
 def to_data(value: Stem | Head) -> dict[str, Any]:
-    """The options of a stem or a head that are not the usual ones, as plain data."""
-    usual = type(value)()
+    """The options of a stem or a head that differ from the defaults, as plain data."""
+    defaults = type(value)()
     data = {}
     for name in asdict(value):
         content = getattr(value, name)
-        if content != getattr(usual, name):
+        if content != getattr(defaults, name):
             data[name] = content.to_data() if hasattr(content, "to_data") else content
     return data

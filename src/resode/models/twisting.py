@@ -1,10 +1,9 @@
-"""Twisting: convolutions of any network made to depend on the place, with nothing changed at first.
+"""Twisting: replace convolutions of a network by position-dependent ones with the same outputs at first.
 
     K u  ->  T(u) = K u + X (Wx u) + Y (Wy u),        Wx = Wy = 0 at first
 
-See `resode.operators.twist` for the operator and the ways in which Wx and Wy are tied. Of a dynamic block the
-field is twisted, in all its 3x3 convolutions; a network of such blocks is built anew from its specifications,
-which then say so.
+See `resode.operators.twist` for the operator and for the ties of Wx and Wy. In a dynamic block the field is
+twisted, in all its 3x3 convolutions. A `DynamicNet` is rebuilt from specifications that include the twist.
 """
 
 import copy
@@ -32,7 +31,9 @@ Predicate = Callable[[str, nn.Conv2d], bool]
 Where = Predicate | str | int | Sequence[str | int] | None
 M = TypeVar("M", bound=nn.Module)
 _STAGE = re.compile(r"(?:^|\.)(?:layers?|stages?|blocks?)[._]?(\d+)(?=\.|$)")
-_JOINT = re.compile(r"(?:stem|connectors\.\d+)\.conv[12]?")  # of a DynamicNet: what a specification names
+_TRANSITION = re.compile(
+    r"(?:stem|connectors\.\d+)\.conv[12]?"
+)  # convolutions of a DynamicNet outside blocks
 
 
 def twist(
@@ -44,23 +45,23 @@ def twist(
     coordinates: str = "centred",
     form: str = "auto",
 ) -> nn.Module:
-    """A copy of a network with its convolutions twisted; its weights are kept and its outputs do not change.
+    """Copy a network and twist its convolutions; weights are kept and outputs do not change.
 
-    (Bit for bit where `form` is "separate" and no field has an adjoint; otherwise within rounding.)
+    (Bit for bit if `form` is "separate" and no field has an adjoint; otherwise within rounding.)
 
     Args:
-        model: any network; it stays as it is.
-        where: which convolutions; every 3x3 one where left out. Stages (`1`, `[1, 2]`, `"1,2"`: numbers after
+        model: any network; unchanged.
+        where: which convolutions (default: all 3x3 ones). Stages (`1`, `[1, 2]`, `"1,2"`: the number after
             `layer`, `stages` or `blocks` in the names of modules, counted from 1), names or patterns of names
-            (`"layer1.*.conv2"`), or a function of the name and the convolution. A dynamic block is one thing,
-            by its own name (`"stages.0"`), and no function is asked of it.
+            (`"layer1.*.conv2"`), or a function of the name and the convolution. A dynamic block is chosen as
+            a whole, by its own name (`"stages.0"`) or stage, not by a function.
         tie: free, odd, conformal, saddle or mixed.
         degree: of the polynomials.
         coordinates: centred, per-axis or published.
         form: how it is computed; see `TwistConv2d`.
 
     Raises:
-        InputError: nothing to twist, a stage or a name that is not there, an impossible option.
+        InputError: nothing to twist, an unknown stage or name, an invalid option.
     """
     check_twist(tie, degree, coordinates, form)
     specification = Twist(tie, degree, coordinates, form)
@@ -69,30 +70,30 @@ def twist(
     if isinstance(model, DynamicNet):
         return _rebuilt(model, chosen, specification)
     twisted = copy.deepcopy(model)
-    made: dict[int, nn.Module] = {}
+    replaced: dict[int, nn.Module] = {}
     for name in chosen:
         plain = twisted.get_submodule(name)
-        if id(plain) not in made:
-            made[id(plain)] = _twisted(plain, specification)
+        if id(plain) not in replaced:
+            replaced[id(plain)] = _twisted(plain, specification)
         if not name:
-            return made[id(plain)]
+            return replaced[id(plain)]
         parent, _, child = name.rpartition(".")
-        setattr(twisted.get_submodule(parent), child, made[id(plain)])
+        setattr(twisted.get_submodule(parent), child, replaced[id(plain)])
     return twisted
 
 
 def _refuse_hooks(model: nn.Module, chosen: Iterable[str]) -> None:
-    """What a hook does to a convolution (spectral_norm, pruning) would be lost."""
+    """Raise `InputError` for convolutions with hooks (spectral_norm, pruning), which a twist would drop."""
     for name in chosen:
         module = model.get_submodule(name)
         if module._forward_hooks or module._forward_pre_hooks:
-            raise InputError(f"{name}: has hooks, which a twist would lose; remove them first")
+            raise InputError(f"{name}: has hooks, which a twist would drop; remove them first")
 
 
 def _twisted(plain: nn.Module, twist: Twist) -> nn.Module:
-    """A convolution or a dynamic block, twisted, with the same weights."""
+    """The twisted form of a convolution or a dynamic block, with the same weights."""
     if isinstance(plain, DynamicBlock):
-        return _carried(plain, lambda: DynamicBlock(_twisted_stage(plain.stage, twist)))
+        return _with_weights_of(plain, lambda: DynamicBlock(_twisted_stage(plain.stage, twist)))
     assert isinstance(plain, nn.Conv2d)
     return TwistConv2d.of(plain, **asdict(twist))
 
@@ -103,41 +104,43 @@ def _twisted_stage(stage: Stage, twist: Twist) -> Stage:
 
 
 def _rebuilt(net: DynamicNet, chosen: Sequence[str], twist: Twist) -> DynamicNet:
-    """The network that the specifications make, those that are chosen twisted, with the same weights."""
-    joints = _joints(net, chosen)
+    """The network rebuilt from its specifications, the chosen ones twisted, with the same weights."""
+    transitions = _transitions(net, chosen)
     stages = [
         _twisted_stage(block.stage, twist) if f"stages.{i}" in chosen else block.stage
         for i, block in enumerate(net.blocks())
     ]
-    stem = replace(net.stem_specification, twist=twist) if "stem" in joints else net.stem_specification
+    stem = replace(net.stem_specification, twist=twist) if "stem" in transitions else net.stem_specification
     connector = [
-        replace(c, twist=twist) if f"connectors.{i}" in joints and not isinstance(c, Identity) else c
+        replace(c, twist=twist) if f"connectors.{i}" in transitions and not isinstance(c, Identity) else c
         for i, c in enumerate(net.connector_specifications)
     ]
-    return _carried(net, lambda: net.with_stages(stages, stem=stem, connector=connector))
+    return _with_weights_of(net, lambda: net.with_stages(stages, stem=stem, connector=connector))
 
 
-def _joints(net: DynamicNet, chosen: Sequence[str]) -> set[str]:
-    """The joints that are chosen, each with all its convolutions."""
-    joints = {name.rpartition(".")[0] for name in chosen if _JOINT.fullmatch(name)}
-    for name in _known(net):
-        joint = name.rpartition(".")[0]
-        if joint in joints and name not in chosen:
-            raise InputError(f"{joint}: is twisted as a whole or not at all; name '{joint}.*'")
-    return joints
+def _transitions(net: DynamicNet, chosen: Sequence[str]) -> set[str]:
+    """The chosen stem and connectors, each with all its convolutions."""
+    transitions = {name.rpartition(".")[0] for name in chosen if _TRANSITION.fullmatch(name)}
+    for name in _twistable(net):
+        transition = name.rpartition(".")[0]
+        if transition in transitions and name not in chosen:
+            raise InputError(f"{transition}: is twisted as a whole or not at all; name '{transition}.*'")
+    return transitions
 
 
-def _carried(old: M, make: Callable[[], M]) -> M:
-    """A new module with the tensors of the old, its modes, and what was frozen; new numbers stay zero."""
+def _with_weights_of(old: M, make: Callable[[], M]) -> M:
+    """A new module with the tensors, modes and `requires_grad` of the old one; its twists are zero."""
     with torch.random.fork_rng(devices=[]):
         new = make()
     reference = next(old.parameters())
     new.to(dtype=reference.dtype, device=reference.device)
     tensors = {name: tensor.detach().clone() for name, tensor in old.state_dict().items()}
-    lacking, unknown = new.load_state_dict(tensors, strict=False, assign=True)
-    if unknown or not lacking or not all(name.endswith(".twist") for name in lacking):
+    missing, unknown = new.load_state_dict(tensors, strict=False, assign=True)
+    if unknown or not missing or not all(name.endswith(".twist") for name in missing):
         kind = type(old).__name__
-        raise InputError(f"nothing to twist: the {kind} is not what its specification makes; create it anew")
+        raise InputError(
+            f"the {kind} was edited and differs from its specification: create it again, then twist"
+        )
     known, modules = dict(old.named_parameters()), dict(old.named_modules())
     for name, parameter in new.named_parameters():
         source = name if name in known else name.removesuffix("twist") + "weight"
@@ -151,33 +154,33 @@ def chosen_convolutions(model: nn.Module, where: Where = None) -> list[str]:
     """The names of the convolutions that `twist` replaces.
 
     Raises:
-        InputError: there are none; a stage or a name that is not there.
+        InputError: there are none, or an unknown stage or name.
     """
-    known = _known(model)
+    known = _twistable(model)
     if isinstance(where, str | int):
-        where = [part.strip() for part in where.split(",")] if isinstance(where, str) else [where]
+        where = [item.strip() for item in where.split(",")] if isinstance(where, str) else [where]
     if where is None:
         _refuse_fields(model)
-        found = [name for name, module in known.items() if _is_3x3(module)]
+        chosen = [name for name, module in known.items() if _is_3x3(module)]
     elif callable(where):
-        found = [name for name, m in known.items() if isinstance(m, nn.Conv2d) and where(name, m)]
+        chosen = [name for name, m in known.items() if isinstance(m, nn.Conv2d) and where(name, m)]
     else:
-        found = _listed(known, _stages_in(model), where)
-    if not found:
+        chosen = _listed(known, _stages_in(model), where)
+    if not chosen:
         if not known:
-            raise InputError(f"nothing to twist: {type(model).__name__} has no torch.nn.Conv2d that is plain")
+            raise InputError(f"nothing to twist: {type(model).__name__} has no plain torch.nn.Conv2d")
         raise InputError(
             f"nothing to twist: none of the {len(known)} convolutions is chosen "
             f"(the first are {', '.join(list(known)[:3])})"
         )
-    return found
+    return chosen
 
 
 Twistable = nn.Conv2d | DynamicBlock
 
 
-def _known(model: nn.Module) -> dict[str, Twistable]:
-    """What can be twisted, by name: plain convolutions, and dynamic blocks as a whole."""
+def _twistable(model: nn.Module) -> dict[str, Twistable]:
+    """The plain convolutions outside dynamic blocks, and the dynamic blocks, by name."""
     of_net = isinstance(model, DynamicNet)
     known: dict[str, Twistable] = {}
     for name, module in model.named_modules(remove_duplicate=False):
@@ -185,7 +188,7 @@ def _known(model: nn.Module) -> dict[str, Twistable]:
             field = module.stage.field
             if isinstance(field, ConvolutionalField) and field.twist is None:
                 known[name] = module
-        elif _is_plain(module) and (not of_net or _JOINT.fullmatch(name)):
+        elif _is_plain(module) and (not of_net or _TRANSITION.fullmatch(name)):
             known[name] = module
     return known
 
@@ -195,17 +198,19 @@ def _is_3x3(module: Twistable) -> bool:
 
 
 def _refuse_fields(model: nn.Module) -> None:
-    """A field of the user's own may hold convolutions that no option twists; joints alone are no default."""
+    """Raise `InputError` if a field cannot be twisted: by default, all blocks have to be."""
     for block in dynamic_blocks(model):
         if not isinstance(block.stage.field, ConvolutionalField):
             name = block.stage.field.name
-            raise InputError(f"nothing to twist: the field {name} cannot be; name what shall be (where=...)")
+            raise InputError(
+                f"nothing to twist: the field {name} cannot be twisted; choose convolutions with where=..."
+            )
 
 
 def _listed(
     known: Mapping[str, Twistable], stages: Mapping[str, int], where: Iterable[str | int]
 ) -> list[str]:
-    """The convolutions of size 3x3 in some stages, and those whose names match."""
+    """The names of 3x3 convolutions in the listed stages, and of those that match a listed pattern."""
     chosen: set[str] = set()
     for item in where:
         if isinstance(item, int) or item.isdecimal():
@@ -222,20 +227,20 @@ def _listed(
 
 
 def stages_of(names: Iterable[str]) -> dict[str, int]:
-    """The stage, counted from 1, of each name that tells one."""
+    """The stage, counted from 1, of each name that contains one."""
     numbers = {name: int(match[1]) for name in names if (match := _STAGE.search(name))}
     first = min(numbers.values(), default=1)
     return {name: number + (first == 0) for name, number in numbers.items()}
 
 
 def _stages_in(model: nn.Module) -> dict[str, int]:
-    """The stages of the convolutions and dynamic blocks of a network, by name, twisted or not."""
+    """The stage of each convolution and dynamic block of a network, by name."""
     modules = model.named_modules(remove_duplicate=False)
     return stages_of(name for name, module in modules if isinstance(module, Twistable))
 
 
 def _is_plain(module: nn.Module) -> TypeGuard[nn.Conv2d]:
-    """Whether a module is a convolution that computes as `torch.nn.Conv2d` does."""
+    """Whether a module is a convolution that computes what `torch.nn.Conv2d` does."""
     return (
         isinstance(module, nn.Conv2d)
         and type(module).forward is nn.Conv2d.forward
@@ -247,7 +252,13 @@ def _is_plain(module: nn.Module) -> TypeGuard[nn.Conv2d]:
 
 @dataclass(frozen=True)
 class Twisted:
-    """One twisted convolution of a network."""
+    """One twisted convolution of a network.
+
+    Args:
+        name: of the module.
+        stage: counted from 1; None if the name contains no stage.
+        layer: the module.
+    """
 
     name: str
     stage: int | None
@@ -255,34 +266,34 @@ class Twisted:
 
     @property
     def added(self) -> int:
-        """The parameters that the twist added."""
+        """The number of parameters that the twist added."""
         return self.layer.twist.numel()
 
 
 def twisted_convolutions(model: nn.Module) -> list[Twisted]:
     """The twisted convolutions of a network, each once, in order."""
-    found = {name: m for name, m in model.named_modules() if isinstance(m, TwistConv2d)}
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, TwistConv2d)}
     stages = _stages_in(model)
-    return [Twisted(name, stages.get(name), layer) for name, layer in found.items()]
+    return [Twisted(name, stages.get(name), layer) for name, layer in layers.items()]
 
 
 def explain(before: nn.Module, after: nn.Module, shape: tuple[int, int, int]) -> list[str]:
-    """What a twist replaced and what it added, a line each.
+    """List the twisted convolutions and the added parameters and multiply-adds, one line each.
 
     Args:
         before: the network.
-        after: what `twist` made of it.
+        after: the result of `twist`.
         shape: (C, H, W) of an image.
     """
     known = {item.name for item in twisted_convolutions(before)}
-    made = [item for item in twisted_convolutions(after) if item.name not in known]
+    added = [item for item in twisted_convolutions(after) if item.name not in known]
     blocks = [name for name, module in after.named_modules() if isinstance(module, DynamicBlock)]
     lines = []
-    for (name, stage), items in groupby(made, lambda item: (_owner(item.name, blocks), item.stage)):
-        each = list(items)
+    for (name, stage), items in groupby(added, lambda item: (_owner(item.name, blocks), item.stage)):
+        group = list(items)
         where = "" if stage is None else f"stage {stage}  "
-        added = sum(item.added for item in each)
-        lines.append(f"{where}{name}  {each[0].layer.tie}, {added:,} parameters added")
+        parameters = sum(item.added for item in group)
+        lines.append(f"{where}{name}  {group[0].layer.tie}, {parameters:,} parameters added")
     work = [cost.multiply_adds(network, shape) for network in (before, after)]
     counts = [cost.parameters(network) for network in (before, after)]
     lines.append(f"parameters     {counts[0]:,} -> {counts[1]:,} ({counts[1] / counts[0] - 1:+.1%})")
@@ -294,5 +305,5 @@ def explain(before: nn.Module, after: nn.Module, shape: tuple[int, int, int]) ->
 
 
 def _owner(name: str, blocks: Sequence[str]) -> str:
-    """The dynamic block that holds a convolution; the convolution itself where there is none."""
+    """The name of the dynamic block that holds a convolution; its own name if there is none."""
     return next((block for block in blocks if name.startswith(f"{block}.")), name)

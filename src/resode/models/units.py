@@ -7,8 +7,8 @@ With convolutions K, norms b and the shortcut S:
     pre-activation   y <- S y + K2 relu(b2 K1 relu(b1 y))
     activated        y <- S u + K2 relu(b2 K1 u),  u = relu(b1 y)
 
-S is the identity where the shape stays. Where it changes, shortcut A takes every second pixel and adds
-channels of zeros, the same number on both sides; shortcut B is a 1x1 convolution with its norm.
+S is the identity if the shape does not change. Otherwise shortcut A takes every second pixel and adds
+channels of zeros, as many before as after; shortcut B is a 1x1 convolution with its norm.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,33 +16,33 @@ from collections.abc import Callable, Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from resode.models.plans import Shape
+from resode.models.layouts import UnitSpec
 
-Shortcut = Callable[[Shape], nn.Module]
+Shortcut = Callable[[UnitSpec], nn.Module]
 
 
 class Convolution(nn.Conv2d):
     """A `kernel` x `kernel` convolution without bias that keeps the image size at stride 1.
 
     Initial weights are normal with variance 2 / (kernel^2 outputs): He et al. 2015 (arXiv:1502.01852),
-    equation 14. Of its two rules this is the one by fan-out, which keeps the gradients' variance from
-    layer to layer; that of the activations is set by the norm that follows, whatever the weights are.
+    equation 14, the fan-out rule. It keeps the variance of the gradients from layer to layer; the variance of
+    the activations is set by the norm that follows.
     """
 
     def __init__(self, inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> None:
         super().__init__(inputs, outputs, kernel, stride=stride, padding=kernel // 2, bias=False)
 
     def reset_parameters(self) -> None:
-        """Draw new weights; on the meta device, which holds none, do nothing."""
+        """Draw new weights; does nothing on the meta device."""
         if not self.weight.is_meta:
             nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
 
 
 class Subsample(nn.Module):
-    """Shortcut A: every `stride`-th pixel; channels of zeros before and after the given ones.
+    """Shortcut A: every `stride`-th pixel, padded with channels of zeros before and after.
 
-    (N, inputs, H, W) -> (N, outputs, ceil(H / stride), ceil(W / stride)); no parameters. Of an odd number
-    of new channels the last goes behind.
+    (N, inputs, H, W) -> (N, outputs, ceil(H / stride), ceil(W / stride)); no parameters. If the number of new
+    channels is odd, one more goes after than before.
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
@@ -59,32 +59,30 @@ class Subsample(nn.Module):
         return f"stride={self.stride}, zeros=({self.before}, {self.after})"
 
 
-def shortcut_a(shape: Shape) -> nn.Module:
+def shortcut_a(spec: UnitSpec) -> nn.Module:
     """Shortcut A of a unit: the identity, or `Subsample`."""
-    if shape.stride == 1 and shape.inputs == shape.outputs:
+    if spec.stride == 1 and spec.inputs == spec.outputs:
         return nn.Identity()
-    return Subsample(shape.inputs, shape.outputs, shape.stride)
+    return Subsample(spec.inputs, spec.outputs, spec.stride)
 
 
-def shortcut_b(shape: Shape) -> nn.Module:
+def shortcut_b(spec: UnitSpec) -> nn.Module:
     """Shortcut B of a unit: the identity, or a 1x1 convolution (`0`) and its norm (`1`)."""
-    if shape.stride == 1 and shape.inputs == shape.outputs:
+    if spec.stride == 1 and spec.inputs == spec.outputs:
         return nn.Identity()
-    return nn.Sequential(
-        Convolution(shape.inputs, shape.outputs, 1, shape.stride), nn.BatchNorm2d(shape.outputs)
-    )
+    return nn.Sequential(Convolution(spec.inputs, spec.outputs, 1, spec.stride), nn.BatchNorm2d(spec.outputs))
 
 
 class BasicUnit(nn.Module):
     """y <- relu(S y + b2 K2 relu(b1 K1 y)), K of size 3x3 (arXiv:1512.03385, figure 2)."""
 
-    def __init__(self, shape: Shape, shortcut: Shortcut) -> None:
+    def __init__(self, spec: UnitSpec, shortcut: Shortcut) -> None:
         super().__init__()
-        self.conv1 = Convolution(shape.inputs, shape.middle, 3, shape.strides[0])
-        self.bn1 = nn.BatchNorm2d(shape.middle)
-        self.conv2 = Convolution(shape.middle, shape.outputs, 3, shape.strides[1])
-        self.bn2 = nn.BatchNorm2d(shape.outputs)
-        self.downsample = shortcut(shape)
+        self.conv1 = Convolution(spec.inputs, spec.middle, 3, spec.strides[0])
+        self.bn1 = nn.BatchNorm2d(spec.middle)
+        self.conv2 = Convolution(spec.middle, spec.outputs, 3, spec.strides[1])
+        self.bn2 = nn.BatchNorm2d(spec.outputs)
+        self.downsample = shortcut(spec)
 
     def forward(self, y: Tensor) -> Tensor:
         f = F.relu(self.bn1(self.conv1(y)))
@@ -99,18 +97,18 @@ class BasicUnit(nn.Module):
 class BottleneckUnit(nn.Module):
     """y <- relu(S y + b3 K3 relu(b2 K2 relu(b1 K1 y))), K of size 1x1, 3x3, 1x1 (arXiv:1512.03385, figure 5).
 
-    The published CIFAR networks stride in K2, so `strides` is (1, 1) or (1, 2).
+    `strides` belong to K1 and K2; the published CIFAR networks stride in K2: (1, 1) or (1, 2).
     """
 
-    def __init__(self, shape: Shape, shortcut: Shortcut) -> None:
+    def __init__(self, spec: UnitSpec, shortcut: Shortcut) -> None:
         super().__init__()
-        self.conv1 = Convolution(shape.inputs, shape.middle, 1, shape.strides[0])
-        self.bn1 = nn.BatchNorm2d(shape.middle)
-        self.conv2 = Convolution(shape.middle, shape.middle, 3, shape.strides[1])
-        self.bn2 = nn.BatchNorm2d(shape.middle)
-        self.conv3 = Convolution(shape.middle, shape.outputs, 1)
-        self.bn3 = nn.BatchNorm2d(shape.outputs)
-        self.downsample = shortcut(shape)
+        self.conv1 = Convolution(spec.inputs, spec.middle, 1, spec.strides[0])
+        self.bn1 = nn.BatchNorm2d(spec.middle)
+        self.conv2 = Convolution(spec.middle, spec.middle, 3, spec.strides[1])
+        self.bn2 = nn.BatchNorm2d(spec.middle)
+        self.conv3 = Convolution(spec.middle, spec.outputs, 1)
+        self.bn3 = nn.BatchNorm2d(spec.outputs)
+        self.downsample = shortcut(spec)
 
     def forward(self, y: Tensor) -> Tensor:
         f = F.relu(self.bn1(self.conv1(y)))
@@ -126,13 +124,13 @@ class BottleneckUnit(nn.Module):
 class PreactivationUnit(nn.Module):
     """y <- S y + K2 relu(b2 K1 relu(b1 y)): nothing acts on the sum (arXiv:1603.05027, figure 4e)."""
 
-    def __init__(self, shape: Shape, shortcut: Shortcut) -> None:
+    def __init__(self, spec: UnitSpec, shortcut: Shortcut) -> None:
         super().__init__()
-        self.bn1 = nn.BatchNorm2d(shape.inputs)
-        self.conv1 = Convolution(shape.inputs, shape.middle, 3, shape.strides[0])
-        self.bn2 = nn.BatchNorm2d(shape.middle)
-        self.conv2 = Convolution(shape.middle, shape.outputs, 3, shape.strides[1])
-        self.downsample = shortcut(shape)
+        self.bn1 = nn.BatchNorm2d(spec.inputs)
+        self.conv1 = Convolution(spec.inputs, spec.middle, 3, spec.strides[0])
+        self.bn2 = nn.BatchNorm2d(spec.middle)
+        self.conv2 = Convolution(spec.middle, spec.outputs, 3, spec.strides[1])
+        self.downsample = shortcut(spec)
 
     def forward(self, y: Tensor) -> Tensor:
         f = self.conv1(F.relu(self.bn1(y)))
@@ -141,14 +139,14 @@ class PreactivationUnit(nn.Module):
         return z
 
     def zero_branch(self) -> None:
-        """Start from F = 0 by K2 = 0: behind a norm that scales by zero, the ReLU passes no gradient."""
+        """Start from F = 0 by K2 = 0: with a norm scaled by zero the ReLU would pass no gradient."""
         nn.init.zeros_(self.conv2.weight)
 
 
 class ActivatedUnit(PreactivationUnit):
-    """u = relu(b1 y), y <- S u + K2 relu(b2 K1 u): the shortcut, too, takes the activated state.
+    """u = relu(b1 y), y <- S u + K2 relu(b2 K1 u): the shortcut also takes the activated state.
 
-    Of the published ResNets with a twist (liuyao12 2021); parameters as of `PreactivationUnit`.
+    The unit of the published ResNets with a twist (liuyao12 2021); parameters as in `PreactivationUnit`.
     """
 
     def forward(self, y: Tensor) -> Tensor:
@@ -160,13 +158,13 @@ class ActivatedUnit(PreactivationUnit):
 Unit = BasicUnit | BottleneckUnit | PreactivationUnit
 
 
-def stage(unit: type[Unit], shapes: Sequence[Shape], shortcut: Shortcut) -> nn.Sequential:
-    """The units of one stage, one after the other."""
-    return nn.Sequential(*(unit(shape, shortcut) for shape in shapes))
+def stage(unit: type[Unit], specs: Sequence[UnitSpec], shortcut: Shortcut) -> nn.Sequential:
+    """The units of one stage in sequence."""
+    return nn.Sequential(*(unit(spec, shortcut) for spec in specs))
 
 
 def zero_branches(network: nn.Module) -> None:
-    """Make every residual branch of a network start from F = 0."""
+    """Set every residual branch of a network to F = 0."""
     for module in network.modules():
         if isinstance(module, Unit):
             module.zero_branch()

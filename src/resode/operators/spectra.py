@@ -1,13 +1,12 @@
-"""Norms of convolutions: how far ||K y|| can exceed ||y|| on images of a given size.
+"""Operator norms of convolutions: the largest ||K y|| / ||y|| on images of a given size.
 
 On a periodic image a convolution is diagonal in frequency, up to its C_out x C_in symbol
 
     S(p, q) = sum_{i, j} K[:, :, i, j] exp(2 pi i (p (i - 1) / P + q (j - 1) / Q)),
 
-and ||K|| = max_{p, q} ||S(p, q)||, exactly. With zero padding K is that circulant on a grid of at least
-(H + 1) x (W + 1), put between an extension by zeros and a restriction: there the same maximum is a bound. On
-a grid of the image's own size it is none, for the circulant then takes from the opposite edge what the
-padding leaves out.
+and ||K|| = max_{p, q} ||S(p, q)||, exactly. With zero padding K is such a circulant on a grid of at least
+(H + 1) x (W + 1) between an extension by zeros and a restriction, so the same maximum is an upper bound. On a
+grid of the image's own size it would not be one, because the circulant wraps around to the opposite edge.
 """
 
 import torch
@@ -19,7 +18,7 @@ BOUNDARIES = ("zero", "periodic")
 
 
 def check_boundary(boundary: str) -> None:
-    """Refuse any other boundary than "zero" or "periodic" (`InputError`)."""
+    """Raise `InputError` for a boundary other than "zero" or "periodic"."""
     if boundary not in BOUNDARIES:
         raise InputError(
             f"unknown boundary {boundary!r}{nearest(str(boundary), BOUNDARIES)} (zero or periodic)"
@@ -33,7 +32,7 @@ def norm_bound(weight: Tensor, size: tuple[int, int], boundary: str, groups: int
         weight: the kernel (C_out, C_in / groups, k, k), k odd.
         size: height H and width W of the images.
         boundary: "zero" (padding by k // 2) or "periodic".
-        groups: in how many groups the channels are convolved.
+        groups: of the convolution.
 
     Raises:
         InputError: an unknown boundary, groups that do not divide C_out, a kernel that is not finite.
@@ -57,14 +56,24 @@ def norm_bound(weight: Tensor, size: tuple[int, int], boundary: str, groups: int
 
 
 def project(weight: Tensor, bound: float, size: tuple[int, int], boundary: str, groups: int = 1) -> Tensor:
-    """The kernel, scaled down so that `norm_bound` of it is at most `bound`; as it is where it is already.
+    """The kernel scaled down so that its `norm_bound` is at most `bound`; unchanged if it is already.
 
-    Arguments and errors as in `norm_bound`; `bound` has to be positive.
+    Args:
+        weight: the kernel (C_out, C_in / groups, k, k), k odd.
+        bound: the largest norm allowed, positive.
+        size: height H and width W of the images.
+        boundary: "zero" (padding by k // 2) or "periodic".
+        groups: of the convolution.
+
+    Raises:
+        InputError: as for `norm_bound`; a bound that is not positive.
     """
     if not bound > 0:
         raise InputError(f"a kernel of norm at most {bound}: a positive bound is needed")
     weight = weight.detach()
-    while (norm := norm_bound(weight, size, boundary, groups)) > bound:  # rounding may undo the first pass
+    while (
+        norm := norm_bound(weight, size, boundary, groups)
+    ) > bound:  # repeat where rounding exceeds the bound
         weight = weight * (bound / norm * (1 - torch.finfo(weight.dtype).eps))
     return weight
 

@@ -4,7 +4,7 @@ Along one axis, with pixels h apart,
 
     s_0 = [0, 1, 0],    s_1 = [-1, 0, 1] / 2h,    s_2 = [1, -2, 1] / h^2
 
-stand for the value, the first and the second derivative. Their nine products s_i (rows) s_j (columns) are a
+approximate the value, the first and the second derivative. Their nine products s_i (rows) s_j (columns) are a
 basis of the 3x3 kernels, exact on all y^k x^l with k, l <= 2, so that
 
     K = sum_ij c_ij s_i s_j    is    K u = sum_ij c_ij d^(i+j) u / dy^i dx^j,
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from resode.errors import InputError
 
-Order = tuple[int, int]  # of the derivative along the rows' axis y, and along the columns' axis x
+Order = tuple[int, int]  # of the derivative along y (rows) and along x (columns)
 
 NAMES: dict[Order, str] = {
     (0, 0): "1",
@@ -41,7 +41,7 @@ PARTS: dict[str, tuple[Order, ...]] = {
 
 
 def stencils(h: float = 1.0, *, dtype: torch.dtype = torch.float64) -> Tensor:
-    """The rows s_0, s_1, s_2 of a 3x3 matrix."""
+    """The stencils s_0, s_1, s_2 as the rows of a 3x3 matrix."""
     _check_spacing(h)
     rows = [[0.0, 1.0, 0.0], [-0.5 / h, 0.0, 0.5 / h], [1 / h**2, -2 / h**2, 1 / h**2]]
     return torch.tensor(rows, dtype=dtype)
@@ -51,11 +51,11 @@ def coefficients(kernel: Tensor, h: float = 1.0) -> Tensor:
     """c_ij of kernels: (..., 3, 3) -> (..., 3, 3), i the order along y and j that along x.
 
     Args:
-        kernel: as of `torch.nn.Conv2d`, whose last axes are rows and columns.
+        kernel: as in `torch.nn.Conv2d`, with rows and columns as the last axes.
         h: the distance of two pixels.
 
     Raises:
-        InputError: kernels of another size, a distance that is not positive.
+        InputError: kernels of another size, or a distance that is not positive.
     """
     _check_size(kernel)
     _check_spacing(h)
@@ -65,18 +65,21 @@ def coefficients(kernel: Tensor, h: float = 1.0) -> Tensor:
 
 
 def kernels(coefficients: Tensor, h: float = 1.0) -> Tensor:
-    """The kernels with these coefficients: the inverse of `coefficients`."""
+    """The kernels with given coefficients (..., 3, 3): the inverse of `coefficients`."""
     _check_size(coefficients)
     s = stencils(h, dtype=coefficients.dtype).to(coefficients.device)
     return s.T @ coefficients @ s
 
 
 def part(kernel: Tensor, name: str) -> Tensor:
-    """The part of kernels that reacts, advects, diffuses or mixes; the four parts add up to the kernels.
+    """The reaction, advection, diffusion or mixed part of kernels; the four add up to the kernels.
 
     Args:
         kernel: (..., 3, 3).
         name: reaction, advection, diffusion or mixed.
+
+    Raises:
+        InputError: another name or size.
     """
     if name not in PARTS:
         raise InputError(f"unknown part '{name}' ({', '.join(PARTS)})")
@@ -87,10 +90,10 @@ def part(kernel: Tensor, name: str) -> Tensor:
 
 
 def rescaled(kernel: Tensor, old: float, new: float) -> Tensor:
-    """The kernels of the same differential operators on pixels `new` apart instead of `old`.
+    """The kernels of the same differential operators with pixel distance `new` instead of `old`.
 
-    Twice the resolution is new = old / 2. On a smooth function both act the same, up to the discretisation's
-    error (Haber, Ruthotto, Holtham & Jun 2017, arXiv:1703.02009).
+    Twice the resolution is new = old / 2. On smooth functions both act the same up to discretisation errors
+    (Haber, Ruthotto, Holtham & Jun 2017, arXiv:1703.02009).
     """
     return kernels(coefficients(kernel, old), new)
 

@@ -1,16 +1,16 @@
-"""Ties: how the kernels W_pq of a twist are made of fewer numbers.
+"""Ties: constraints that express the kernels W_pq of a twist by fewer coefficients.
 
 With R = rot90 on axes (2, 3) and the parity P W = W.flip(2, 3) = R^2 W:
 
-    free       all are learned
-    odd        P W_pq = (-1)^(p+q) W_pq: what commutes with a rotation by 180 degrees
-    conformal  W_qp = (-1)^p R W_pq: what commutes with a rotation by 90 degrees where R W = W. In degree 1
+    free       no constraint
+    odd        P W_pq = (-1)^(p+q) W_pq: commutes with a rotation by 180 degrees
+    conformal  W_qp = (-1)^p R W_pq: commutes with a rotation by 90 degrees if R W = W. In degree 1
                Wx ~ a d/dx + b d/dy gives a (X d/dx + Y d/dy) + b (X d/dy - Y d/dx): scaling and rotation
     saddle     W_qp = -(-1)^p R W_pq: in degree 1 the trace-free strain [[a, b], [b, -a]] alone
     mixed      antisymmetric along each axis, Wy = R^-1 Wx (degree 1): the corner kernel d2/dxdy alone
 
-A tie equates entries of the kernels up to sign, or makes them zero; one number is learned and stored for each
-class of equal entries.
+A tie equates entries of the kernels up to sign, or makes them zero; one coefficient is learned and stored for
+each class of equal entries.
 """
 
 from collections.abc import Callable
@@ -67,11 +67,12 @@ _INVARIANT_UNDER: dict[str, tuple[Callable[[Kernels], Kernels], ...]] = {
 
 @lru_cache
 def tie_basis(tie: str, degree: int, kernel: tuple[int, int]) -> NDArray[np.float32]:
-    """What each learned number is in the kernels: (numbers, monomials, rows, columns), of -1, 0 and 1.
+    """The kernels of each coefficient: (coefficients, monomials, rows, columns), entries -1, 0 and 1.
 
     A tie is a group of signed permutations of all entries, under which the kernels are invariant. The sum of
-    one entry's images is the class of entries that equal it up to sign, or zero; each class is taken once,
-    from its first entry. (The cyclic groups of a tie's maps commute, so one may be summed after another.)
+    the images of one entry is the class of entries that equal it up to sign, or zero; each class is taken
+    once, from its first entry. (The cyclic groups of a tie's maps commute, so they can be summed one after
+    another.)
     """
     terms = monomials(degree)
     size = len(terms) * kernel[0] * kernel[1]

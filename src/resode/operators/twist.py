@@ -36,7 +36,7 @@ PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
 def affine_coordinates(height: int, width: int, kind: str) -> tuple[tuple[float, float], tuple[float, float]]:
     """(a, b) of Y_i = (2 i + 1 - a) / b and of X_j = (2 j + 1 - a) / b, for an output of this size.
 
-    centred    both in units of the longer side, so that a rotation is one on any image
+    centred    both in units of the longer side, so that rotations are rotations on any image
     per-axis   each in units of its own side, from -1/2 to 1/2
     published  j / w - 1/2, which is not centred
     """
@@ -48,10 +48,7 @@ def affine_coordinates(height: int, width: int, kind: str) -> tuple[tuple[float,
 
 
 def coordinates(height: int, width: int, kind: str = "centred", *, like: Tensor) -> tuple[Tensor, Tensor]:
-    """X (1, width) and Y (height, 1) of the pixels, on the device and in the precision of `like`.
-
-    In float32 at least.
-    """
+    """X (1, width) and Y (height, 1) of the pixels: device and dtype of `like`, at least float32."""
     (a, b), (c, d) = affine_coordinates(height, width, kind)
     precision = torch.promote_types(like.dtype, torch.float32)
     rows = torch.arange(height, dtype=precision, device=like.device)
@@ -65,24 +62,24 @@ def coordinates(height: int, width: int, kind: str = "centred", *, like: Tensor)
 class TwistConv2d(nn.Conv2d):
     """T(u) = W * u + b + sum_pq X^p Y^q (W_pq * u), (N, C, H, W) -> (N, C', H', W').
 
-    A convolution like any other (`weight`, `bias`, stride, padding, dilation, groups, padding mode), and
-    `twist`: the numbers (C', C / groups, n) that the tie leaves free, zero at first. It knows no image size;
-    the coordinates are those of whatever comes.
+    A convolution (`weight`, `bias`, stride, padding, dilation, groups, padding mode) with one more parameter,
+    `twist`: the free coefficients (C', C / groups, n) of the tie, zero at first. The coordinates adapt to the
+    size of the image.
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device,
-            dtype: as of `torch.nn.Conv2d`; a periodic boundary is the padding mode "circular".
+            dtype: as for `torch.nn.Conv2d`; a periodic boundary is the padding mode "circular".
         tie: free, odd, conformal, saddle or mixed.
         degree: of the polynomials, 1 or more.
         coordinates: centred, per-axis or published; see `affine_coordinates`.
         form: how it is computed; the results differ by rounding. "separate": one convolution for each
-            kernel, so that with `twist` zero the result is that of the plain convolution, bit for bit.
-            "stacked": one convolution with the kernels stacked. "fused": one convolution of u times the
-            monomials, made again in the backward pass, so that u alone is kept. "generated": a convolution,
-            and one by 1x1 kernels of the tie's generators of u, made again in the backward pass (see
-            `resode.operators.generated`). "auto": generated where that takes less and there is a kernel
-            for it (channels-last images on a CPU, but for compiled bf16), else stacked. The transforms of
-            torch.func (vmap, jvp) take "separate" only.
+            kernel; with `twist` zero the result is that of the plain convolution, bit for bit. "stacked": one
+            convolution with the kernels stacked. "fused": one convolution of u times the monomials, which are
+            recomputed in the backward pass, so that only u is kept. "generated": a convolution, and one with
+            1x1 kernels of the tie's generators of u, which are recomputed in the backward pass (see
+            `resode.operators.generated`). "auto": generated if that is faster and there is a kernel for it
+            (channels-last images on a CPU, except compiled bf16), else stacked. Transforms of torch.func
+            (vmap, jvp) work with "separate" only.
 
     Raises:
         InputError: an unknown tie, degree, coordinates or form; a tie that needs square kernels.
@@ -123,7 +120,7 @@ class TwistConv2d(nn.Conv2d):
 
     @classmethod
     def of(cls, convolution: nn.Conv2d, **options: Any) -> "TwistConv2d":
-        """A twist with the parameters of a convolution (its own, not copies), equal to it at first.
+        """A twisted convolution that shares the parameters of a convolution and equals it at first.
 
         Args:
             convolution: any `torch.nn.Conv2d`.
@@ -143,7 +140,7 @@ class TwistConv2d(nn.Conv2d):
         return made.train(convolution.training)
 
     def reset_parameters(self) -> None:
-        """Weight and bias as of a convolution; the twist is zero."""
+        """Reset weight and bias like those of a convolution, and the twist to zero."""
         super().reset_parameters()
         if hasattr(self, "twist"):
             nn.init.zeros_(self.twist)
@@ -168,7 +165,7 @@ class TwistConv2d(nn.Conv2d):
         return result
 
     def _best(self, u: Tensor) -> str:
-        """The form that takes least here, as measured (docs/twist.md)."""
+        """The fastest form for this input, as measured (docs/twist.md)."""
         saves = 2 * len(self.basis) <= len(self.terms) * math.prod(self.kernel_size)
         half = u.dtype == torch.bfloat16 or _autocast(u)
         if not saves or (half and torch.compiler.is_compiling()):
@@ -179,7 +176,7 @@ class TwistConv2d(nn.Conv2d):
         return "generated" if fits else "stacked"
 
     def _padded(self, u: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """The image with its boundary where that is not zero, and the zeros that are still to be added."""
+        """The image padded if its boundary is not zero, and the zero padding left to the convolution."""
         left, right, top, bottom = self._reversed_padding_repeated_twice
         zeros = self.padding_mode == "zeros"
         if zeros and left == right and top == bottom:
@@ -191,12 +188,12 @@ class TwistConv2d(nn.Conv2d):
         return F.conv2d(u, weight, bias, self.stride, padding, self.dilation, self.groups)
 
     def _separate(self, u: Tensor, padding: tuple[int, int]) -> Tensor:
-        """W * u + X (Wx * u) + Y (Wy * u), as it is written."""
+        """W * u + X (Wx * u) + Y (Wy * u), term by term."""
         y = self._convolve(u, self.weight, self.bias, padding)
         return self._combined(y, [self._convolve(u, w, None, padding) for w in self.kernels()])
 
     def _stacked(self, u: Tensor, padding: tuple[int, int]) -> Tensor:
-        """The same, by one convolution of C' (1 + monomials) channels, stacked group by group."""
+        """The same by one convolution with C' (1 + monomials) channels, stacked group by group."""
         kernels = torch.cat((self.weight[None], self.kernels()))
         count, outputs = kernels.shape[:2]
         by_group = kernels.unflatten(1, (self.groups, -1)).transpose(0, 1)
@@ -209,12 +206,12 @@ class TwistConv2d(nn.Conv2d):
         return weighted_convolution(u, by_group.flatten(0, 2), bias, (), factors, self._geometry(padding))
 
     def _generated(self, u: Tensor, padding: tuple[int, int]) -> Tensor:
-        """One convolution, and one by 1x1 kernels of the tie's generators of u."""
+        """One convolution, and one with 1x1 kernels of the tie's generators of u."""
         if not len(self.basis):
             return self._stacked(u, padding)
         x_of, y_of = coordinates(*self._output_size(u, padding), self.coordinates, like=u)
         factors = torch.stack([x_of**p * y_of**q for p, q in self.terms])
-        if _autocast(u) and u.dtype != torch.float64:  # which autocast leaves alone
+        if _autocast(u) and u.dtype != torch.float64:  # autocast does not cast float64
             u = u.to(torch.get_autocast_dtype(u.device.type))
         given, geometry = (u, self.weight, self.bias, self.twist), self._geometry(padding)
         if generated.fits(u, self.weight, self.twist, self.groups):
@@ -230,10 +227,10 @@ class TwistConv2d(nn.Conv2d):
         return total.to(y.dtype)
 
     def _fused(self, u: Tensor, padding: tuple[int, int]) -> Tensor:
-        """One convolution of u xi^a eta^b, the coordinates taken on the input.
+        """One convolution of u xi^a eta^b, with coordinates xi, eta of the input pixels.
 
-        A kernel's entry with the offset o reads the input where xi = X + o delta, so that
-        X^p (w u)(xi) = sum_a C(p, a) (-o delta)^(p - a) w (xi^a u), and rows alike.
+        An entry of a kernel with offset o reads the input at xi = X + o delta, so that
+        X^p (w u)(xi) = sum_a C(p, a) (-o delta)^(p - a) w (xi^a u), and likewise for rows.
         """
         height, width = self._output_size(u, padding)
         (a, b), (c, d) = affine_coordinates(height, width, self.coordinates)
@@ -256,7 +253,7 @@ class TwistConv2d(nn.Conv2d):
     def _on_input(
         self, size: int, a: float, b: float, axis: int, padding: tuple[int, int], like: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The coordinate on the input pixels, and by how much it grows to each entry of a kernel."""
+        """The coordinate of the input pixels, and its increment to each entry of a kernel."""
         precision = torch.promote_types(torch.promote_types(like.dtype, self.weight.dtype), torch.float32)
         step = 2 / (self.stride[axis] * b)
         pixels = torch.arange(size, dtype=precision, device=like.device)
@@ -266,7 +263,7 @@ class TwistConv2d(nn.Conv2d):
     def _shifted(
         self, kernels: dict[Monomial, Tensor], power: Monomial, across: Tensor, down: Tensor
     ) -> Tensor:
-        """The kernel that the product xi^a eta^b u is convolved with."""
+        """The kernel for the product xi^a eta^b u."""
         a, b = power
         total = None
         for (p, q), w in kernels.items():
@@ -296,7 +293,7 @@ def _pair(values: tuple[int, ...]) -> Pair:
 def check_twist(
     tie: str, degree: int, coordinates: str, form: str, kernel: tuple[int, ...] | None = None
 ) -> None:
-    """Refuse options that cannot be (`InputError`, with the nearest names)."""
+    """Raise `InputError` for invalid options, with the nearest names."""
     for what, value, known in (
         ("tie", tie, TIES),
         ("coordinates", coordinates, COORDINATES),

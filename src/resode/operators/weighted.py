@@ -1,4 +1,4 @@
-"""A convolution weighted by functions of the place, before or after, that keeps its image alone.
+"""A convolution weighted by functions of the position, before or after, that keeps only its input.
 
     y = sum_mn a_m (W_mn * (b_n u)),        a_0 = b_0 = 1
 
@@ -18,7 +18,7 @@ Options = tuple[Sequence[Tensor], Sequence[Tensor], Geometry]  # factors before,
 
 
 def _spread(u: Tensor, factors: Sequence[Tensor], groups: int) -> Tensor:
-    """The channels u, f_1 u, f_2 u, ... of each group, side by side; the adjoint of `_gather`."""
+    """The channels u, f_1 u, f_2 u, ... of each group, concatenated; the adjoint of `_gather`."""
     if not factors:
         return u
     by_group = u.unflatten(1, (groups, -1))
@@ -63,23 +63,23 @@ def weighted_convolution(
     after: Sequence[Tensor],
     geometry: Geometry,
 ) -> Tensor:
-    """A convolution of u times functions of the place, its outputs times functions of the place, added up.
+    """Sum of convolutions whose inputs and outputs are multiplied by functions of the position.
 
         y = sum_mn a_m W_mn * (b_n u),        a_0 = b_0 = 1
 
-    u alone is kept for the backward pass, which makes the products again.
+    Only u is kept for the backward pass, which recomputes the products.
 
     Args:
         u: (N, C, H, W).
-        weight: the kernels, group by group those of m = 0, 1, ... one below the other, and of n = 0, 1, ...
-            side by side.
-        bias: or None, of every output of the convolution.
-        before: b_1, b_2, ..., each of a shape that is broadcast to (H, W).
-        after: a_1, a_2, ..., each of a shape that is broadcast to that of the outputs.
+        weight: the kernels: in each group, m = 0, 1, ... along the output channels, n = 0, 1, ... along the
+            input channels.
+        bias: of every output of the convolution, or None.
+        before: b_1, b_2, ..., each broadcast to (H, W).
+        after: a_1, a_2, ..., each broadcast to the size of the outputs.
         geometry: stride, padding, dilation, groups.
     """
     options = before, after, geometry
-    if torch.compiler.is_compiling():  # a compiler knows what is cheap to make again
+    if torch.compiler.is_compiling():  # the compiler decides what to recompute
         return _weighted(u, weight, bias, options)
     y: Tensor = _Weighted.apply(u, weight, bias, options)  # type: ignore[no-untyped-call]  # torch has no types
     return y
@@ -91,12 +91,12 @@ class _Weighted(torch.autograd.Function):
         ctx.save_for_backward(u, weight, bias)
         ctx.options = options
         y = _weighted(u, weight, bias, options)
-        return y.clone() if y._is_view() else y  # so that it may be modified in place
+        return y.clone() if y._is_view() else y  # a view could not be modified in place
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         u, weight, bias = saved = ctx.saved_tensors
-        if torch.is_grad_enabled():  # a second derivative is asked for: autograd finds it in the plain form
+        if torch.is_grad_enabled():  # second derivative: autograd differentiates the plain form
             wanted = [t is not None and t.requires_grad for t in saved]
             leaves = [t for t, w in zip(saved, wanted, strict=True) if w]
             alike: list[Any] = [t if t is None else t.to(g.dtype) for t in saved]  # as under autocast

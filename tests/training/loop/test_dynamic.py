@@ -367,7 +367,7 @@ def regridded(tmp_path):
     weights.save(
         regridding.module, file, dataclasses.replace(weights.read_card(source.weights), specification=made)
     )
-    optimizers.write_state(file, optimizers.carry_state(source.optimizer, regridding.carry))
+    optimizers.write_state(file, optimizers.carry_state(source.optimizer, regridding.transfer))
     return file
 
 

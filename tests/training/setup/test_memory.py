@@ -14,7 +14,7 @@ from resode.errors import DivergenceError, InputError, Stopped
 from resode.gradients import Checkpointed, Reversible, Stored
 from resode.integrators import Momentum
 from resode.models import create
-from resode.models.budget import differentiated, method_of
+from resode.models.budget import chain_owners, gradient_of
 from resode.stages import Stage
 from resode.training import Experiment, Observer, train
 from resode.training.setup.execution import compiled
@@ -40,7 +40,7 @@ def reconstruction_error(network, inputs):
 
 
 def methods_of(module):
-    return [method_of(part) for part in differentiated(module)]
+    return [gradient_of(part) for part in chain_owners(module)]
 
 
 class Listener(Observer):
@@ -129,7 +129,7 @@ def test_a_budget_holds_after_a_change_of_the_network(tmp_path):
     plain = train(None, asked, out=tmp_path / "plain")
     memory = memory_of(asked)
     least = sum(memory.fixed_bytes(plain.module))
-    least += min(c.activation_bytes for c in memory.choices(plain.module).smallest())
+    least += min(c.activation_bytes for c in memory.choices(plain.module).smallest_by_kind())
     assert methods_of(network) == [Stored()] * 2
     result = train(None, asked.replace(memory_budget=least), out=tmp_path / "run")
     assert any(isinstance(method, Checkpointed) for method in methods_of(result.module))
@@ -217,7 +217,7 @@ def test_methods_by_hand_are_checked_before_the_run_begins(tmp_path):
     model = {"name": "dynamic", "stages": [stage]}
     for keys, message in (
         ({"gradients": "reversible"}, "amplifies the rounding of float32"),
-        ({"gradients": ["stored", "stored"]}, "2 methods for a network of 1 parts"),
+        ({"gradients": ["stored", "stored"]}, "2 methods given, the network takes 1"),
         (
             {"gradients": "stored", "memory_budget": "1MB"},
             "more than memory_budget 1.0 MB: remove gradients",
@@ -233,7 +233,9 @@ def test_falling_back_keeps_the_budget(tmp_path):
     memory = memory_of(experiment(SMALL))
     choices = memory.choices(network)
     room = next(
-        c.activation_bytes for c in choices.smallest(undo=False) if c.name == "checkpointed, two levels"
+        c.activation_bytes
+        for c in choices.smallest_by_kind(allow_reversible=False)
+        if c.name == "checkpointed, two levels"
     )
     room += sum(memory.fixed_bytes(network)) + 1000
     asked = experiment(SMALL, memory_budget=room, drift={"limit": 1e-9})
@@ -294,7 +296,7 @@ def test_the_units_between_recomputations_are_compiled(model):
     made = compiled(network)
     assert made is network
     assert torch._dynamo.config.recompile_limit >= 64
-    units = [u for part in differentiated(network) for u in _compiled_parts(part)]
+    units = [u for part in chain_owners(network) for u in _compiled_parts(part)]
     assert units
     assert all(unit._compiled_call_impl is not None for unit in units)
     expected, found = gradients(plain, plain), gradients(network, made)

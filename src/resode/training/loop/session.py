@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from resode import weights
 from resode.data import Loader
-from resode.errors import DivergenceError, InputError, Stopped
+from resode.errors import DivergenceError, Stopped
 from resode.training.loop import divergence
 from resode.training.loop.evaluation import Scores, evaluate
 from resode.training.loop.progress import Observer

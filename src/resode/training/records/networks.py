@@ -10,7 +10,7 @@ import torch
 
 from resode import pretrained, weights
 from resode.errors import InputError
-from resode.models import create, created_as, models
+from resode.models import create, models, name_and_options
 from resode.training.recipe import reading
 
 SEED = 0  # of new weights
@@ -40,7 +40,7 @@ def new_network(name: str) -> weights.Loaded:
     preprocessing = weights.Preprocessing(
         (0.5,) * channels, (0.25,) * channels, (height, width), channels, CLASSES
     )
-    made = created_as(module)
+    made = name_and_options(module)
     assert made is not None  # `create` made it
     card = weights.Card(weights.Specification(*made), preprocessing, {"new": True})
     module.card, module.preprocessing = card, preprocessing

@@ -45,7 +45,7 @@ def changed(module: nn.Module, change: Change) -> Changed:
         if not isinstance(module, DynamicNet):
             raise InputError("refine: needs a DynamicNet, which has time grids; remove it")
         regridding = regrid(module, states=change.states, controls=change.controls)
-        return Changed(regridding.module, regridding.carry, "finer time grids", new_statistics=True)
+        return Changed(regridding.module, regridding.transfer, "finer time grids", new_statistics=True)
     try:
         made = twist(module, change.where or None, **change.options())
     except InputError as error:

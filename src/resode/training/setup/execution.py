@@ -10,7 +10,7 @@ from torch import nn
 from resode.blocks import dynamic_blocks
 from resode.gradients import Stored
 from resode.kernels.fusion import fused
-from resode.models.budget import differentiated, method_of
+from resode.models.budget import chain_owners, gradient_of
 from resode.models.residual import ResidualNetwork
 
 
@@ -21,14 +21,14 @@ def compiled(module: nn.Module, backend: str | Callable[..., Any] | None = None)
     compiled in place.
     """
     backend = backend or fused
-    blocks = differentiated(module)
+    blocks = chain_owners(module)
     config = torch._dynamo.config  # units share their code, and each kind and mode of them is a graph
     config.recompile_limit = max(config.recompile_limit, 64)
-    if all(isinstance(method_of(block), Stored) for block in blocks):
+    if all(isinstance(gradient_of(block), Stored) for block in blocks):
         whole: nn.Module = torch.compile(module, backend=backend, dynamic=False)  # type: ignore[assignment]  # it calls alike
         return whole
     for block in blocks:
-        if isinstance(method_of(block), Stored):
+        if isinstance(gradient_of(block), Stored):
             block.compile(backend=backend, dynamic=False)
             continue
         for unit in block.units() if isinstance(block, ResidualNetwork) else block.controls:

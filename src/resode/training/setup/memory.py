@@ -79,10 +79,10 @@ class StepMemory:
         assert self.budget is not None
         fixed = sum(self.fixed_bytes(module))
         choices = choices or self.choices(module)
-        chosen = choices.fit(self.budget - fixed)
+        chosen = choices.fastest(self.budget - fixed)
         if chosen is not None:
             return chosen
-        least = min(choice.activation_bytes for choice in choices.smallest())
+        least = min(choice.activation_bytes for choice in choices.smallest_by_kind())
         enough = fixed + least
         enough += (
             10**5 if enough < 10**8 else 10**6 if enough < 10**9 else 10**7
@@ -96,7 +96,7 @@ class StepMemory:
     def describe(self, module: nn.Module, chosen: Choice) -> str:
         """A line about the methods chosen for a network."""
         assert self.budget is not None
-        recomputed = f", {chosen.again:.0%} of a forward pass recomputed" if chosen.again else ""
+        recomputed = f", {chosen.recomputed:.0%} of a forward pass recomputed" if chosen.recomputed else ""
         activations = chosen.activation_bytes
         predicted = sum(self.fixed_bytes(module)) + activations
         return (
@@ -120,8 +120,10 @@ class StepMemory:
         if self.budget is not None:
             choices = self.choices(module)
             room = self.budget - sum(self.fixed_bytes(module))
-            least = min(choices.smallest(undo=False), key=lambda choice: choice.activation_bytes)
-            set_gradients(module, (choices.fit(room, undo=False) or least).methods)
+            least = min(
+                choices.smallest_by_kind(allow_reversible=False), key=lambda choice: choice.activation_bytes
+            )
+            set_gradients(module, (choices.fastest(room, allow_reversible=False) or least).methods)
             return
         for block in dynamic_blocks(module):
             if isinstance(block.stage.gradient, Reversible):

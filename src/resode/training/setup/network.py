@@ -8,7 +8,7 @@ from torch import nn
 
 from resode import weights
 from resode.errors import InputError
-from resode.models import create, created_as
+from resode.models import create, name_and_options
 from resode.training.process.device import place
 from resode.training.recipe.experiment import Plugin
 from resode.training.recipe.network import Model, WarmStart
@@ -89,7 +89,7 @@ class Network:
 
 def model_of(module: nn.Module) -> Model | None:
     """The registered model that a module was created as; None for a user's own, or one edited since."""
-    created = created_as(module)
+    created = name_and_options(module)
     if created is None:
         return None
     with torch.device("meta"):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from resode import cost, weights
 from resode.data import Augmentation, Loader
-from resode.models import DynamicNet, created_as
+from resode.models import DynamicNet, name_and_options
 from resode.training.process.device import choose_device, place
 from resode.training.process.distributed import SINGLE, World
 from resode.training.recipe.experiment import Experiment
@@ -93,7 +93,7 @@ class Setup:
     def changed(self, change: Change) -> tuple["Setup", Changed]:
         """The set-up after a change of the network, and how tensors are transferred to it."""
         made = self.extension.changed(change)
-        module, created = place(made.module, self.device), created_as(made.module)
+        module, created = place(made.module, self.device), name_and_options(made.module)
         specification = weights.Specification(*created) if created else None
         card = dataclasses.replace(self.card, specification=specification)
         extension = self.extension.of(module)

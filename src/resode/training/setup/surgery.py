@@ -13,7 +13,7 @@ from torch import nn
 from resode import atomic, cost, weights
 from resode.data.matching import image_size
 from resode.errors import InputError
-from resode.models import DynamicNet, created_as, regrid, twist
+from resode.models import DynamicNet, name_and_options, regrid, twist
 from resode.models.twisting import Where, explain
 from resode.training.optim import optimizers
 from resode.training.optim.averaging import RECALIBRATION, estimate_statistics, has_statistics
@@ -84,8 +84,8 @@ def regrid_file(
     note = _estimate_statistics(regridding.module, old.preprocessing, source, data, device)
     digest = atomic.sha256(source.weights)[:12]
     how = f"from {path} ({digest}), states {_grid(states)}, controls {_grid(controls)}"
-    card = old.card.of_changed(_specification(path, regridding.module), "regridded", how)
-    beside = _write(regridding.module, out, card, source, regridding.carry)
+    card = old.card.derived(_specification(path, regridding.module), "regridded", how)
+    beside = _write(regridding.module, out, card, source, regridding.transfer)
     return Surgery(tuple(_grid_changes(old, regridding.module)), (note,), beside)
 
 
@@ -108,14 +108,14 @@ def twist_file(path: str | Path, out: Path, *, where: Where = None, **options: A
     old = new_network(str(path)) if source is None else weights.load(source.weights)
     new = twist(old, where, **options)
     how = f"from {path}, tie {options.get('tie', 'conformal')}, degree {options.get('degree', 1)}"
-    card = old.card.of_changed(_specification(path, new), "twisted", how)
+    card = old.card.derived(_specification(path, new), "twisted", how)
     beside = _write(new, out, card, source, zero_extended(new))
     shape = (old.preprocessing.channels, *old.preprocessing.size)
     return Surgery(tuple(explain(old, new, shape)), (), beside)
 
 
 def _specification(path: str | Path, module: nn.Module) -> weights.Specification:
-    made = created_as(module)
+    made = name_and_options(module)
     if made is None:
         raise InputError(f"{path}: is no registered model, so no file can rebuild it; change it in Python")
     return weights.Specification(*made)
