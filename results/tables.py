@@ -386,6 +386,28 @@ def on_machines(name: str, what: str, compared: str, networks: str, label: str) 
     return lines[1:]
 
 
+KERNELS = ("batch_norm", "convolution", "subsample", "join", "follow")
+
+
+def ablation() -> Lines:
+    """What each of our kernels brings to a compiled bf16 training step."""
+    r = read("ablation-vectors.json")
+    records = []
+    for network in r["networks"]:
+        forms = network["forms"]
+        without = [forms.get(f"all but {kernel}") for kernel in KERNELS]
+        brought = [each and 1 / each["of_all_our_kernels"]["ratio"] for each in without]
+        together = forms["all our kernels"]["of_torch_compile_alone"]
+        records.append({
+            "recipe": network["recipe"],
+            "cells": " | ".join("" if each is None else f"{each:.2f}" for each in brought),
+            **together,
+        })  # fmt: skip
+    head = "recipe | " + " | ".join(KERNELS) + " | all, over torch.compile alone (quartiles)"
+    row = "{recipe} | {cells} | **{ratio:.2f}** ({lower_quartile:.2f} to {upper_quartile:.2f})"
+    return [f"{source(r)}:", "", *table(head, row, records)]
+
+
 def agreement() -> Lines:
     """The rates of `resode bench` beside those that runs record."""
     lines = []
@@ -449,7 +471,7 @@ PAGES: dict[str, tuple[Callable[[], Lines], ...]] = {
     "docs/dynamic-blocks.md": (states_controls,),
     "docs/memory.md": (memory, resnet1202),
     "docs/results.md": (published, runs, first_iterations),
-    "docs/speed.md": (speed, dynamic_blocks, inference, fast_trials, agreement),
+    "docs/speed.md": (speed, ablation, dynamic_blocks, inference, fast_trials, agreement),
     "docs/training.md": (dry_run,),
     "docs/twist.md": (twist_cost, twist),
     "docs/weights.md": (imports, trained),
