@@ -20,9 +20,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from resode import atomic, cost
+from resode import acceleration, atomic, cost
 from resode.errors import ResodeError
-from resode.kernels import library
 from resode.memory import Shape
 from resode.training.process.device import Precision
 from resode.training.records.environment import environment
@@ -153,7 +152,8 @@ def step_seconds(
 def _key(module: nn.Module, shape: Shape, forms: list[Form], images: int, device: torch.device) -> str:
     here = environment(device)
     machine = [here[name] for name in ("torch", "cpu", "cpu_capability", "threads", "gpu", "cuda")]
-    asked = [str(module), shape, [str(form) for form in forms], images, library.version(), *machine]
+    kernels = acceleration.version.get()()
+    asked = [str(module), shape, [str(form) for form in forms], images, kernels, *machine]
     return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
 
 

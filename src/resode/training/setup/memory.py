@@ -8,11 +8,10 @@ import torch
 import torch._dynamo
 from torch import Tensor, nn
 
-from resode import cost
+from resode import acceleration, cost
 from resode.blocks import DynamicBlock, dynamic_blocks
 from resode.errors import InputError
 from resode.gradients import Checkpointed, Gradient, Reversible, Stored, gradients
-from resode.kernels.fusion import fused
 from resode.memory import Shape
 from resode.models.budget import Budget, Choice, differentiated, method_of, set_gradients
 from resode.models.residual import ResidualNetwork
@@ -167,13 +166,16 @@ def fall_back(experiment: Experiment, module: nn.Module, shape: Shape) -> None:
 # ---------------------------------------------------------------- compilation
 
 
-def compiled(module: nn.Module, backend: str | Callable[..., Any] = fused) -> nn.Module:
+def compiled(module: nn.Module, backend: str | Callable[..., Any] | None = None) -> nn.Module:
     """The network by torch.compile: as a whole, or in parts where a backward pass does steps again.
 
     There each unit, each field at a control node and each part that is stored is compiled, in place.
     """
     parts = differentiated(module)
-    config = torch._dynamo.config  # units share their code, and each kind and mode of them is a graph
+    backend = backend or acceleration.backend.get()
+    # Units share their code, and each kind and mode of them is a graph. Set for good: Dynamo reads the limit
+    # at each compilation, in later calls of the network; torch.compile(recompile_limit=...) needs torch 2.12.
+    config = torch._dynamo.config
     config.recompile_limit = max(config.recompile_limit, 64)
     if all(isinstance(method_of(part), Stored) for part in parts):
         whole: nn.Module = torch.compile(module, backend=backend, dynamic=False)  # type: ignore[assignment]  # it calls alike
