@@ -1,6 +1,6 @@
 """A 3x3 convolution in bf16 by AMX tiles or AVX-512 BF16 vectors, its kernel gradient in single precision.
 
-Torch's kernel gradient fills AMX tiles badly: it takes longer than the forward pass and the image gradient
+Torch's kernel gradient makes poor use of AMX: it takes longer than the forward pass and the image gradient
 together. Those two are torch's own where it is faster: with stride 1, on large images of more than a few
 channels (with AMX), and for many channels (with AVX-512 BF16).
 """

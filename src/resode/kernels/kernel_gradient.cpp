@@ -37,7 +37,7 @@ struct Line {  // the layout of a group of images
         : height(height), width(width), pitch(width + 2), image((height + 1) * pitch),
           length((images * image + DEPTH - 1) / DEPTH * DEPTH),
           padded(length + 2 * pitch + 4),                      // of x, with zeros around
-          across(length % 2048 ? length : length + DEPTH) {}  // of g transposed
+          across(length % 2048 ? length : length + DEPTH) {}  // of g transposed; rows a page apart share cache sets
 };
 
 inline Halves load(const uint16_t* from) {
