@@ -11,10 +11,14 @@ model = resode.load(result.run.path)
 logits = model(model.preprocessing(images))
 """
 
+import contextlib
 import importlib
 from typing import TYPE_CHECKING, Any
 
 from resode.version import __version__
+
+with contextlib.suppress(ImportError):  # optional: the folder may be deleted
+    from resode import kernels  # noqa: F401  # registers the C++ kernels, by name
 
 if TYPE_CHECKING:
     from resode.data import load as load_data

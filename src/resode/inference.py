@@ -14,14 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from resode import acceleration, weights
 from resode import data as datasets
-from resode import weights
 from resode.data import Images, Loader
 from resode.data.matching import class_order, image_size
 from resode.data.raw import OnBadImage
 from resode.errors import InputError, IntegrityError, ResodeError
-from resode.kernels.inference import program
-from resode.kernels.program import Program
 from resode.training.loop.evaluation import Scores
 from resode.training.loop.evaluation import evaluate as score
 from resode.training.process.device import choose_device, place
@@ -290,9 +288,10 @@ def _most_probable(
 class Frozen(nn.Module):
     """A network in evaluation mode, compiled for inference at its first batch.
 
-    Under bfloat16 autocast on a processor that multiplies bfloat16, a network that fits becomes a program
-    that takes a few images at a time through all layers (`resode.kernels.inference`). Any other is compiled
-    by torch with constants folded: gamma (W y - mean) / sqrt(var + eps) + beta becomes one convolution.
+    Under bfloat16 autocast on a CPU, a network that the registered inference program supports
+    (`acceleration.program`) runs as such a program: a few images at a time pass through all layers. Any other
+    is compiled by torch with constants folded: gamma (W y - mean) / sqrt(var + eps) + beta becomes one
+    convolution.
     This takes about ten seconds. The compiled batch size is that of the first batch: smaller batches are
     padded with zeros, larger ones are split.
 
@@ -304,27 +303,28 @@ class Frozen(nn.Module):
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.module = module.eval()
-        self.programs: dict[torch.Size, Program | None] = {}  # by image shape
+        self.programs: dict[torch.Size, Callable[[Tensor], Tensor] | None] = {}  # by image shape
         self.compiled: Callable[[Tensor], Tensor] | None = None
         self.size = 0  # the batch size that `compiled` takes
 
     @torch.inference_mode()
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, classes) of x (N, C, H, W), for any N."""
-        made = self._program(x)
-        if made is not None:
-            return made(x)
+        program = self._program(x)
+        if program is not None:
+            return program(x)
         if self.compiled is None:
             self.compiled = torch.compile(self.module, options={"freezing": True}, dynamic=False)
             self.size = len(x)
         return torch.cat([self._logits(part) for part in x.split(self.size)])
 
-    def _program(self, x: Tensor) -> Program | None:
+    def _program(self, x: Tensor) -> Callable[[Tensor], Tensor] | None:
+        """The inference program for images like x, built at the first batch of their size."""
         half = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
         if x.device.type != "cpu" or not half or x.dtype not in (torch.float32, torch.bfloat16):
             return None
         if x.shape[1:] not in self.programs:
-            self.programs[x.shape[1:]] = program(self.module, x)
+            self.programs[x.shape[1:]] = acceleration.program.get()(self.module, x)
         return self.programs[x.shape[1:]]
 
     def _logits(self, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The fused operator is batch normalisation, to the precision of its type."""
+"""The operator is batch normalisation, to the precision of its dtype."""
 
 import os
 import subprocess
@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from resode.kernels.batch_norm import available, batch_norm, fits
+from resode.kernels.batch_norm import available, batch_norm, supports
 
 pytestmark = pytest.mark.skipif(not available(), reason="no C++ compiler with OpenMP")
 
@@ -17,7 +17,7 @@ SHAPES = [(8, 16, 32, 32), (3, 48, 7, 5), (2, 112, 4, 4), (1, 512, 3, 5)]  # ima
 
 
 def plain(x, other, weight, bias, relu):
-    """The same in double precision by torch."""
+    """The reference, in operations of torch."""
     y = F.batch_norm(x, None, None, weight, bias, True, 0.0, EPS)
     y = y if other is None else y + other
     return F.relu(y) if relu else y
@@ -48,7 +48,7 @@ def error(found, expected):
 @pytest.mark.parametrize("other", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_values_gradients_and_statistics_are_those_of_double_precision(shape, dtype, other, relu):
+def test_values_gradients_and_statistics_agree_with_double_precision(shape, dtype, other, relu):
     *given, g = inputs(shape, dtype, other)
     mine, reference = leaves(*given), leaves(*given, dtype=torch.float64)
     y, mean, variance, _ = batch_norm(*mine, EPS, relu)
@@ -71,13 +71,13 @@ def test_values_gradients_and_statistics_are_those_of_double_precision(shape, dt
 
 
 def test_a_large_mean_costs_no_digits():
-    """Sums are taken about the first pixel, so a mean a thousand times the deviation is harmless."""
+    """Sums are taken relative to the first pixel, so a mean of a thousand deviations is harmless."""
     x = torch.randn(16, 16, 16, 16, generator=torch.Generator().manual_seed(0)) + 1000
     *_, variance, _ = batch_norm(x, None, torch.ones(16), torch.zeros(16), EPS, False)
     assert error(variance, x.double().var((0, 2, 3), unbiased=True)) < 1e-5
 
 
-def test_any_layout_in_memory_gives_the_same():
+def test_any_memory_format_gives_the_same_result():
     x, other, weight, bias, _ = inputs((4, 16, 6, 6), torch.float32, True)
     expected = batch_norm(x.to(memory_format=torch.channels_last), other, weight, bias, EPS, True)
     found = batch_norm(
@@ -86,7 +86,7 @@ def test_any_layout_in_memory_gives_the_same():
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
-def test_parameters_may_lie_anywhere():
+def test_parameters_need_not_be_contiguous():
     x, _, weight, bias, _ = inputs((4, 16, 6, 6), torch.float32, False)
     expected = batch_norm(x, None, weight, bias, EPS, True)
     strided = torch.stack((weight, bias), 1)
@@ -109,14 +109,14 @@ if available():
 """
 
 
-def test_fewer_threads_than_asked_for_are_enough():
+def test_fewer_threads_than_requested_are_enough():
     environment = os.environ | {"OMP_THREAD_LIMIT": "1"}
     subprocess.run([sys.executable, "-c", SCRIPT], env=environment, check=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("relu", [False, True])
-def test_what_is_not_a_number_stays_so(dtype, relu):
+def test_nan_stays_nan_in_its_channel(dtype, relu):
     x, _, weight, bias, _ = inputs((4, 16, 6, 6), dtype, False)
     x[2, 3, 4, 5] = float("nan")
     y, mean, variance, _ = batch_norm(x, None, weight, bias, EPS, relu)
@@ -132,7 +132,7 @@ def test_the_same_threads_give_the_same_bits():
     assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
 
 
-def test_the_operator_is_what_torch_asks_of_one():
+def test_the_operator_passes_torchs_opcheck():
     x, other, weight, bias, _ = inputs((2, 16, 4, 4), torch.float32, True)
     x, other, weight, bias = leaves(x.to(memory_format=torch.channels_last), other, weight, bias)
     torch.library.opcheck(batch_norm, (x, other, weight, bias, EPS, True))
@@ -149,7 +149,7 @@ def test_the_operator_is_what_torch_asks_of_one():
         torch.zeros(2, 16, 4, 4, device="meta"),
     ],
 )
-def test_it_says_what_it_does_not_take(x):
-    assert not fits(x, torch.zeros(16), torch.zeros(16))
-    assert not fits(torch.zeros(2, 16, 4, 4), None, None)
-    assert fits(torch.zeros(2, 16, 4, 4), torch.zeros(16), torch.zeros(16))
+def test_unsupported_inputs_are_recognised(x):
+    assert not supports(x, torch.zeros(16), torch.zeros(16))
+    assert not supports(torch.zeros(2, 16, 4, 4), None, None)
+    assert supports(torch.zeros(2, 16, 4, 4), torch.zeros(16), torch.zeros(16))

@@ -1,16 +1,16 @@
-"""The operator is torch's 3x3 convolution, with a kernel gradient of single precision."""
+"""The operator is torch's 3x3 convolution, with a kernel gradient in single precision."""
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-from resode.kernels.convolution import available, convolution, convolution_backward, convolve, fits
+from resode.kernels.convolution import available, convolution, convolution_backward, convolve, supports
 
-pytestmark = pytest.mark.skipif(not available(), reason="no products of bf16, or no C++ compiler")
+pytestmark = pytest.mark.skipif(not available(), reason="no bf16 instructions, or no C++ compiler")
 
-# Images, channels in and out, height, width, and the stride where it is not one: one pair of pixels, odd
-# heights, more images than are multiplied at once and some that are left over, lines whose length is a
-# multiple of a page, unequal channels.
+# Images, channels in and out, height, width, and the stride if it is not one: one pair of pixels, odd
+# heights, more images than one group and an incomplete last group, lines whose length is a multiple of a
+# page, unequal channels.
 SHAPES = [
     (1, 16, 16, 1, 2),
     (5, 32, 48, 6, 10),
@@ -20,7 +20,7 @@ SHAPES = [
     (2, 16, 16, 63, 62),
     (130, 16, 16, 4, 4),
     (2, 128, 128, 8, 6),
-    (130, 128, 144, 2, 2),  # wide, and a last group of fewer images
+    (130, 128, 144, 2, 2),  # many channels, and a last group of fewer images
 ]
 STRIDED = [
     (1, 16, 16, 2, 4, 2),
@@ -29,7 +29,7 @@ STRIDED = [
     (3, 16, 32, 32, 32, 2),
     (37, 64, 128, 16, 16, 2),
 ]
-LITTLE = [(3, 3, 16, 32, 32), (1, 1, 16, 5, 6), (9, 5, 48, 7, 10), (131, 4, 32, 2, 2)]  # channels, that is
+FEW_CHANNELS = [(3, 3, 16, 32, 32), (1, 1, 16, 5, 6), (9, 5, 48, 7, 10), (131, 4, 32, 2, 2)]
 
 
 def inputs(shape):
@@ -48,8 +48,8 @@ def error(found, expected):
     return float((found.detach().double() - expected.detach()).norm() / expected.detach().norm())
 
 
-@pytest.mark.parametrize("shape", [*SHAPES, *STRIDED, *LITTLE])
-def test_the_gradient_of_the_kernel_is_exact_to_single_precision(shape):
+@pytest.mark.parametrize("shape", [*SHAPES, *STRIDED, *FEW_CHANNELS])
+def test_the_kernel_gradient_is_exact_to_single_precision(shape):
     x, weight, g = inputs(shape)
     stride = (*shape, 1)[5]
     weight.requires_grad_()
@@ -64,10 +64,11 @@ MORE = [*SHAPES, *STRIDED, (3, 48, 80, 5, 7), (2, 16, 16, 1, 1)]
 
 @pytest.mark.parametrize("kernel", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize(
-    ("shape", "adjoint"), [*((each, True) for each in MORE), *((each, False) for each in [*MORE, *LITTLE])]
+    ("shape", "adjoint"),
+    [*((each, True) for each in MORE), *((each, False) for each in [*MORE, *FEW_CHANNELS])],
 )
-def test_our_values_are_exact_to_their_rounding(shape, adjoint, kernel):
-    """Those of the adjoint with another image added."""
+def test_convolve_is_exact_to_its_rounding(shape, adjoint, kernel):
+    """The adjoint with another image added."""
     x, weight, g = inputs(shape)
     stride = (*shape, 1)[5]
     given = (g if adjoint else x).contiguous(memory_format=torch.channels_last)
@@ -84,7 +85,7 @@ def test_our_values_are_exact_to_their_rounding(shape, adjoint, kernel):
     assert torch.all((found - expected).abs() <= expected.abs() / 256 + slack)
 
 
-def test_the_default_type_of_numbers_does_not_matter_to_a_gradient():
+def test_the_default_dtype_does_not_matter():
     shape = (3, 128, 144, 4, 4)
     x, weight, g = inputs(shape)
     weight.requires_grad_()
@@ -96,7 +97,7 @@ def test_the_default_type_of_numbers_does_not_matter_to_a_gradient():
     assert torch.equal(weight.grad, gradient(shape))
 
 
-def test_what_is_not_finite_stays_where_a_convolution_takes_it():
+def test_infinity_spreads_as_in_a_convolution():
     x, weight, _ = inputs((2, 16, 16, 4, 4))
     x[0, 3, 1, 1] = torch.inf
     found, expected = convolve(x, weight), F.conv2d(x.double(), weight.bfloat16().double(), padding=1)
@@ -104,7 +105,7 @@ def test_what_is_not_finite_stays_where_a_convolution_takes_it():
 
 
 @pytest.mark.parametrize("shape", [*SHAPES[:6], *STRIDED[:3]])
-def test_values_and_the_gradient_of_the_image_are_torchs(shape):
+def test_values_and_image_gradient_agree_with_torch(shape):
     x, weight, g = inputs(shape)
     stride = (*shape, 1)[5]
     mine, other = x.clone().requires_grad_(), x.clone().requires_grad_()
@@ -118,8 +119,8 @@ def test_values_and_the_gradient_of_the_image_are_torchs(shape):
 
 
 @pytest.mark.parametrize("shape", [(4, 32, 32, 16, 16), (4, 32, 32, 4, 4), (4, 16, 32, 8, 8, 2)])
-def test_another_branch_is_added_to_the_gradient_of_the_image(shape):
-    """By torch's convolution, and by ours."""
+def test_the_gradient_of_another_branch_is_added(shape):
+    """Where torch computes the image gradient, and where we do."""
     x, weight, g = inputs(shape)
     stride = (*shape, 1)[5]
     (alone, dw), (both, same) = (
@@ -129,9 +130,9 @@ def test_another_branch_is_added_to_the_gradient_of_the_image(shape):
     torch.testing.assert_close(both.float(), alone.float() + x.float(), rtol=2e-2, atol=2e-2)
 
 
-def test_what_was_multiplied_before_leaves_nothing():
-    """Each thread keeps its workspace: a small batch after a large one finds zeros where it needs them."""
-    shapes = [*SHAPES, *STRIDED, *LITTLE]
+def test_earlier_calls_have_no_effect():
+    """Each thread reuses its workspace: a small batch after a large one finds zeros where it needs them."""
+    shapes = [*SHAPES, *STRIDED, *FEW_CHANNELS]
     alone = {shape: (gradient(shape), values(shape)) for shape in shapes}
     for shape in reversed(shapes):
         assert torch.equal(gradient(shape), alone[shape][0])
@@ -163,14 +164,14 @@ def test_any_number_of_threads_gives_the_same_up_to_rounding():
         torch.testing.assert_close(each, found[0], rtol=1e-5, atol=1e-4)
 
 
-def test_any_layout_in_memory_gives_the_same():
+def test_any_memory_format_gives_the_same_result():
     x, weight, g = inputs((4, 16, 32, 6, 6))
     weight.requires_grad_()
     convolution(x.contiguous(), weight).backward(g.transpose(2, 3).contiguous().transpose(2, 3))
     assert torch.equal(weight.grad, gradient((4, 16, 32, 6, 6)))
 
 
-def test_the_operator_is_what_torch_asks_of_one():
+def test_the_operator_passes_torchs_opcheck():
     x, weight, g = inputs((2, 16, 32, 4, 4, 2))
     torch.library.opcheck(convolution_backward, (g, x, weight, 2, True, x))
     torch.library.opcheck(convolution, (x.requires_grad_(), weight.requires_grad_(), 2))
@@ -195,7 +196,7 @@ def test_the_operator_is_what_torch_asks_of_one():
         (torch.zeros(2, 16, 4, 4, device="meta").bfloat16(), torch.zeros(16, 16, 3, 3), 1),
     ],
 )
-def test_it_says_what_it_does_not_take(x, weight, stride):
-    assert not fits(x, weight, stride)
-    assert fits(torch.zeros(2, 16, 4, 4).bfloat16(), torch.zeros(32, 16, 3, 3), 2)
-    assert fits(torch.zeros(2, 3, 4, 4), torch.zeros(32, 3, 3, 3))
+def test_unsupported_inputs_are_recognised(x, weight, stride):
+    assert not supports(x, weight, stride)
+    assert supports(torch.zeros(2, 16, 4, 4).bfloat16(), torch.zeros(32, 16, 3, 3), 2)
+    assert supports(torch.zeros(2, 3, 4, 4), torch.zeros(32, 3, 3, 3))

@@ -1,4 +1,4 @@
-"""A compiler is given batch normalisation with what follows it as one operator, and all else as it was."""
+"""The backend replaces patterns of operations by our operators and leaves everything else as it is."""
 
 import copy
 import operator
@@ -9,20 +9,26 @@ from torch import nn
 from torch.nn import functional as F
 
 import resode
-from resode.kernels import batch_norm, convolution, fusion, library, subsample
-from resode.kernels.fusion import fuse, fused, join, spare_probes
+from resode.kernels import add_gradients, batch_norm, convolution, fusion, library, subsample
+from resode.kernels.fusion import fused, replace
 
 pytestmark = pytest.mark.skipif(not batch_norm.available(), reason="no C++ compiler with OpenMP")
 
 
+def replaced(graph, without=()):
+    """Replace in a graph; returns the number of operations that became operators."""
+    counts = replace(graph, without)
+    return sum(counts.values()) - counts.get("update_statistics", 0)
+
+
 def captured(module, x, without=()):
-    """How many normalisations are replaced, the operators of the graph, and the result of running it."""
+    """The number of replaced operations, the operators of the graph, and the result of running it."""
     found = {}
 
     def backend(graph, inputs):
-        found["replaced"] = fuse(graph, without)
+        found["replaced"] = replaced(graph, without)
         found["targets"] = [node.target for node in graph.graph.nodes if node.op == "call_function"]
-        found["asked"] = [
+        found["fused"] = [
             (node.args[1] is not None, node.args[5])
             for node in graph.graph.nodes
             if node.target is torch.ops.resode.batch_norm.default
@@ -40,7 +46,7 @@ def image(channels=3, size=8, images=4):
 
 
 def same(module, x, **tolerance):
-    """Values, gradients and statistics of a captured network are those of the plain one."""
+    """Check that values, gradients and statistics of a network are the same after replacement."""
     plain = copy.deepcopy(module)
     found = captured(module, x)
     y = plain(x)
@@ -57,13 +63,23 @@ def same(module, x, **tolerance):
     return found
 
 
-@pytest.mark.parametrize("said", [None, False])
-def test_torch_is_spared_its_probes_where_our_kernels_have_shown_the_processor(said):
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+@pytest.mark.parametrize("setting", [None, False])
+def test_inductor_skips_its_probes_where_our_kernels_run(setting, monkeypatch):
+    """In the compilation of forward and backward only; a setting of the user is respected."""
     from torch._inductor import config
 
-    with config.patch({"cpp.vec_isa_ok": said}):
-        spare_probes()
-        assert config.cpp.vec_isa_ok is (True if said is None and convolution.available() else said)
+    seen = []
+    monkeypatch.setitem(
+        fusion.REPLACEMENTS, "add_gradients", lambda graph: seen.append(config.cpp.vec_isa_ok)
+    )
+    torch._dynamo.reset()
+    network = torch.compile(nn.Sequential(nn.Conv2d(3, 16, 3), nn.Tanh()), backend=fused, dynamic=False)
+    with config.patch({"cpp.vec_isa_ok": setting, "fx_graph_cache": False}):
+        network(image()).sum().backward()
+        assert config.cpp.vec_isa_ok is setting
+    assert seen == [True if setting is None and convolution.available() else setting] * 2
 
 
 def test_a_residual_network_becomes_operators_alone():
@@ -73,24 +89,29 @@ def test_a_residual_network_becomes_operators_alone():
     assert found["replaced"] == 9  # norms and shortcuts
     assert F.batch_norm not in found["targets"]
     assert F.relu not in found["targets"]
-    assert found["asked"].count((True, True)) == 3
-    assert found["asked"].count((False, True)) == 4
+    assert found["fused"].count((True, True)) == 3
+    assert found["fused"].count((False, True)) == 4
 
 
 @pytest.mark.parametrize(
-    ("without", "norms", "shortcuts", "follow"),
-    [((), 7, 2, 1), ({"batch_norm"}, 0, 2, 0), ({"subsample"}, 7, 0, 1), ({"follow"}, 7, 2, 0)],
+    ("without", "norms", "shortcuts", "updates"),
+    [
+        ((), 7, 2, 1),
+        ({"batch_norm"}, 0, 2, 0),
+        ({"subsample"}, 7, 0, 1),
+        ({"update_statistics"}, 7, 2, 0),
+    ],
 )
-def test_each_replacement_can_be_skipped(without, norms, shortcuts, follow):
+def test_each_replacement_can_be_skipped(without, norms, shortcuts, updates):
     torch.manual_seed(0)
     network = resode.create("he_resnet8", widths=[16, 16, 32]).train()
     found = captured(network, image(size=16), without)
     operators = torch.ops.resode
     counts = [
         found["targets"].count(each.default)
-        for each in (operators.batch_norm, operators.subsample, operators.follow)
+        for each in (operators.batch_norm, operators.subsample, operators.update_statistics)
     ]
-    assert counts == [norms, shortcuts, follow]
+    assert counts == [norms, shortcuts, updates]
     assert found["replaced"] == norms + shortcuts
 
 
@@ -101,7 +122,7 @@ def changed_between(n, y):
 
 
 class Net(nn.Module):
-    """A normalisation, and a part to follow it."""
+    """A normalisation, and a function of it and of its input."""
 
     def __init__(self, then, channels=16, **options):
         super().__init__()
@@ -115,7 +136,7 @@ class Net(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("then", "asked"),
+    ("then", "other_and_relu"),
     [
         (lambda n, y: n, (False, False)),
         (lambda n, y: torch.relu(n), (False, True)),
@@ -134,17 +155,17 @@ class Net(nn.Module):
         (lambda n, y: (n + y).mul_(2), (True, False)),
         (lambda n, y: n.add_(y).add_(y), (False, False)),
         (lambda n, y: operator.iadd(operator.iadd(n, y), 2 * y), (True, False)),
-        (lambda n, y: operator.iadd(y.clone(), n), (False, False)),  # it is the other that changes
+        (lambda n, y: operator.iadd(y.clone(), n), (False, False)),  # the other tensor changes
         (lambda n, y: F.relu(changed_between(n, y.clone())), (True, False)),
     ],
 )
-def test_what_follows_is_taken_in_where_it_can_be(then, asked):
+def test_an_addition_and_a_relu_are_fused_where_possible(then, other_and_relu):
     torch.manual_seed(0)
     found = same(Net(then).train(), image(), rtol=1e-4, atol=1e-5)
-    assert found["asked"] == [asked]
+    assert found["fused"] == [other_and_relu]
 
 
-def test_statistics_that_two_uses_share_move_in_their_order():
+def test_statistics_that_two_calls_share_are_updated_in_order():
     class Twice(Net):
         def forward(self, x):
             y = self.convolution(x)
@@ -153,7 +174,7 @@ def test_statistics_that_two_uses_share_move_in_their_order():
     same(Twice(None).train(), image(), rtol=1e-3, atol=1e-4)
 
 
-def test_what_is_not_learned_stays_so():
+def test_frozen_parameters_get_no_gradient():
     class Frozen(Net):
         def forward(self, x):
             y = self.convolution(x)
@@ -167,7 +188,7 @@ def test_what_is_not_learned_stays_so():
     assert module.convolution.weight.grad is not None
 
 
-def test_a_tensor_of_the_callers_is_changed_as_it_was():
+def test_a_tensor_of_the_caller_is_still_changed_in_place():
     module, x, total = Net(lambda n, y: n).train(), image(), torch.zeros(4, 16, 8, 8)
 
     class Adding(nn.Module):
@@ -181,18 +202,18 @@ def test_a_tensor_of_the_callers_is_changed_as_it_was():
 
     torch._dynamo.reset()
     with torch.no_grad():
-        torch.compile(Adding(), backend=lambda graph, _: (fuse(graph), graph.forward)[1], dynamic=False)(
+        torch.compile(Adding(), backend=lambda graph, _: (replace(graph), graph.forward)[1], dynamic=False)(
             x, total
         )
     assert total.abs().max() > 0
 
 
-def test_sizes_that_are_left_open_are_left_alone():
+def test_dynamic_shapes_are_not_replaced():
     module = Net(lambda n, y: F.relu(n)).train()
     found = []
 
     def backend(graph, inputs):
-        found.append(fuse(graph))
+        found.append(replaced(graph))
         return graph.forward
 
     torch._dynamo.reset()
@@ -211,24 +232,24 @@ def test_sizes_that_are_left_open_are_left_alone():
     ],
     ids=["evaluation", "channels", "no parameters"],
 )
-def test_what_does_not_fit_is_left_alone(network):
+def test_unsupported_norms_are_not_replaced(network):
     found = same(network, image()) if network.training else captured(network, image())
     assert found["replaced"] == 0
 
 
-def test_statistics_that_are_not_kept_are_not_missed():
+def test_norms_without_running_statistics_are_replaced():
     found = same(
         Net(lambda n, y: F.relu(n), track_running_stats=False).train(), image(), rtol=1e-4, atol=1e-5
     )
     assert found["replaced"] == 1
 
 
-def test_without_a_compiler_the_graph_is_as_it_was(monkeypatch):
+def test_without_a_compiler_nothing_is_replaced(monkeypatch):
     monkeypatch.setattr(batch_norm, "library", lambda: None)
     assert captured(Net(lambda n, y: F.relu(n)).train(), image())["replaced"] == 0
 
 
-def test_a_compiler_that_fails_or_is_missing_is_no_error(monkeypatch, tmp_path):
+def test_a_missing_or_failing_compiler_is_no_error(monkeypatch, tmp_path):
     monkeypatch.setenv("RESODE_CACHE", str(tmp_path))
     for compiler in ("no-such-compiler", "false"):
         monkeypatch.setenv("CXX", compiler)
@@ -240,8 +261,8 @@ def test_a_compiler_that_fails_or_is_missing_is_no_error(monkeypatch, tmp_path):
     assert [path.suffix for path in (tmp_path / "kernels").iterdir()] == [".so"]
 
 
-@pytest.mark.skipif(not convolution.available(), reason="no products of bf16")
-def test_convolutions_go_to_the_matrix_units_under_bf16_alone():
+@pytest.mark.skipif(not convolution.available(), reason="no bf16 instructions")
+def test_convolutions_are_replaced_under_bf16_only():
     network = resode.create("he_resnet8", widths=[16, 16, 32]).train()
     for half, expected in ((True, 7), (False, 0)):
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
@@ -250,7 +271,7 @@ def test_convolutions_go_to_the_matrix_units_under_bf16_alone():
         assert found["replaced"] == 9 + expected
 
 
-@pytest.mark.skipif(not convolution.available(), reason="no products of bf16")
+@pytest.mark.skipif(not convolution.available(), reason="no bf16 instructions")
 @pytest.mark.parametrize(
     "options",
     [
@@ -264,7 +285,7 @@ def test_convolutions_go_to_the_matrix_units_under_bf16_alone():
     ],
     ids=str,
 )
-def test_another_convolution_is_left_alone(options):
+def test_unsupported_convolutions_are_not_replaced(options):
     module = nn.Conv2d(16, 32, 3, **{"padding": 1, "bias": False, **options})
     plain = nn.Conv2d(16, 32, 3, padding=1, bias=False)
     x = image(channels=16).bfloat16().requires_grad_()
@@ -275,7 +296,7 @@ def test_another_convolution_is_left_alone(options):
 
 
 class Shortcut(nn.Module):
-    """What may be shortcut A."""
+    """A function that may be shortcut A."""
 
     def __init__(self, function):
         super().__init__()
@@ -286,7 +307,7 @@ class Shortcut(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("function", "replaced"),
+    ("function", "expected_count"),
     [
         (lambda x: F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 2, 3)), 1),
         (lambda x: F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 2, 3), value=1.0), 0),
@@ -300,10 +321,10 @@ class Shortcut(nn.Module):
         (lambda x: (lambda u: F.pad(u, (0, 0, 0, 0, 2, 3)).sum() + u.sum())(x[:, :, ::2, ::2]), 0),
     ],
 )
-def test_the_shortcut_of_every_second_pixel_is_one_operator(function, replaced):
+def test_shortcut_a_becomes_one_operator(function, expected_count):
     x, other = (image().requires_grad_() for _ in range(2))
     found, expected = captured(Shortcut(function), x), function(other)
-    assert found["replaced"] == replaced
+    assert found["replaced"] == expected_count
     assert torch.equal(found["y"], expected)
     g = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1))
     (found["y"] * g).sum().backward()
@@ -311,19 +332,23 @@ def test_the_shortcut_of_every_second_pixel_is_one_operator(function, replaced):
     assert torch.equal(x.grad, other.grad)
 
 
-def test_the_operators_of_a_shortcut_are_what_torch_asks_of_one():
+def test_the_operators_of_a_shortcut_pass_torchs_opcheck():
     x = image().requires_grad_()
     torch.library.opcheck(subsample.subsample, (x, 2, 3))
     torch.library.opcheck(subsample.subsample_backward, (image(), 0, 1))
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not convolution.available(), reason="no products of bf16")
+@pytest.mark.skipif(not convolution.available(), reason="no bf16 instructions")
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
-def test_sums_of_two_branches_are_taken_where_one_of_them_is_made(monkeypatch):
-    """Each unit's gradient is that of its first convolution with the shortcut's; no more is to add."""
+def test_gradients_of_two_branches_are_added_by_the_convolution(monkeypatch):
+    """In each unit the gradient of its first convolution takes in that of the shortcut."""
     counts = []
-    monkeypatch.setattr(fusion, "join", lambda graph: counts.append(join(graph)))
+    monkeypatch.setitem(
+        fusion.REPLACEMENTS,
+        "add_gradients",
+        lambda graph: counts.append(add_gradients.replace(graph)),
+    )
     torch._dynamo.reset()
     compiled = torch.compile(
         resode.create("he_resnet8", widths=[16, 16, 32]).train(), backend=fused, dynamic=False
@@ -335,7 +360,7 @@ def test_sums_of_two_branches_are_taken_where_one_of_them_is_made(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
-def test_torchs_compiler_takes_the_rest():
+def test_inductor_compiles_the_rest():
     torch.manual_seed(0)
     network = resode.create("he_resnet8", widths=[16, 16, 32]).train()
     plain, x = copy.deepcopy(network), image(size=16)

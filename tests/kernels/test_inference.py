@@ -1,4 +1,4 @@
-"""Programs: the logits of the network, whatever the batch, by steps that round once to bfloat16."""
+"""Inference programs give the logits of the network for any batch; each step rounds once to bfloat16."""
 
 import copy
 
@@ -9,12 +9,14 @@ from torch.nn import functional as F
 
 from resode.inference import Frozen
 from resode.kernels import convolution, inference
-from resode.kernels.inference import Unfit, program, read
+from resode.kernels.inference import Unsupported, program, translate
 from resode.models import create, twist
 
-pytestmark = pytest.mark.skipif(not convolution.available(), reason="no products of bf16, or no C++ compiler")
+pytestmark = pytest.mark.skipif(
+    not convolution.available(), reason="no bf16 instructions, or no C++ compiler"
+)
 
-# Both shortcuts, every kind of unit, channels that fill no tile, odd images, one channel.
+# Both shortcuts, every kind of unit, channels that do not fill a tile, odd image sizes, one channel.
 NETWORKS = {
     "shortcut A": ({"name": "he_resnet8"}, (3, 32, 32)),
     "shortcut B": ({"name": "he_resnet8", "shortcut": "B"}, (3, 13, 10)),
@@ -30,7 +32,7 @@ NETWORKS = {
 
 
 def trained(network, image):
-    """With norms that are not those of the beginning."""
+    """The network with norms unlike those of initialisation."""
     torch.manual_seed(0)
     with torch.no_grad():
         for norm in network.modules():
@@ -43,12 +45,12 @@ def trained(network, image):
     return network.eval()
 
 
-def apart(found, expected):
+def relative_error(found, expected):
     return float((found - expected).norm() / expected.norm())
 
 
 @pytest.mark.parametrize("case", NETWORKS)
-def test_logits_are_those_of_the_network_up_to_half_precision(case):
+def test_logits_agree_with_the_network_to_bf16(case):
     model, image = NETWORKS[case]
     network = trained(create(**model), image)
     x = torch.randn(5, *image)
@@ -56,12 +58,12 @@ def test_logits_are_those_of_the_network_up_to_half_precision(case):
         expected = network(x)
         with torch.autocast("cpu", torch.bfloat16):
             torchs = network(x).float()
-    made = read(network, x)
-    assert apart(made(x), expected) < max(1.5 * apart(torchs, expected), 4e-3)
+    program_ = translate(network, x)
+    assert relative_error(program_(x), expected) < max(1.5 * relative_error(torchs, expected), 4e-3)
 
 
-class Whole(nn.Module):
-    """Small whole numbers, which bfloat16 holds: every operation of a program, and no rounding."""
+class Integers(nn.Module):
+    """Every operation of a program on small integers, which bfloat16 represents exactly."""
 
     def __init__(self):
         super().__init__()
@@ -87,57 +89,57 @@ class Whole(nn.Module):
 
 
 @pytest.mark.parametrize("size", [(16, 16), (7, 33), (1, 2), (40, 8)])
-def test_whole_numbers_are_exact(size):
-    network = Whole().eval()
+def test_integers_are_exact(size):
+    network = Integers().eval()
     x = torch.randint(-2, 3, (6, 2, *size)).float()
     with torch.no_grad():
         expected = network(x)
     assert expected.abs().max() > 0
-    torch.testing.assert_close(read(network, x)(x), expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(translate(network, x)(x), expected, rtol=1e-6, atol=1e-6)
 
 
-def test_an_image_has_its_logits_in_any_batch_by_any_number_of_threads():
+def test_logits_do_not_depend_on_the_batch_or_the_threads():
     network = trained(create("he_resnet8"), (3, 32, 32))
     x = torch.randn(7, 3, 32, 32)
-    made, threads = read(network, x), torch.get_num_threads()
-    logits = made(x)
-    alone = torch.cat([made(each[None]) for each in x])
+    program_, threads = translate(network, x), torch.get_num_threads()
+    logits = program_(x)
+    alone = torch.cat([program_(each[None]) for each in x])
     torch.testing.assert_close(alone, logits, rtol=1e-5, atol=1e-6)  # the last layer is torch's
-    assert torch.equal(made(x.to(memory_format=torch.channels_last)), logits)
+    assert torch.equal(program_(x.to(memory_format=torch.channels_last)), logits)
     try:
         for number in (1, 2, 3):
             torch.set_num_threads(number)
-            assert torch.equal(made(x), logits)
+            assert torch.equal(program_(x), logits)
     finally:
         torch.set_num_threads(threads)
-    assert made(x[:0]).shape == (0, 10)
+    assert program_(x[:0]).shape == (0, 10)
 
 
-def test_what_is_not_a_number_stays_so_in_its_image():
+def test_nan_stays_in_its_image():
     network = trained(create("he_resnet8"), (3, 16, 16))
-    made = read(network, torch.randn(1, 3, 16, 16))
+    program_ = translate(network, torch.randn(1, 3, 16, 16))
     for row, column in ((0, 0), (3, 3), (15, 15)):  # corners meet the neighbours in memory
         x = torch.randn(5, 3, 16, 16)
-        expected = made(x)
+        expected = program_(x)
         x[1, :, row, column] = float("nan")
-        found = made(x)
+        found = program_(x)
         assert found[1].isnan().all()
         assert torch.equal(found[[0, 2, 3, 4]], expected[[0, 2, 3, 4]])
 
 
 class Small(nn.Module):
-    """A convolution, something, an average and a linear layer."""
+    """A convolution, another layer, an average and a linear layer."""
 
-    def __init__(self, something):
+    def __init__(self, layer):
         super().__init__()
-        self.first, self.something, self.head = nn.Conv2d(3, 16, 3, padding=1), something, nn.Linear(16, 4)
+        self.first, self.layer, self.head = nn.Conv2d(3, 16, 3, padding=1), layer, nn.Linear(16, 4)
 
     def forward(self, x):
-        return self.head(self.something(self.first(x)).mean((2, 3)))
+        return self.head(self.layer(self.first(x)).mean((2, 3)))
 
 
-class Does(nn.Module):
-    """What a function does."""
+class Function(nn.Module):
+    """A function (module, x) -> y as a module."""
 
     def __init__(self, function):
         super().__init__()
@@ -162,7 +164,7 @@ def through_dropout(_, x):
     return d + y
 
 
-UNFIT = {
+UNSUPPORTED = {
     "tanh": nn.Tanh(),
     "groups": nn.Conv2d(16, 16, 3, padding=1, groups=2),
     "dilation": nn.Conv2d(16, 16, 3, padding=2, dilation=2),
@@ -170,21 +172,21 @@ UNFIT = {
     "no padding": nn.Conv2d(16, 16, 3),
     "periodic": nn.Conv2d(16, 16, 3, padding=1, padding_mode="circular"),
     "norm of the batch": nn.BatchNorm2d(16, track_running_stats=False),
-    "changed in place": Does(shared),
-    "changed through dropout": Does(through_dropout),
-    "random": Does(lambda _, x: x * torch.rand(())),
-    "counts": Does(lambda self, x: x * self.count.add_(1)),
+    "changed in place": Function(shared),
+    "changed through dropout": Function(through_dropout),
+    "random": Function(lambda _, x: x * torch.rand(())),
+    "counts": Function(lambda self, x: x * self.count.add_(1)),
     "1x1 with padding": nn.Conv2d(16, 16, 1, padding=1),
     "stride 3": nn.Conv2d(16, 16, 3, padding=1, stride=3),
     "pooling": nn.MaxPool2d(2),
 }
 
 
-@pytest.mark.parametrize("case", UNFIT)
-def test_other_networks_have_no_program(case):
-    network, x = Small(UNFIT[case]).eval(), torch.randn(2, 3, 8, 8)
-    with pytest.raises(Unfit):
-        read(network, x)
+@pytest.mark.parametrize("case", UNSUPPORTED)
+def test_other_operations_are_unsupported(case):
+    network, x = Small(UNSUPPORTED[case]).eval(), torch.randn(2, 3, 8, 8)
+    with pytest.raises(Unsupported):
+        translate(network, x)
     assert program(network, x) is None
 
 
@@ -193,40 +195,40 @@ def after_a_sum(self, x):
     return F.batch_norm(x + y, torch.full((16,), 0.1), torch.full((16,), 2.0))
 
 
-FIT = {
+SUPPORTED = {
     "in place, and dropout": nn.Sequential(nn.ReLU(inplace=True), nn.Dropout(0.5)),
-    "of itself": Does(lambda _, x: torch.add(x, x, alpha=3)),
-    "less itself": Does(lambda _, x: torch.sub(x, x, alpha=0.5)),
-    "less another": Does(lambda _, x: torch.sub(F.relu(x), x, alpha=0.5)),
-    "norm of a sum": Does(after_a_sum),
-    "one that nobody wants": Does(lambda _, x: (torch.tanh(x), x)[1]),
-    "of a constant": Does(lambda self, x: F.conv2d(x, (torch.eye(16) @ torch.eye(16))[:, :, None, None])),
+    "of itself": Function(lambda _, x: torch.add(x, x, alpha=3)),
+    "less itself": Function(lambda _, x: torch.sub(x, x, alpha=0.5)),
+    "less another": Function(lambda _, x: torch.sub(F.relu(x), x, alpha=0.5)),
+    "norm of a sum": Function(after_a_sum),
+    "an unused result": Function(lambda _, x: (torch.tanh(x), x)[1]),
+    "of a constant": Function(lambda self, x: F.conv2d(x, (torch.eye(16) @ torch.eye(16))[:, :, None, None])),
 }
 
 
-@pytest.mark.parametrize("case", FIT)
-def test_what_can_stand_between_is_taken(case):
-    network, x = Small(FIT[case]).eval(), torch.randn(2, 3, 8, 8)
+@pytest.mark.parametrize("case", SUPPORTED)
+def test_supported_operations_are_translated(case):
+    network, x = Small(SUPPORTED[case]).eval(), torch.randn(2, 3, 8, 8)
     with torch.no_grad():
         expected = network(x)
     with torch.autocast("cpu", torch.bfloat16):
-        made = read(network, x)
-        assert apart(made(x), expected) < 1e-2
-    assert torch.equal(copy.deepcopy(made)(x), made(x))
+        program_ = translate(network, x)
+        assert relative_error(program_(x), expected) < 1e-2
+    assert torch.equal(copy.deepcopy(program_)(x), program_(x))
 
 
-def test_a_program_does_not_notice_later_changes():
+def test_later_changes_of_weights_have_no_effect():
     network, x = trained(create("he_resnet8"), (3, 16, 16)), torch.randn(2, 3, 16, 16)
-    made = read(network, x)
-    expected = made(x)
+    program_ = translate(network, x)
+    expected = program_(x)
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.zero_()
-    assert torch.equal(made(x), expected)
+    assert torch.equal(program_(x), expected)
 
 
 class Reshaped(nn.Module):
-    """A linear layer of something else than the mean."""
+    """A linear layer of a reshaped mean."""
 
     def __init__(self):
         super().__init__()
@@ -236,29 +238,29 @@ class Reshaped(nn.Module):
         return self.head(self.first(x).mean((2, 3)).reshape(-1, 2, 8))
 
 
-def test_networks_that_do_not_end_in_logits_have_no_program():
+def test_networks_that_do_not_end_in_logits_are_unsupported():
     x = torch.randn(2, 3, 8, 8)
     for network in (
         nn.Conv2d(3, 16, 3, padding=1),
         nn.Sequential(nn.Flatten(), nn.Linear(192, 2)),
         Reshaped(),
     ):
-        with pytest.raises(Unfit):
-            read(network, x)
+        with pytest.raises(Unsupported):
+            translate(network, x)
     for network in (twist(create("he_resnet8")), create("he_resnet8").double()):
-        with pytest.raises(Unfit):
-            read(network.eval(), x)
+        with pytest.raises(Unsupported):
+            translate(network.eval(), x)
 
 
-def test_heavy_networks_and_large_images_are_left_to_the_compiler(monkeypatch):
+def test_heavy_networks_and_large_images_have_no_program(monkeypatch):
     network, x = create("he_resnet8").eval(), torch.randn(1, 3, 32, 32)
     assert program(network, x) is not None
     assert program(network, torch.randn(1, 3, 160, 160)) is None
-    monkeypatch.setitem(inference.HEAVIEST, convolution.products(), 70_000)
+    monkeypatch.setitem(inference.MOST_WEIGHTS, convolution.bf16_instructions(), 70_000)
     assert program(network, x) is None
 
 
-def test_a_frozen_network_is_a_program_under_half_precision_alone(monkeypatch):
+def test_a_frozen_network_is_a_program_under_bf16_only(monkeypatch):
     network = trained(create("he_resnet8"), (3, 16, 16))
     frozen, x = Frozen(copy.deepcopy(network)), torch.randn(5, 3, 16, 16)
     compiled = []
@@ -266,15 +268,15 @@ def test_a_frozen_network_is_a_program_under_half_precision_alone(monkeypatch):
     with torch.inference_mode():
         expected = network(x)
     with torch.autocast("cpu", torch.bfloat16):
-        assert apart(frozen(x), expected) < 1e-2
+        assert relative_error(frozen(x), expected) < 1e-2
     assert not compiled
     assert torch.equal(frozen(x), expected)
     assert compiled == [5]
-    unfit = Frozen(Small(nn.Tanh()))
+    unsupported = Frozen(Small(nn.Tanh()))
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(unfit(x[:3]), unfit.module(x[:3]))
+        assert torch.equal(unsupported(x[:3]), unsupported.module(x[:3]))
     assert compiled == [5, 3]
-    other = torch.randn(2, 3, 8, 8)  # of another size: another program
+    other = torch.randn(2, 3, 8, 8)  # another image size, so another program
     with torch.autocast("cpu", torch.bfloat16), torch.inference_mode():
-        assert apart(frozen(other), network(other).float()) < 2e-2
+        assert relative_error(frozen(other), network(other).float()) < 2e-2
     assert compiled == [5, 3]

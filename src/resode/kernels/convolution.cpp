@@ -1,24 +1,25 @@
-// A 3x3 convolution (stride s of 1 or 2, padding 1) of channels-last bfloat16 activations, by the matrix units
-// (AMX) or the vectors (AVX-512 BF16) of an x86 processor, or its adjoint, to which another image may be added:
+// A 3x3 convolution (stride s of 1 or 2, padding 1) of channels-last bfloat16 activations, or its adjoint, to which
+// another image may be added; by AMX tiles or AVX-512 BF16 vectors of an x86 processor:
 //
 //     y[n][h][w][o] = sum over a, b, i of W[o][i][a][b] x[n][s h + a - 1][s w + b - 1][i]
 //
-// An image becomes a line of pixels, with a zero behind each row and a row of zeros between images, so that each
-// of the nine shifts is one offset along the line. A tile holds 16 pixels that follow one another on the line, or
-// every second one of those that do; vectors take four times four pixels of a row. The channels of the three pixels that a row of the kernel sees are neighbours
-// in memory, and are multiplied 32 values at a time. With a stride of 2 rows of even and of odd numbers are two
-// lines; the adjoint is then four sums, one for each kind of pixel, each over the part of the kernel that meets it.
-// Sums are single precision, and are rounded once. Images are divided among threads in order.
+// The images are copied to a line of pixels, with a zero behind each row and a row of zeros between images, so that
+// each of the nine shifts is one offset along the line. An AMX tile holds 16 consecutive pixels of the line (stride 1)
+// or every second one of 32 (stride 2); vectors take four groups of four consecutive pixels. The channels of the three
+// pixels under a row of the kernel are contiguous in memory; they are multiplied 32 values at a time. With stride 2,
+// even and odd rows are two lines, and the adjoint is computed in four phases, one for each parity of row and column
+// of an output pixel, each with the part of the kernel that reaches it. Sums are single precision and rounded once.
+// Each thread has a contiguous range of images.
 #include <algorithm>
 #include <cstdint>
 #include <vector>
 
 #include <omp.h>
 
-#include "products.h"
+#include "bf16.h"
 
-#ifdef RESODE_PRODUCTS
-#ifdef RESODE_MATRIX_UNITS
+#ifdef RESODE_BF16
+#ifdef RESODE_AMX
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
@@ -27,9 +28,9 @@ namespace {
 
 using namespace resode;
 
-constexpr int64_t PIXELS = 512;  // of a line, about
+constexpr int64_t PIXELS = 512;  // of a line, about; it then stays in the cache
 
-struct Line {  // where the pixels of some images of the smaller side are
+struct Line {  // the layout of a group of images, of the smaller one of the two sizes
     int64_t height, width, pitch, image, tiles;
     Line(int64_t height, int64_t width, int64_t images)
         : height(height), width(width), pitch(width + 1), image((height + 1) * pitch),
@@ -37,28 +38,28 @@ struct Line {  // where the pixels of some images of the smaller side are
     int64_t length(int64_t images) const { return images * image - pitch - 1; }
 };
 
-struct Phase {  // a sum over rows of neighbours: of the whole kernel, or of the part that meets one kind of pixel
+struct Phase {  // a sum over the whole kernel, or over the part that reaches output pixels of one parity
     int rows, across;
-    int64_t offset[3];  // of each row, in pixels
+    int64_t offset[3];  // of each row of the kernel along the line, in pixels
     int tap[3][3];
-    int64_t row, column;  // of the first pixel that gets it
+    int64_t row, column;  // of the first output pixel
     int64_t pairs(int64_t inputs) const { return (across * inputs + 1) / 2; }
     int64_t size(int64_t inputs, int64_t outputs) const { return rows * pairs(inputs) * 2 * outputs; }
 };
 
-struct Places {  // what is read and written at a line of pixels
+struct Operands {  // inputs and outputs at one pixel of the line
     const uint16_t* x[3];
-    int64_t rows, values, step;  // of the kernel; in a row of it; from one pixel to the next
-    const int32_t* place;        // of each pixel among the results, or -1
-    const uint16_t* other;       // to add, or nothing
+    int64_t rows, values, step;  // rows of the kernel; values under one row; values from one pixel to the next
+    const int32_t* target;       // index of each pixel in the output; -1 between rows, where there is no output
+    const uint16_t* addend;      // added to the output; may be null
     uint16_t* y;
     int64_t outputs;
-    bool whole;  // no tile is a smaller one
+    bool whole;  // the values fill whole tiles
     int64_t pairs() const { return (values + 1) / 2; }
-    Places from(int64_t pixel) const {
-        Places there = *this;
+    Operands from(int64_t pixel) const {
+        Operands there = *this;
         for (int64_t a = 0; a < rows; ++a) there.x[a] += pixel * step;
-        there.place += pixel;
+        there.target += pixel;
         return there;
     }
 };
@@ -70,7 +71,7 @@ int phases(int64_t stride, bool adjoint, int64_t pitch, int64_t odd, Phase* foun
         for (int tap = 0; tap < 9; ++tap) all.tap[tap / 3][tap % 3] = adjoint ? 8 - tap : tap;
         return 1;
     }
-    constexpr int TAPS[2][2] = {{1, 1}, {2, 0}};  // of pixels of even and odd numbers
+    constexpr int TAPS[2][2] = {{1, 1}, {2, 0}};  // rows (and columns) of the kernel that reach even and odd pixels
     for (int kind = 0; kind < 4; ++kind) {
         int row = kind / 2, column = kind % 2;
         found[kind] = {1 + row, 1 + column, {pitch + 1, 2 * pitch + 1}, {}, row, column};
@@ -80,13 +81,13 @@ int phases(int64_t stride, bool adjoint, int64_t pitch, int64_t odd, Phase* foun
     return 4;
 }
 
-struct Kernel {  // and how far apart in memory its outputs, inputs, rows and columns are
+struct Kernel {  // with its strides in memory
     const float* weight;
     int64_t output, input, row, column;
 };
 
-// The kernel in tiles: (outputs / 16, rows, pairs of values, 16, 2).
-void arrange(const Phase& phase, int64_t inputs, int64_t outputs, const Kernel& kernel, uint16_t* to) {
+// Convert the kernel to bfloat16 in the order of tiles: (outputs / 16, rows, pairs of values, 16, 2).
+void pack_kernel(const Phase& phase, int64_t inputs, int64_t outputs, const Kernel& kernel, uint16_t* to) {
     int64_t pairs = phase.pairs(inputs), tiles = outputs / SIDE;
     __m512i lanes = _mm512_mullo_epi32(
         _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0), _mm512_set1_epi32(int(kernel.output)));
@@ -101,29 +102,30 @@ void arrange(const Phase& phase, int64_t inputs, int64_t outputs, const Kernel& 
                                     tap / 3 * kernel.row + tap % 3 * kernel.column;
                 value[l] = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(_mm512_i32gather_ps(lanes, from, 4)));
             }
-            _mm512_storeu_si512(to + (j * pairs + k) * DEPTH, _mm512_or_si512(value[0], _mm512_slli_epi32(value[1], 16)));
+            _mm512_storeu_si512(to + (j * pairs + k) * DEPTH,
+                                _mm512_or_si512(value[0], _mm512_slli_epi32(value[1], 16)));
         }
 }
 
-RESODE_INLINE void store(__m512 sum, const Places& at, int64_t pixel, int64_t o) {
-    if (at.place[pixel] < 0) return;
-    int64_t place = at.place[pixel] * at.outputs + o;
-    if (at.other) {
-        __m256i more = _mm256_loadu_si256((const __m256i*)(at.other + place));
+RESODE_INLINE void store(__m512 sum, const Operands& at, int64_t pixel, int64_t o) {
+    if (at.target[pixel] < 0) return;
+    int64_t target = at.target[pixel] * at.outputs + o;
+    if (at.addend) {
+        __m256i more = _mm256_loadu_si256((const __m256i*)(at.addend + target));
         sum = _mm512_add_ps(sum, (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(more), 16));
     }
-    _mm256_storeu_si256((__m256i*)(at.y + place), (__m256i)_mm512_cvtneps_pbh(sum));
+    _mm256_storeu_si256((__m256i*)(at.y + target), (__m256i)_mm512_cvtneps_pbh(sum));
 }
 
-#ifdef RESODE_MATRIX_UNITS
-void store(const float* sums, const Places& at, int64_t pixels, int64_t o) {
+#ifdef RESODE_AMX
+void store(const float* sums, const Operands& at, int64_t pixels, int64_t o) {
     for (int64_t p = 0; p < pixels; ++p) store(_mm512_load_ps(sums + p * SIDE), at, p, o);
 }
 
 #define RESODE_ZERO _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
 
-// 64 pixels, 16 outputs. A smaller tile, where the channels want one, ends each row of the kernel.
-void tall(const Places& at, const uint16_t* weight, int64_t o, float* sums) {
+// 64 pixels by 16 output channels. A shortened tile ends each row of the kernel unless its values fill whole tiles.
+void tall(const Operands& at, const uint16_t* weight, int64_t o, float* sums) {
     int64_t stride = 2 * at.step, tile = SIDE * at.step;
 #define RESODE_FOUR(A, B) \
     _tile_loadd(B, weight, 4 * SIDE); \
@@ -148,10 +150,10 @@ void tall(const Places& at, const uint16_t* weight, int64_t o, float* sums) {
     store(sums, at, 4 * SIDE, o);
 }
 
-// 32 pixels, 32 outputs, where there are whole tiles alone.
-void square(const Places& at, const uint16_t* weight, int64_t o, float* sums) {
+// 32 pixels by 32 output channels, if the values fill whole tiles.
+void square(const Operands& at, const uint16_t* weight, int64_t o, float* sums) {
     int64_t stride = 2 * at.step, tile = SIDE * at.step;
-    const uint16_t* other = weight + at.rows * at.values * SIDE;
+    const uint16_t* second = weight + at.rows * at.values * SIDE;
     RESODE_ZERO
     for (int64_t a = 0; a < at.rows; ++a) {
         const uint16_t* x = at.x[a];
@@ -159,13 +161,13 @@ void square(const Places& at, const uint16_t* weight, int64_t o, float* sums) {
             _tile_loadd(4, x, stride);
             _tile_loadd(6, weight, 4 * SIDE);
             _tile_dpbf16ps(0, 4, 6);
-            _tile_loadd(7, other, 4 * SIDE);
+            _tile_loadd(7, second, 4 * SIDE);
             _tile_dpbf16ps(1, 4, 7);
             _tile_loadd(5, x + tile, stride);
             _tile_dpbf16ps(2, 5, 6);
             _tile_dpbf16ps(3, 5, 7);
             weight += DEPTH * SIDE;
-            other += DEPTH * SIDE;
+            second += DEPTH * SIDE;
         }
     }
     _tile_stored(0, sums, 4 * SIDE);
@@ -176,7 +178,7 @@ void square(const Places& at, const uint16_t* weight, int64_t o, float* sums) {
     store(sums + 512, at, 2 * SIDE, o + SIDE);
 }
 
-void products(const Places& at, const uint16_t* weight, int64_t length, const int32_t*) {
+void multiply(const Operands& at, const uint16_t* weight, int64_t length, const int32_t*) {
     alignas(64) float sums[4 * SIDE * SIDE];
     int64_t block = at.rows * at.pairs() * DEPTH;
     for (int64_t o = 0; o < at.outputs;) {
@@ -188,27 +190,27 @@ void products(const Places& at, const uint16_t* weight, int64_t length, const in
     }
 }
 #else
-// 16 outputs of 16 pixels, of which each four follow one another.
-void products(const Places& at, const uint16_t* weight, int64_t length, const int32_t* fours) {
+// 16 pixels, in four groups of four consecutive ones, by 16 output channels.
+void multiply(const Operands& at, const uint16_t* weight, int64_t length, const int32_t* quads) {
     static const float zeros[SIDE] = {};
     for (int64_t o = 0; o < at.outputs; o += SIDE, weight += at.rows * at.pairs() * DEPTH)
-        for (const int32_t* four = fours; *four < length; four += 4) {
+        for (const int32_t* quad = quads; *quad < length; quad += 4) {
             Sums block(zeros, 0);
             for (int64_t a = 0; a < at.rows; ++a) {
                 const uint16_t* x[4];
-                for (int j = 0; j < 4; ++j) x[j] = at.x[a] + four[j] * at.step;
+                for (int j = 0; j < 4; ++j) x[j] = at.x[a] + quad[j] * at.step;
                 block.add(x, at.step, weight + a * at.pairs() * DEPTH, at.pairs());
             }
-            RESODE_ROWS store(block[row], at, four[row / 4] + row % 4, o);
+            RESODE_EACH_ROW store(block[row], at, quad[row / 4] + row % 4, o);
         }
 }
 #endif
 
 }  // namespace
 
-// What makes products: nothing, vectors, or matrix units; -1 where the system does not permit these.
-extern "C" int makes_products() {
-#ifdef RESODE_MATRIX_UNITS
+// 0: no bf16 instructions; 1: AVX-512 BF16; 2: AMX; -1: the operating system refuses AMX to this process.
+extern "C" int bf16_instructions() {
+#ifdef RESODE_AMX
     constexpr long REQUEST_PERMISSION = 0x1023, TILE_DATA = 18;
     return syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0 ? 2 : -1;
 #else
@@ -216,80 +218,80 @@ extern "C" int makes_products() {
 #endif
 }
 
-// Height and width are those of the larger image; inputs and outputs are the channels of x and y, and what the kernel
-// calls so here.
+// Height and width are those of the larger image. Inputs and outputs are the channels of x and y; for the adjoint the
+// caller exchanges the strides of the kernel's first two dimensions.
 extern "C" void convolution(int64_t images, int64_t height, int64_t width, int64_t inputs, int64_t outputs,
-                            int64_t stride, int adjoint, const uint16_t* x, const uint16_t* other, uint16_t* y,
+                            int64_t stride, int adjoint, const uint16_t* x, const uint16_t* addend, uint16_t* y,
                             const float* weight, int64_t each_output, int64_t each_input, int64_t each_row,
                             int64_t each_column, int threads) {
     Kernel kernel{weight, each_output, each_input, each_row, each_column};
     int64_t small = height / stride, narrow = width / stride;
-    int64_t together = std::max<int64_t>(PIXELS / ((small + 1) * (narrow + 1)), 1);
-    together = std::min(together, (images + threads - 1) / threads);
-    Line line(small, narrow, together);
-    int64_t step = adjoint ? 1 : stride, spread = adjoint ? stride : 1;  // of pixels that are read and written
+    int64_t group = std::max<int64_t>(PIXELS / ((small + 1) * (narrow + 1)), 1);
+    group = std::min(group, (images + threads - 1) / threads);
+    Line line(small, narrow, group);
+    int64_t step = adjoint ? 1 : stride, spread = adjoint ? stride : 1;  // strides of reading and writing
     int64_t read = step * step, rows = height / (adjoint ? stride : 1), columns = width / (adjoint ? stride : 1);
-    int64_t reach = step * (line.tiles * SIDE + 2 * line.pitch) + 16;  // of one of the lines that are read
+    int64_t line_size = step * (line.tiles * SIDE + 2 * line.pitch) + 16;  // pixels of one line that is read
     Phase phase[4];
-    int kinds = phases(stride, adjoint != 0, line.pitch, reach, phase);
+    int kinds = phases(stride, adjoint != 0, line.pitch, line_size, phase);
     int64_t tail = (3 * inputs % DEPTH + 1) / 2 * 2, size = 0;
     for (int k = 0; k < kinds; ++k) size += phase[k].size(inputs, outputs);
-    static thread_local Zeros<uint16_t> arranged;
-    arranged.resize(size);
-    uint16_t* tiles = arranged.get();
+    static thread_local ZeroedBuffer<uint16_t> packed;
+    packed.resize(size);
+    uint16_t* tiles = packed.get();
 #pragma omp parallel num_threads(threads)
     {
         for (int64_t k = 0, first = 0; k < kinds; first += phase[k++].size(inputs, outputs))
-            arrange(phase[k], inputs, outputs, kernel, tiles + first);
-        static thread_local Zeros<uint16_t> pixels;
-        static thread_local Zeros<int32_t> place;
-        pixels.resize((read > 1 ? 2 : 1) * reach * inputs);
-        int64_t line_end = line.tiles * SIDE + 4;  // four pixels may begin with the last one
-        place.resize(line_end);
-        std::fill_n(place.get(), line_end, -1);
-        for (int64_t n = 0; n < together; ++n)
+            pack_kernel(phase[k], inputs, outputs, kernel, tiles + first);
+        static thread_local ZeroedBuffer<uint16_t> pixels;
+        static thread_local ZeroedBuffer<int32_t> target;
+        pixels.resize((read > 1 ? 2 : 1) * line_size * inputs);
+        int64_t line_end = line.tiles * SIDE + 4;  // a group of four may begin at the last pixel
+        target.resize(line_end);
+        std::fill_n(target.get(), line_end, -1);
+        for (int64_t n = 0; n < group; ++n)
             for (int64_t h = 0; h < small; ++h)
                 for (int64_t w = 0; w < narrow; ++w)
-                    place.get()[n * line.image + h * line.pitch + w] =
+                    target.get()[n * line.image + h * line.pitch + w] =
                         int32_t(((n * small + h) * spread * narrow + w) * spread);
-        std::vector<int32_t> fours;  // the first of each four pixels of a row, for vectors
-        for (int64_t n = 0; n < (UNITS ? 0 : together); ++n)
+        std::vector<int32_t> quads;  // first pixels of the groups of four, for vectors
+        for (int64_t n = 0; n < (AMX ? 0 : group); ++n)
             for (int64_t h = 0; h < small; ++h)
-                for (int64_t w = 0; w < narrow; w += 4) fours.push_back(int32_t(n * line.image + h * line.pitch + w));
-        while (fours.size() % 4) fours.push_back(fours.back());
-        fours.push_back(INT32_MAX);
-        Tiles shapes;
-        if (tail) shapes.shorten(6, 7, tail / 2);
-        shapes.begin();
-        int64_t thread = omp_get_thread_num(), team = omp_get_num_threads();  // maybe fewer than asked for
+                for (int64_t w = 0; w < narrow; w += 4) quads.push_back(int32_t(n * line.image + h * line.pitch + w));
+        while (quads.size() % 4) quads.push_back(quads.back());
+        quads.push_back(INT32_MAX);
+        TileConfig config;
+        if (tail) config.shorten(6, 7, tail / 2);
+        config.load();
+        int64_t thread = omp_get_thread_num(), team = omp_get_num_threads();  // maybe fewer than requested
         int64_t begin = images * thread / team, end = images * (thread + 1) / team;
-        for (int64_t n = begin; n < end; n += together) {
-            int64_t count = std::min(together, end - n), length = line.length(count);
+        for (int64_t n = begin; n < end; n += group) {
+            int64_t count = std::min(group, end - n), length = line.length(count);
             for (int64_t k = 0; k < count; ++k)
                 for (int64_t h = 0; h < rows; ++h) {
                     int64_t to = step == 1 ? k * line.image + (h + 1) * line.pitch + 1
-                                           : h % 2 * reach + 2 * (k * line.image + (h + 1) / 2 * line.pitch) + 1;
+                                           : h % 2 * line_size + 2 * (k * line.image + (h + 1) / 2 * line.pitch) + 1;
                     std::memcpy(pixels.get() + to * inputs, x + ((n + k) * rows + h) * columns * inputs,
                                 2 * columns * inputs);
                 }
-            if (count < together) std::fill(place.get() + length, place.get() + line_end, -1);
+            if (count < group) std::fill(target.get() + length, target.get() + line_end, -1);
             const uint16_t* factor = tiles;
             for (const Phase* each = phase; each < phase + kinds; ++each) {
                 int64_t values = each->across * inputs;
                 int64_t first = (n * height / (adjoint ? 1 : stride) + each->row) * (width / (adjoint ? 1 : stride)) +
                                 each->column;
-                Places at{{}, each->rows, values, step * inputs, place.get(),
-                          other ? other + first * outputs : nullptr, y + first * outputs, outputs, tail == 0};
+                Operands at{{}, each->rows, values, step * inputs, target.get(),
+                          addend ? addend + first * outputs : nullptr, y + first * outputs, outputs, tail == 0};
                 for (int a = 0; a < each->rows; ++a) at.x[a] = pixels.get() + each->offset[a] * inputs;
-                products(at, factor, length, fours.data());
+                multiply(at, factor, length, quads.data());
                 factor += each->size(inputs, outputs);
             }
         }
-        Tiles::end();
+        TileConfig::release();
     }
 }
 #else
-extern "C" int makes_products() { return 0; }
+extern "C" int bf16_instructions() { return 0; }
 extern "C" void convolution(int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int, const uint16_t*,
                             const uint16_t*, uint16_t*, const float*, int64_t, int64_t, int64_t, int64_t, int) {}
 #endif

@@ -1,42 +1,43 @@
 // The kernel gradient of a 3x3 convolution (stride s of 1 or 2, padding 1) of channels-last bfloat16 activations, by
-// the matrix units (AMX) or the vectors (AVX-512 BF16) of an x86 processor:
+// AMX tiles or AVX-512 BF16 vectors of an x86 processor:
 //
 //     dW[a][b][o][i] = sum over images n and pixels (h, w) of g[n][h][w][o] x[n][s h + a - 1][s w + b - 1][i]
 //
-// An image becomes a line of pixels, with two zeros behind each row and a row of zeros between images, so that
+// The images are copied to a line of pixels, with two zeros behind each row and a row of zeros between images, so that
 // each of the nine shifts is one offset along the line and a sum over pixels is one matrix product:
-// (channels of g, pixels) x (pixels, channels of x). The first factor is g transposed, or for vectors in pairs, too,
-// the second x with its pixels in pairs; pairs begin at even pixels, and once more at odd ones, for odd
-// offsets. With a stride of 2 the four kinds of pixels of x (of even and odd rows and columns) are a line each. An
-// image of few channels (at most 5) has three neighbours in the place of one pixel, and three shifts of rows alone.
-// Sums are single precision; images are divided among threads in order.
+// (channels of g, pixels) x (pixels, channels of x). The bf16 instructions multiply pairs of pixels, so x is stored in
+// pairs that begin at even pixels, and again in pairs that begin at odd ones, for odd offsets; g is transposed for AMX
+// and stored in pairs for vectors. With stride 2, the pixels of x of each parity of row and column are a line of their
+// own. If x has few channels (at most 5), a pixel and its two neighbours in the row are stored as one pixel of three
+// times as many channels, and shifts of rows alone remain. Sums are single precision. Each thread has a contiguous
+// range of images.
 #include <algorithm>
 #include <cstdint>
 #include <vector>
 
 #include <omp.h>
 
-#include "products.h"
+#include "bf16.h"
 
-#ifdef RESODE_PRODUCTS
+#ifdef RESODE_BF16
 
 namespace {
 
 using namespace resode;
 
-constexpr int64_t BYTES = 1 << 17;  // of an activation, about, that are multiplied at once
-constexpr int64_t PIXELS = 1024;    // the same, at least, where there are so many sums that they are dear to fetch
+constexpr int64_t BYTES = 1 << 17;  // of an activation in a group of images, about
+constexpr int64_t PIXELS = 1024;    // in a group at least, if there are so many sums that they leave the cache
 
 typedef uint16_t Halves __attribute__((vector_size(2 * SIDE)));
 typedef uint32_t Pairs __attribute__((vector_size(4 * SIDE)));
 
-struct Line {  // where the pixels of some images are
+struct Line {  // the layout of a group of images
     int64_t height, width, pitch, image, length, padded, across;
     Line(int64_t height, int64_t width, int64_t images)
         : height(height), width(width), pitch(width + 2), image((height + 1) * pitch),
           length((images * image + DEPTH - 1) / DEPTH * DEPTH),
           padded(length + 2 * pitch + 4),                      // of x, with zeros around
-          across(length % 2048 ? length : length + DEPTH) {}  // of g transposed
+          across(length % 2048 ? length : length + DEPTH) {}  // of g transposed; rows a page apart share cache sets
 };
 
 inline Halves load(const uint16_t* from) {
@@ -50,12 +51,12 @@ inline void store(uint32_t* to, Halves one, Halves two) {
     std::memcpy(to, &both, sizeof both);
 }
 
-struct Kind {  // of the pixels of an image: those that begin at (row, column), a stride apart
+struct Kind {  // every stride-th pixel of an image, from (row, column) on
     int64_t stride, row, column;
 };
 
-// Pixels in pairs, (channels / 16, span, 16) of both values of a pair, from the pixel `origin` of a line on; odd
-// pairs begin a pixel later, and may be left out. What lies between rows is zero already.
+// Store pixels in pairs, (channels / 16, span, 16) of both values of a pair, from the pixel `origin` of a line on. Odd
+// pairs begin one pixel later; null: not needed. Between rows the buffers are zero already.
 void pairs(const Line& line, int64_t images, Kind kind, int64_t channels, int64_t origin, int64_t span,
            const uint16_t* from, uint32_t* even, uint32_t* odd) {
     int64_t step = kind.stride * channels;
@@ -78,7 +79,7 @@ void pairs(const Line& line, int64_t images, Kind kind, int64_t channels, int64_
         }
 }
 
-// The same for few channels: (span, 16), of which the first are those of a pixel's neighbours in its row and itself.
+// The same for few channels: (span, 16), where the first values are those of a pixel and its neighbours in the row.
 void neighbours(const Line& line, int64_t images, int64_t channels, int64_t origin, const uint16_t* from,
                 uint16_t* row, uint32_t* even) {
     for (int64_t n = 0; n < images; ++n)
@@ -90,7 +91,7 @@ void neighbours(const Line& line, int64_t images, int64_t channels, int64_t orig
         }
 }
 
-// 16 x 16 of 32 bits.
+// Transpose 16 x 16 numbers of 32 bits.
 void transpose(const uint32_t* from, int64_t from_pitch, uint32_t* to, int64_t to_pitch) {
     __m512i r[16], t[16];
     for (int i = 0; i < 16; ++i) r[i] = _mm512_loadu_si512(from + i * from_pitch);
@@ -115,8 +116,8 @@ void transpose(const uint32_t* from, int64_t from_pitch, uint32_t* to, int64_t t
     for (int i = 0; i < 16; ++i) _mm512_storeu_si512(to + i * to_pitch, r[i]);
 }
 
-// Add products over the line to up to six tiles of 16 x 16 sums: tile k multiplies g with b[k].
-#ifdef RESODE_MATRIX_UNITS
+// Add the products of g and b[k] over the line to the 16 x 16 sums k, for up to six k.
+#ifdef RESODE_AMX
 void multiply(const Line& line, int count, const uint16_t* g, const uint32_t* const* b, float* const* sums,
               int64_t columns) {
 #define RESODE_EACH(DO) \
@@ -135,7 +136,7 @@ void multiply(const Line& line, int count, const uint16_t* g, const uint32_t* co
 #else
 void multiply(const Line& line, int64_t images, int count, const uint32_t* g, const uint32_t* const* b,
               float* const* sums, int64_t columns) {
-    constexpr int64_t NEAR = 512;  // pixels of g that stay in the nearest cache
+    constexpr int64_t NEAR = 512;  // pixels of g that stay in the first-level cache
     int64_t rows = images * line.height, some = std::max<int64_t>(NEAR / line.width, 1);
     for (int64_t begin = 0; begin < rows; begin += some)
         for (int k = 0; k < count; ++k) {
@@ -152,27 +153,27 @@ void multiply(const Line& line, int64_t images, int count, const uint32_t* g, co
 struct Sizes {
     int64_t inputs, outputs, stride;
     bool few() const { return inputs < SIDE; }
-    int64_t columns() const { return few() ? SIDE : inputs; }  // of a pixel of x in pairs
+    int64_t columns() const { return few() ? SIDE : inputs; }  // channels of x as stored
     int64_t kinds() const { return stride * stride; }
     int64_t sums() const { return (few() ? 3 : 9) * columns() * outputs; }
 };
 
 struct Workspace {
-    Zeros<uint32_t> even, odd, g_pairs;
-    Zeros<uint16_t> g_rows, row;
-    Zeros<float> sums;
+    ZeroedBuffer<uint32_t> even, odd, g_pairs;
+    ZeroedBuffer<uint16_t> g_rows, row;
+    ZeroedBuffer<float> sums;
     std::vector<const uint32_t*> factors;
     std::vector<float*> places;
     void resize(const Line& line, const Sizes& sizes) {
         even.resize(line.padded / 2 * sizes.columns() * sizes.kinds());
         odd.resize(sizes.few() ? 0 : line.padded / 2 * sizes.columns() * sizes.kinds());
         g_pairs.resize(line.length / 2 * sizes.outputs);
-        if (UNITS) g_rows.resize(line.across * sizes.outputs);
+        if (AMX) g_rows.resize(line.across * sizes.outputs);
         row.resize((line.width + 2) * sizes.inputs + SIDE);
         sums.resize(sizes.sums());
         arrange(line, sizes);
     }
-    // The second factors, and where their sums belong.
+    // The second factors, and the sums that each belongs to.
     void arrange(const Line& line, const Sizes& sizes) {
         factors.clear(), places.clear();
         for (int64_t i = 0; i < sizes.columns(); i += SIDE)
@@ -181,7 +182,7 @@ struct Workspace {
                     bool two = sizes.stride == 2;
                     int64_t kind = two ? 2 * (a != 1) + (b != 1) : 0;
                     int64_t down = two ? a != 0 : a, right = sizes.few() ? 1 : two ? b != 0 : b;
-                    int64_t offset = down * line.pitch + right + 1;  // a pixel's shift along the line of x
+                    int64_t offset = down * line.pitch + right + 1;  // along the line of x
                     factors.push_back((offset % 2 ? odd : even).get() +
                                       (kind * sizes.columns() + i) * (line.padded / 2) + offset / 2 * SIDE);
                     places.push_back(sums.get() + (sizes.few() ? a : 3 * a + b) * sizes.outputs * sizes.columns() + i);
@@ -189,7 +190,7 @@ struct Workspace {
     }
 };
 
-void some_images(const Line& line, int64_t images, const Sizes& sizes, const uint16_t* x, const uint16_t* g,
+void multiply_group(const Line& line, int64_t images, const Sizes& sizes, const uint16_t* x, const uint16_t* g,
                  Workspace& work) {
     int64_t span = line.padded / 2, origin = line.pitch + 2, stride = sizes.stride;
     if (sizes.few())
@@ -197,12 +198,12 @@ void some_images(const Line& line, int64_t images, const Sizes& sizes, const uin
     else
         for (int64_t kind = 0; kind < sizes.kinds(); ++kind) {
             int64_t begin = kind * span * sizes.inputs;
-            bool shifted = stride == 1 || kind % 2;  // a column to the left is asked for, too
+            bool shifted = stride == 1 || kind % 2;  // odd offsets occur
             pairs(line, images, {stride, kind / 2, kind % 2}, sizes.inputs, origin, span, x, work.even.get() + begin,
                   shifted ? work.odd.get() + begin : nullptr);
         }
     pairs(line, images, {1, 0, 0}, sizes.outputs, 0, line.length / 2, g, work.g_pairs.get(), nullptr);
-#ifdef RESODE_MATRIX_UNITS
+#ifdef RESODE_AMX
     for (int64_t l = 0; l < line.length; l += DEPTH)
         for (int64_t o = 0; o < sizes.outputs; o += SIDE)
             transpose(work.g_pairs.get() + o * (line.length / 2) + l / 2 * SIDE, SIDE,
@@ -213,7 +214,7 @@ void some_images(const Line& line, int64_t images, const Sizes& sizes, const uin
         int count = int(std::min<size_t>(work.factors.size() - first, 6));
         std::copy_n(work.places.begin() + first, count, sum);
         for (int64_t o = 0; o < sizes.outputs; o += SIDE) {
-#ifdef RESODE_MATRIX_UNITS
+#ifdef RESODE_AMX
             multiply(line, count, work.g_rows.get() + o * line.across, work.factors.data() + first, sum,
                      sizes.columns());
 #else
@@ -234,24 +235,24 @@ extern "C" void kernel_gradient(int64_t images, int64_t height, int64_t width, i
     int64_t small = height / stride, narrow = width / stride, columns = sizes.columns();
     int64_t image_bytes = 2 * (small + 1) * (narrow + 2) * std::max(sizes.kinds() * columns, outputs);
     int64_t pixels = columns * outputs < 128 * 128 ? 1 : PIXELS / ((small + 1) * (narrow + 2)) + 1;
-    int64_t together = std::min(std::max(BYTES / image_bytes, pixels), (images + threads - 1) / threads);
-    Line line(small, narrow, together);
+    int64_t group = std::min(std::max(BYTES / image_bytes, pixels), (images + threads - 1) / threads);
+    Line line(small, narrow, group);
     std::vector<const float*> found(threads);
 #pragma omp parallel num_threads(threads)
     {
-        int64_t thread = omp_get_thread_num(), team = omp_get_num_threads();  // maybe fewer than asked for
+        int64_t thread = omp_get_thread_num(), team = omp_get_num_threads();  // maybe fewer than requested
         int64_t begin = images * thread / team, end = images * (thread + 1) / team;
         thread_local Workspace work;
         work.resize(line, sizes);
         found[thread] = work.sums.get();
-        Tiles tiles;
-        tiles.begin();
-        for (int64_t n = begin; n < end; n += together) {
-            int64_t count = std::min(together, end - n);
-            if (count < together) work.g_pairs.clear();  // of the images before
-            some_images(line, count, sizes, x + n * height * width * inputs, g + n * small * narrow * outputs, work);
+        TileConfig config;
+        config.load();
+        for (int64_t n = begin; n < end; n += group) {
+            int64_t count = std::min(group, end - n);
+            if (count < group) work.g_pairs.clear();  // of the group before
+            multiply_group(line, count, sizes, x + n * height * width * inputs, g + n * small * narrow * outputs, work);
         }
-        Tiles::end();
+        TileConfig::release();
     }
     for (int64_t row = 0; row < 9 * outputs; ++row) {
         int64_t tap = row / outputs, o = row % outputs;

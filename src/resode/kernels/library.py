@@ -1,4 +1,4 @@
-"""The compiled kernels: built by the machine's C++ compiler on first use, kept for this processor."""
+"""The shared library of C++ kernels: compiled on first use for this processor, and cached as a file."""
 
 import ctypes
 import functools
@@ -20,60 +20,73 @@ from resode import atomic
 SOURCES = tuple(sorted(Path(__file__).parent.glob("*.cpp")))
 HEADERS = tuple(sorted(Path(__file__).parent.glob("*.h")))
 OPTIONS = ("-O3", "-march=native", "-mprefer-vector-width=512", "-fopenmp", "-shared", "-fPIC", "-std=c++17")
-WITHOUT_UNITS = (*OPTIONS, "-mno-amx-tile")  # where the system refuses the matrix units to this process
+WITHOUT_AMX = (*OPTIONS, "-mno-amx-tile")  # where the operating system refuses AMX to this process
 
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """The kernels; None without a C++ compiler with OpenMP ($CXX, else c++) or a folder to write."""
+    """The library; None without a C++ compiler with OpenMP ($CXX, default: c++) or a writable cache."""
     compiler = os.environ.get("CXX", "c++")
     try:
-        found = _made(compiler, OPTIONS)
-        return found if found.makes_products() >= 0 else _made(compiler, WITHOUT_UNITS)
+        loaded = _load(compiler, OPTIONS)
+        return loaded if loaded.bf16_instructions() >= 0 else _load(compiler, WITHOUT_AMX)
     except (OSError, RuntimeError, subprocess.SubprocessError):
         return None
 
 
-def _made(compiler: str, options: tuple[str, ...]) -> ctypes.CDLL:
-    """The kernels by these options, built where they are not there yet."""
+def _load(compiler: str, options: tuple[str, ...]) -> ctypes.CDLL:
+    """The library compiled with these options, built if it is not in the cache."""
     path = atomic.cache_folder("kernels") / f"{version(compiler, options)}.so"
     if not path.is_file():
         _build(compiler, options, path)
     return ctypes.CDLL(str(path))
 
 
-_KINDS = {"l": ctypes.c_int64, "i": ctypes.c_int, "d": ctypes.c_double, "p": ctypes.c_void_p}
+_C_TYPES = {"l": ctypes.c_int64, "i": ctypes.c_int, "d": ctypes.c_double, "p": ctypes.c_void_p}
 
 
-def call(name: str, kinds: str, *arguments: Tensor | float | None) -> None:
-    """Call a kernel with arguments of these kinds (long, int, double, pointer) and the number of threads."""
-    given = [each.data_ptr() if isinstance(each, Tensor) else each for each in arguments]
-    _declared(name, kinds)(*given, torch.get_num_threads())
+def call_kernel(name: str, types: str, *arguments: Tensor | float | None) -> None:
+    """Call a C function.
+
+    Args:
+        name: of the function.
+        types: a letter for each argument: long, int, double or pointer.
+        arguments: pointers are given as tensors; the number of threads is appended.
+    """
+    values = [each.data_ptr() if isinstance(each, Tensor) else each for each in arguments]
+    _function(name, types)(*values, torch.get_num_threads())
 
 
 @functools.cache
-def _declared(name: str, kinds: str) -> Callable[..., None]:
-    found = library()
-    assert found is not None, "the kernels are not built"
-    function = getattr(found, name)
-    function.argtypes, function.restype = [*map(_KINDS.__getitem__, kinds), ctypes.c_int], None
-    return function  # type: ignore[no-any-return]  # of a library whose names mypy does not know
+def _function(name: str, types: str) -> Callable[..., None]:
+    loaded = library()
+    assert loaded is not None, "the kernels are not built"
+    function = getattr(loaded, name)
+    function.argtypes, function.restype = [*map(_C_TYPES.__getitem__, types), ctypes.c_int], None
+    return function  # type: ignore[no-any-return]  # ctypes has no types for it
 
 
-def operator(schema: str, function: Callable[..., Any], fake: Callable[..., Any]) -> torch._ops.OpOverload:
-    """An operator of torch for the CPU: what it does, and what its results look like.
+def register_operator(
+    schema: str, function: Callable[..., Any], fake: Callable[..., Any]
+) -> torch._ops.OpOverload:
+    """Define a torch operator for the CPU.
 
-    Plainly defined: `torch.library.custom_op` takes as long for a call as ours does for a small image.
+    Not by `torch.library.custom_op`, whose overhead is as long as a kernel takes for a small image.
+
+    Args:
+        schema: name and signature.
+        function: the implementation.
+        fake: gives results of the right shape, dtype and layout, for the compiler.
     """
     name, _, signature = schema.partition("(")
     torch.library.define(f"resode::{name}", "(" + signature, tags=torch.Tag.pt2_compliant_tag)
     torch.library.impl(f"resode::{name}", "CPU")(function)
     torch.library.register_fake(f"resode::{name}")(fake)
-    return getattr(torch.ops.resode, name).default  # type: ignore[no-any-return]  # the same
+    return getattr(torch.ops.resode, name).default  # type: ignore[no-any-return]  # torch has no types for it
 
 
 def version(compiler: str | None = None, options: tuple[str, ...] = OPTIONS) -> str:
-    """What the kernels are made of, in 32 digits: sources, compiler, options and processor."""
+    """A digest of sources, compiler, options and processor, 32 hexadecimal digits."""
     compiler = compiler or os.environ.get("CXX", "c++")
     content = (
         b"".join(source.read_bytes() for source in (*SOURCES, *HEADERS))
@@ -83,17 +96,17 @@ def version(compiler: str | None = None, options: tuple[str, ...] = OPTIONS) -> 
 
 
 def _build(compiler: str, options: tuple[str, ...], path: Path) -> None:
-    """Compile beside `path`, then rename: several processes may do so at once."""
+    """Compile in a sibling folder, then rename: several processes may build at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        made = Path(folder) / "made.so"
-        command = [compiler, *options, "-o", str(made), *map(str, SOURCES)]
+        built = Path(folder) / "kernels.so"
+        command = [compiler, *options, "-o", str(built), *map(str, SOURCES)]
         subprocess.run(command, check=True, capture_output=True, timeout=300)
-        made.rename(path)
+        built.rename(path)
 
 
 def _processor() -> str:
-    """What `-march=native` depends on."""
+    """The processor's features, on which `-march=native` depends."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         return next(line for line in lines if line.startswith(("flags", "Features")))

@@ -1,8 +1,8 @@
-"""A few images at a time through all layers of a trained network, in bf16.
+"""An inference program: a few images at a time through all layers of a trained network, in bf16.
 
-A program is steps between places: what a network's layers make of each image, in memory. Weights and places
-are bfloat16, sums single precision. What a step is, `inference.cpp` says; `inference.py` reads a network's
-steps.
+A program is a list of steps between buffers. A buffer holds the activations of a few images at one point of
+the network; all of them stay in the processor's cache. Weights and activations are bfloat16, sums single
+precision. `inference.cpp` says what a step computes; `inference.py` translates networks.
 """
 
 import ctypes
@@ -18,15 +18,17 @@ from resode.kernels import convolution
 from resode.kernels.library import library
 
 LANES = 16
-LIGHT = 2_000_000  # weights of a network that stay in the cache between images; more are read for more images
-TOGETHER = (2, 8)  # images through a light network, and through a heavier one
-ENTRANCE = 4  # channels of the first place
-_NUMBERS = ("x", "r", "y", "kernel", "stride", "relu", "every", "before", "taken")
+LIGHT = (
+    2_000_000  # weights that stay in the cache between images; more of them are read for more images at once
+)
+IMAGES_AT_ONCE = (2, 8)  # in a light network, in a heavier one
+INPUT_CHANNELS = 4  # of buffer 0
+_NUMBERS = ("x", "r", "y", "kernel", "stride", "relu", "r_stride", "r_begin", "r_end")
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Of one image at a point of the network."""
+    """(C, H, W) of an image at one point of the network."""
 
     channels: int
     height: int
@@ -35,21 +37,21 @@ class Shape:
 
 @dataclass(frozen=True)
 class View:
-    """Every so many rows and columns of a place, with channels of zeros before and behind its own."""
+    """A buffer read with strides along rows and columns, and zero channels before and behind its own."""
 
-    place: int
+    buffer: int
     shape: Shape
-    rows: int = 1
-    columns: int = 1
-    before: int = 0
+    row_stride: int = 1
+    column_stride: int = 1
+    zeros_before: int = 0
 
 
 @dataclass(frozen=True)
 class Step:
-    """y = W * x + bias + r, or scale x + bias + r, and its ReLU: not yet made, so that more can be added."""
+    """y = W * x + bias + r, or scale x + bias + r, and a ReLU; not stored yet, so that more can be fused."""
 
-    x: int
-    shape: Shape
+    x: int  # buffer
+    shape: Shape  # of y
     bias: Tensor  # (outputs,), single precision
     weight: Tensor | None = None  # (outputs, inputs, kernel, kernel); None: pointwise
     scale: Tensor | None = None  # (outputs,)
@@ -57,8 +59,8 @@ class Step:
     r: View | None = None
     relu: bool = False
 
-    def times(self, factor: Tensor | float, shift: Tensor | float) -> "Step":
-        """The step of factor y + shift, where nothing is added yet."""
+    def affine(self, factor: Tensor | float, shift: Tensor | float) -> "Step":
+        """The step that gives factor y + shift, for a step without r and ReLU."""
         factor = torch.as_tensor(factor, dtype=torch.float32).expand(len(self.bias))
         weight = self.weight * factor[:, None, None, None] if self.weight is not None else None
         scale = self.scale * factor if self.scale is not None else None
@@ -66,6 +68,8 @@ class Step:
 
 
 class _Step(ctypes.Structure):
+    """`struct Step` of inference.cpp."""
+
     _fields_ = (
         *((name, ctypes.c_int64) for name in _NUMBERS),
         *((name, ctypes.c_void_p) for name in ("weight", "bias", "scale")),
@@ -74,9 +78,9 @@ class _Step(ctypes.Structure):
 
 @dataclass(frozen=True)
 class Mean:
-    """Over the pixels of a place: (N, channels)."""
+    """The mean over the pixels of a buffer: (N, channels)."""
 
-    place: int
+    buffer: int
 
 
 @dataclass(frozen=True)
@@ -89,45 +93,41 @@ class Logits:
 
 
 class Program:
-    """(N, C, H, W) -> logits (N, classes), single precision, for images of one size and any number of them.
+    """(N, C, H, W) -> logits (N, classes), single precision, for images of one size and any N.
 
     Args:
-        logits: what the program ends with.
-        steps: each step, and the place that it makes; place 0 is the image.
-        shapes: of each place.
+        logits: the end of the program.
+        steps: each step, and the buffer that it writes; buffer 0 holds the image.
+        shapes: of each buffer.
     """
 
     def __init__(self, logits: Logits, steps: Sequence[tuple[Step, int]], shapes: Sequence[Shape]) -> None:
-        self._given = (logits, steps, shapes)
+        self._arguments = (logits, steps, shapes)
         self.logits = logits
         self.image = shapes[0]
-        shared, self.places = _share(steps, shapes, logits.mean.place)
-        self.last = shared[logits.mean.place]
-        self._kept: list[Tensor] = []  # what the pointers point to
-        self._steps = (_Step * len(steps))(*[self._written(step, y, shared, shapes) for step, y in steps])
-        numbers = [n for shape in self.places for n in (shape.channels, shape.height, shape.width)]
+        assigned, self.buffers = _share_memory(steps, shapes, logits.mean.buffer)
+        self.last = assigned[logits.mean.buffer]
+        self._tensors: list[Tensor] = []  # keeps alive what the pointers refer to
+        self._steps = (_Step * len(steps))(*[self._c_step(step, y, assigned, shapes) for step, y in steps])
+        numbers = [n for shape in self.buffers for n in (shape.channels, shape.height, shape.width)]
         self._shapes = (ctypes.c_int64 * len(numbers))(*numbers)
         weights = sum(step.weight.numel() for step, _ in steps if step.weight is not None)
-        self.together = TOGETHER[weights > LIGHT]
+        self.images_at_once = IMAGES_AT_ONCE[weights > LIGHT]
 
     def __call__(self, x: Tensor) -> Tensor:
-        """The logits of images."""
+        """The logits of images x (N, C, H, W)."""
         assert x.shape[1:] == (self.image.channels, self.image.height, self.image.width)
-        assert convolution.available(), convolution.NONE
-        found = library()
-        assert found is not None
+        assert convolution.available(), convolution.NO_BF16
+        loaded = library()
+        assert loaded is not None
         x = x.float().contiguous()
-        means = torch.empty(len(x), self.places[self.last].channels)
-        sizes = [
-            ctypes.c_int64(n) for n in (len(x), x.shape[1], len(self.places), len(self._steps), self.last)
-        ]
-        pointers = [ctypes.c_void_p(each.data_ptr()) for each in (x, means)]
-        found.infer(
-            *sizes,
-            ctypes.c_int64(self.together),
+        means = torch.empty(len(x), self.buffers[self.last].channels)
+        sizes = (len(x), x.shape[1], len(self.buffers), len(self._steps), self.last, self.images_at_once)
+        loaded.infer(
+            *map(ctypes.c_int64, sizes),
             self._shapes,
             self._steps,
-            *pointers,
+            *(ctypes.c_void_p(each.data_ptr()) for each in (x, means)),
             torch.get_num_threads(),
         )
         weight, bias = self.logits.weight, self.logits.bias
@@ -135,57 +135,65 @@ class Program:
             return F.linear(means[:, : weight.shape[1]], weight, bias)
 
     def __reduce__(self) -> Any:
-        """A copy is made anew: pointers cannot be copied."""
-        return Program, self._given
+        """Rebuild copies from the arguments: pointers cannot be copied."""
+        return Program, self._arguments
 
     def bytes(self) -> int:
-        """Of an image in all places."""
-        return sum(2 * s.channels * (s.height + 1) * (s.width + 1) for s in self.places)
+        """Bytes of one image in all buffers."""
+        return sum(2 * s.channels * (s.height + 1) * (s.width + 1) for s in self.buffers)
 
-    def _written(self, step: Step, y: int, shared: Sequence[int], shapes: Sequence[Shape]) -> _Step:
-        inputs, outputs = (self.places[shared[place]].channels for place in (step.x, y))
-        made = _Step(x=shared[step.x], r=-1, y=shared[y], stride=step.stride, relu=step.relu, every=1)
-        made.bias = self._keep(_filled(step.bias, outputs))
+    def _c_step(self, step: Step, y: int, assigned: Sequence[int], shapes: Sequence[Shape]) -> _Step:
+        inputs, outputs = (self.buffers[assigned[buffer]].channels for buffer in (step.x, y))
+        made = _Step(x=assigned[step.x], r=-1, y=assigned[y], stride=step.stride, relu=step.relu, r_stride=1)
+        made.bias = self._pointer(_pad_zeros(step.bias, outputs))
         if step.weight is not None:
             made.kernel = step.weight.shape[2]
-            made.weight = self._keep(_tiles(step.weight, inputs, outputs))
+            made.weight = self._pointer(_tiles(step.weight, inputs, outputs))
         if step.scale is not None:
-            made.scale = self._keep(_filled(step.scale, outputs))
+            made.scale = self._pointer(_pad_zeros(step.scale, outputs))
         if step.r is not None:
-            made.r, made.every, made.before = shared[step.r.place], step.r.rows, step.r.before
-            made.taken = step.r.before + shapes[step.r.place].channels
+            made.r, made.r_stride = assigned[step.r.buffer], step.r.row_stride
+            made.r_begin = step.r.zeros_before
+            made.r_end = step.r.zeros_before + shapes[step.r.buffer].channels
         return made
 
-    def _keep(self, values: Tensor) -> int:
-        self._kept.append(values)
+    def _pointer(self, values: Tensor) -> int:
+        self._tensors.append(values)
         return values.data_ptr()
 
 
-def _share(
+def _share_memory(
     steps: Sequence[tuple[Step, int]], shapes: Sequence[Shape], last: int
 ) -> tuple[list[int], list[Shape]]:
-    """Which memory each place takes, and the shapes of it: what is done with is taken again by its like."""
-    until = {last: len(steps)}
+    """Reuse the memory of buffers that are no longer read, for later ones of the same shape.
+
+    Returns:
+        the memory that each buffer is assigned to, and the shapes of these, channels padded to vectors.
+    """
+    last_use = {last: len(steps)}
     for k, (step, _) in enumerate(steps):
-        for place in (step.x, *([step.r.place] if step.r is not None else [])):
-            until[place] = max(until.get(place, 0), k)
-    taken, memory = [0] * len(shapes), [replace(shapes[0], channels=ENTRANCE)]
-    free: list[tuple[int, int]] = []  # place in memory, and the step after which it is free
+        for buffer in (step.x, *([step.r.buffer] if step.r is not None else [])):
+            last_use[buffer] = max(last_use.get(buffer, 0), k)
+    assigned, memory = [0] * len(shapes), [replace(shapes[0], channels=INPUT_CHANNELS)]
+    free: list[tuple[int, int]] = []  # memory, and the step after which it is free
     for k, (_, y) in enumerate(steps):
         shape = replace(shapes[y], channels=-(-shapes[y].channels // LANES) * LANES)
-        found = next((each for each in free if memory[each[0]] == shape and each[1] < k), None)
-        if found is None:
+        reusable = next((each for each in free if memory[each[0]] == shape and each[1] < k), None)
+        if reusable is None:
             memory.append(shape)
-            taken[y] = len(memory) - 1
+            assigned[y] = len(memory) - 1
         else:
-            free.remove(found)
-            taken[y] = found[0]
-        free.append((taken[y], until.get(y, k)))
-    return taken, memory
+            free.remove(reusable)
+            assigned[y] = reusable[0]
+        free.append((assigned[y], last_use.get(y, k)))
+    return assigned, memory
 
 
 def _tiles(weight: Tensor, inputs: int, outputs: int) -> Tensor:
-    """(outputs / 16, kernel, values / 2, 16, 2) bfloat16; values: a row of the kernel, and zeros to 16."""
+    """The weight as (outputs / 16, kernel, values / 2, 16, 2) bfloat16.
+
+    Values are those of a row of the kernel, with zeros up to a multiple of 16.
+    """
     kernel = weight.shape[2]
     values = -(-kernel * inputs // LANES) * LANES
     whole = torch.zeros(outputs, kernel, kernel, inputs)
@@ -195,5 +203,5 @@ def _tiles(weight: Tensor, inputs: int, outputs: int) -> Tensor:
     return rows.permute(0, 2, 3, 1, 4).to(torch.bfloat16).contiguous()
 
 
-def _filled(values: Tensor, size: int) -> Tensor:
+def _pad_zeros(values: Tensor, size: int) -> Tensor:
     return F.pad(values.float(), (0, size - len(values))).contiguous()

@@ -1,4 +1,4 @@
-// Vectors of 16 single precision numbers, kept as such or as bfloat16.
+// Vectors of 16 single-precision numbers, stored in memory as such or as bfloat16.
 #pragma once
 
 #include <cstdint>
@@ -16,7 +16,7 @@ typedef float Vector __attribute__((vector_size(4 * LANES)));
 typedef int32_t Mask __attribute__((vector_size(4 * LANES)));
 typedef uint32_t Bits __attribute__((vector_size(4 * LANES)));
 typedef uint16_t Halves __attribute__((vector_size(2 * LANES)));
-struct Half {  // bfloat16
+struct BFloat16 {
     uint16_t bits;
 };
 
@@ -25,7 +25,7 @@ inline Vector load(const float* p) {
     std::memcpy(&v, p, sizeof v);
     return v;
 }
-inline Vector load(const Half* p) {
+inline Vector load(const BFloat16* p) {
     Halves h;
     std::memcpy(&h, p, sizeof h);
 #ifdef __AVX512F__
@@ -35,7 +35,7 @@ inline Vector load(const Half* p) {
 #endif
 }
 inline void store(float* p, Vector v) { std::memcpy(p, &v, sizeof v); }
-inline void store(Half* p, Vector v) {  // to the nearest, ties to even; NaN stays NaN
+inline void store(BFloat16* p, Vector v) {  // rounded to nearest, ties to even; NaN stays NaN
 #ifdef __AVX512BF16__
     Halves h = (Halves)_mm512_cvtneps_pbh((__m512)v);
 #else

@@ -170,10 +170,9 @@ class TwistConv2d(nn.Conv2d):
         half = u.dtype == torch.bfloat16 or _autocast(u)
         if not saves or (half and torch.compiler.is_compiling()):
             return "stacked"
-        fits = u.is_contiguous(memory_format=torch.channels_last) and generated.fits(
-            u, self.weight, self.twist, self.groups
-        )
-        return "generated" if fits else "stacked"
+        channels_last = u.is_contiguous(memory_format=torch.channels_last)
+        kernel = generated.kernel(u, self.weight, self.twist, self.groups) if channels_last else None
+        return "stacked" if kernel is None else "generated"
 
     def _padded(self, u: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """The image padded if its boundary is not zero, and the zero padding left to the convolution."""
@@ -214,9 +213,9 @@ class TwistConv2d(nn.Conv2d):
         if _autocast(u) and u.dtype != torch.float64:  # autocast does not cast float64
             u = u.to(torch.get_autocast_dtype(u.device.type))
         given, geometry = (u, self.weight, self.bias, self.twist), self._geometry(padding)
-        if generated.fits(u, self.weight, self.twist, self.groups):
-            y: Tensor = generated.generated_convolution(*given, self.basis, factors, sum(geometry[:3], ()))
-            return y
+        kernel = generated.kernel(u, self.weight, self.twist, self.groups)
+        if kernel is not None:
+            return kernel.generated_convolution(*given, self.basis, factors, sum(geometry[:3], ()))
         return generated.plain(*given, self.signs, factors, geometry)
 
     def _combined(self, y: Tensor, terms: list[Tensor]) -> Tensor:

@@ -234,7 +234,7 @@ def test_frozen_modules_stay_frozen(tiny, tmp_path):
 
 
 def test_compiled_training_saves_plain_names(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(execution, "fused", "aot_eager")  # in place of the full compiler
+    monkeypatch.setattr(acceleration, "backend", acceleration.Slot("aot_eager"))  # in place of the full compiler
     train(None, tiny.replace(compile=True), out=tmp_path / "run")
     names = load_file(tmp_path / "run" / "model.safetensors").keys()
     assert names == resode.create("digits_resnet8").state_dict().keys()
@@ -247,7 +247,7 @@ def test_a_smaller_last_batch_is_not_compiled_for(tiny, tmp_path, monkeypatch):
         sizes.extend(x.shape[0] for x in inputs if x.ndim == 4 and x.shape[-1] == 8)
         return graph.forward
 
-    monkeypatch.setattr(execution, "fused", noting)
+    monkeypatch.setattr(acceleration, "backend", acceleration.Slot(noting))
     train(None, tiny.replace(compile=True, batch_size=100), out=tmp_path / "run")
     samples = prepare(tiny).training.samples
     assert samples % 100 != 0

@@ -7,9 +7,9 @@ import torch
 import torch._dynamo
 from torch import nn
 
+from resode import acceleration
 from resode.blocks import dynamic_blocks
 from resode.gradients import Stored
-from resode.kernels.fusion import fused
 from resode.models.budget import chain_owners, gradient_of
 from resode.models.residual import ResidualNetwork
 
@@ -20,7 +20,7 @@ def compiled(module: nn.Module, backend: str | Callable[..., Any] | None = None)
     The pieces are each unit, each field at a control node and each block whose states are stored; they are
     compiled in place.
     """
-    backend = backend or fused
+    backend = backend or acceleration.backend.get()
     blocks = chain_owners(module)
     config = torch._dynamo.config  # units share their code, and each kind and mode of them is a graph
     config.recompile_limit = max(config.recompile_limit, 64)

@@ -18,9 +18,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.benchmark import Timer
 
-from resode import atomic, cost
+from resode import acceleration, atomic, cost
 from resode.errors import ResodeError
-from resode.kernels import library
 from resode.memory import Shape
 from resode.training.process.device import Precision
 from resode.training.records.environment import environment
@@ -160,7 +159,14 @@ def step_seconds(
 def _key(module: nn.Module, shape: Shape, forms: list[Form], images: int, device: torch.device) -> str:
     here = environment(device)
     machine = [here[name] for name in ("torch", "cpu", "cpu_capability", "threads", "gpu", "cuda")]
-    question = [str(module), shape, [str(form) for form in forms], images, library.version(), *machine]
+    question = [
+        str(module),
+        shape,
+        [str(form) for form in forms],
+        images,
+        acceleration.version.get()(),
+        *machine,
+    ]
     return hashlib.sha256(json.dumps(question).encode()).hexdigest()
 
 

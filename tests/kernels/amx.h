@@ -1,4 +1,4 @@
-// The matrix units (AMX) of an x86 processor in software, for one that has none: what is written for them can be tried.
+// AMX in software, so that code for AMX tiles can be tested on a processor without it.
 #pragma once
 
 #include <immintrin.h>
@@ -25,7 +25,7 @@ struct Tile {
 inline thread_local Configuration shape = {};
 inline thread_local Tile tile[8] = {};
 
-inline void check(bool legal) {  // a processor would stop the program, too
+inline void check(bool legal) {  // the processor would raise a fault, too
     if (!legal) std::abort();
 }
 inline void configure(const void* from) {
