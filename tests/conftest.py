@@ -1,6 +1,8 @@
 """Shared by all tests: a small experiment, a cache of their own, and where real data lies."""
 
+import ctypes
 import os
+import sys
 from pathlib import Path
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # one of several processes: they share the cores, a thread each
@@ -18,6 +20,16 @@ DIGITS_IN_A_FLASH = {"epochs": 2, "batch_size": 256, "model.widths": [4, 4, 8], 
 def own_cache(tmp_path_factory, monkeypatch):
     """No test reads or fills the user's cache."""
     monkeypatch.setenv("RESODE_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(autouse=True)
+def returned_memory():
+    """A worker gives back what a large test leaves free: training keeps it for the next step."""
+    yield
+    if sys.platform == "linux":
+        resident = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+        if resident * os.sysconf("SC_PAGE_SIZE") > 1e9:
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 @pytest.fixture
