@@ -12,8 +12,7 @@ With --ablation these are the plain loop, the engine in its faster precision, an
     torch.compile alone    without any of our kernels
     all our kernels        as --compile does
     all but X              without one of them: batch_norm, convolution, kernel_gradient (torch's, within our
-                           convolution), subsample (shortcut A), add_gradients (of two branches, by the
-                           convolution), update_statistics (all running statistics in one call)
+                           convolution)
 
 A network that never calls a kernel has no row without it; the calls in one step are recorded.
 
@@ -95,20 +94,13 @@ def compiled_step(trainer: Trainer, backend: str | Callable[..., Any]) -> Callab
 
 
 def calls(step: Callable[[], object]) -> Counter[str]:
-    """How often one step calls each of our operators, and torch's gradient of a convolution.
-
-    "add_gradients" counts the convolutions that add the gradient of another branch.
-    """
-    with torch.profiler.profile(
-        activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True, acc_events=True
-    ) as profile:
+    """How often one step calls each of our operators, and torch's gradient of a convolution."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], acc_events=True) as profile:
         step()
     found: Counter[str] = Counter()
     for event in profile.events():
         if event.name.startswith("resode::") or event.name == "aten::convolution_backward":
             found[event.name.removeprefix("resode::")] += 1
-        if event.name == "resode::convolution_backward" and event.input_shapes[5]:
-            found["add_gradients"] += 1
     return found
 
 

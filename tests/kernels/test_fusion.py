@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import resode
-from resode.kernels import add_gradients, batch_norm, convolution, fusion, library, subsample
+from resode.kernels import batch_norm, convolution, library
 from resode.kernels.fusion import fused, replace
 
 pytestmark = pytest.mark.skipif(not batch_norm.available(), reason="no C++ compiler with OpenMP")
@@ -17,8 +17,7 @@ pytestmark = pytest.mark.skipif(not batch_norm.available(), reason="no C++ compi
 
 def replaced(graph, without=()):
     """Replace in a graph; returns the number of operations that became operators."""
-    counts = replace(graph, without)
-    return sum(counts.values()) - counts.get("update_statistics", 0)
+    return sum(replace(graph, without).values())
 
 
 def captured(module, x, without=()):
@@ -66,17 +65,24 @@ def same(module, x, **tolerance):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
 @pytest.mark.parametrize("setting", [None, False])
-def test_inductor_skips_its_probes_where_our_kernels_run(setting, monkeypatch):
+def test_inductor_skips_its_probes_where_our_kernels_run(setting):
     """In the compilation of forward and backward only; a setting of the user is respected."""
     from torch._inductor import config
+    from torch._inductor.custom_graph_pass import CustomGraphPass
 
     seen = []
-    monkeypatch.setitem(
-        fusion.REPLACEMENTS, "add_gradients", lambda graph: seen.append(config.cpp.vec_isa_ok)
-    )
+
+    class Seeing(CustomGraphPass):
+        def __call__(self, graph):
+            seen.append(config.cpp.vec_isa_ok)
+
+        def uuid(self):
+            return None
+
     torch._dynamo.reset()
     network = torch.compile(nn.Sequential(nn.Conv2d(3, 16, 3), nn.Tanh()), backend=fused, dynamic=False)
-    with config.patch({"cpp.vec_isa_ok": setting, "fx_graph_cache": False}):
+    patch = {"cpp.vec_isa_ok": setting, "fx_graph_cache": False, "post_grad_custom_pre_pass": Seeing()}
+    with config.patch(patch):
         network(image()).sum().backward()
         assert config.cpp.vec_isa_ok is setting
     assert seen == [True if setting is None and convolution.available() else setting] * 2
@@ -86,33 +92,20 @@ def test_a_residual_network_becomes_operators_alone():
     torch.manual_seed(0)
     network = resode.create("he_resnet8", widths=[16, 16, 32]).train()
     found = same(network, image(size=16), rtol=1e-3, atol=1e-4)
-    assert found["replaced"] == 9  # norms and shortcuts
+    assert found["replaced"] == 7  # norms
     assert F.batch_norm not in found["targets"]
     assert F.relu not in found["targets"]
     assert found["fused"].count((True, True)) == 3
     assert found["fused"].count((False, True)) == 4
 
 
-@pytest.mark.parametrize(
-    ("without", "norms", "shortcuts", "updates"),
-    [
-        ((), 7, 2, 1),
-        ({"batch_norm"}, 0, 2, 0),
-        ({"subsample"}, 7, 0, 1),
-        ({"update_statistics"}, 7, 2, 0),
-    ],
-)
-def test_each_replacement_can_be_skipped(without, norms, shortcuts, updates):
+@pytest.mark.parametrize(("without", "norms"), [((), 7), ({"batch_norm"}, 0)])
+def test_each_replacement_can_be_skipped(without, norms):
     torch.manual_seed(0)
     network = resode.create("he_resnet8", widths=[16, 16, 32]).train()
     found = captured(network, image(size=16), without)
-    operators = torch.ops.resode
-    counts = [
-        found["targets"].count(each.default)
-        for each in (operators.batch_norm, operators.subsample, operators.update_statistics)
-    ]
-    assert counts == [norms, shortcuts, updates]
-    assert found["replaced"] == norms + shortcuts
+    assert found["targets"].count(torch.ops.resode.batch_norm.default) == norms
+    assert found["replaced"] == norms
 
 
 def changed_between(n, y):
@@ -268,7 +261,7 @@ def test_convolutions_are_replaced_under_bf16_only():
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
             found = captured(network, image(size=16))
         assert found["targets"].count(torch.ops.resode.convolution.default) == expected
-        assert found["replaced"] == 9 + expected
+        assert found["replaced"] == 7 + expected
 
 
 @pytest.mark.skipif(not convolution.available(), reason="no bf16 instructions")
@@ -293,69 +286,6 @@ def test_unsupported_convolutions_are_not_replaced(options):
         assert captured(module, x)["replaced"] == 0
         assert captured(plain, x)["replaced"] == 1
         assert captured(nn.Conv2d(16, 32, 3, 2, 1, bias=False), x)["replaced"] == 1
-
-
-class Shortcut(nn.Module):
-    """A function that may be shortcut A."""
-
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, x):
-        return self.function(x * 1)
-
-
-@pytest.mark.parametrize(
-    ("function", "expected_count"),
-    [
-        (lambda x: F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 2, 3)), 1),
-        (lambda x: F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 2, 3), value=1.0), 0),
-        (lambda x: F.pad(x[:, :, ::2, ::2], (0, 0, 1, 0, 2, 3)), 0),
-        (lambda x: F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, -1, 1)), 0),
-        (lambda x: F.pad(x[:, :, ::2, ::2], (1, 1)), 0),
-        (lambda x: F.pad(x[:, :, ::2], (0, 0, 0, 0, 2, 3)), 0),
-        (lambda x: F.pad(x[:, :, 1::2, ::2], (0, 0, 0, 0, 2, 3)), 0),
-        (lambda x: F.pad(x[:, 1:, ::2, ::2], (0, 0, 0, 0, 2, 3)), 0),
-        (lambda x: F.pad(x[:, :, 1:, ::2][:, :, ::2, ::2], (0, 0, 0, 0, 2, 3)), 0),  # an odd height
-        (lambda x: (lambda u: F.pad(u, (0, 0, 0, 0, 2, 3)).sum() + u.sum())(x[:, :, ::2, ::2]), 0),
-    ],
-)
-def test_shortcut_a_becomes_one_operator(function, expected_count):
-    x, other = (image().requires_grad_() for _ in range(2))
-    found, expected = captured(Shortcut(function), x), function(other)
-    assert found["replaced"] == expected_count
-    assert torch.equal(found["y"], expected)
-    g = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1))
-    (found["y"] * g).sum().backward()
-    (expected * g).sum().backward()
-    assert torch.equal(x.grad, other.grad)
-
-
-def test_the_operators_of_a_shortcut_pass_torchs_opcheck():
-    x = image().requires_grad_()
-    torch.library.opcheck(subsample.subsample, (x, 2, 3))
-    torch.library.opcheck(subsample.subsample_backward, (image(), 0, 1))
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not convolution.available(), reason="no bf16 instructions")
-@pytest.mark.filterwarnings("ignore")  # the compiler's own
-def test_gradients_of_two_branches_are_added_by_the_convolution(monkeypatch):
-    """In each unit the gradient of its first convolution takes in that of the shortcut."""
-    counts = []
-    monkeypatch.setitem(
-        fusion.REPLACEMENTS,
-        "add_gradients",
-        lambda graph: counts.append(add_gradients.replace(graph)),
-    )
-    torch._dynamo.reset()
-    compiled = torch.compile(
-        resode.create("he_resnet8", widths=[16, 16, 32]).train(), backend=fused, dynamic=False
-    )
-    with torch._inductor.config.patch(fx_graph_cache=False), torch.autocast("cpu", torch.bfloat16):
-        compiled(image(size=16)).float().sum().backward()
-    assert sorted(counts) == [0, 3]  # forward and backward
 
 
 @pytest.mark.slow

@@ -1,5 +1,5 @@
-// A 3x3 convolution (stride s of 1 or 2, padding 1) of channels-last bfloat16 activations, or its adjoint, to which
-// another image may be added; by AMX tiles or AVX-512 BF16 vectors of an x86 processor:
+// A 3x3 convolution (stride s of 1 or 2, padding 1) of channels-last bfloat16 activations, or its adjoint;
+// by AMX tiles or AVX-512 BF16 vectors of an x86 processor:
 //
 //     y[n][h][w][o] = sum over a, b, i of W[o][i][a][b] x[n][s h + a - 1][s w + b - 1][i]
 //
@@ -51,7 +51,6 @@ struct Operands {  // inputs and outputs at one pixel of the line
     const uint16_t* x[3];
     int64_t rows, values, step;  // rows of the kernel; values under one row; values from one pixel to the next
     const int32_t* target;       // index of each pixel in the output; -1 between rows, where there is no output
-    const uint16_t* addend;      // added to the output; may be null
     uint16_t* y;
     int64_t outputs;
     bool whole;  // the values fill whole tiles
@@ -110,10 +109,6 @@ void pack_kernel(const Phase& phase, int64_t inputs, int64_t outputs, const Kern
 RESODE_INLINE void store(__m512 sum, const Operands& at, int64_t pixel, int64_t o) {
     if (at.target[pixel] < 0) return;
     int64_t target = at.target[pixel] * at.outputs + o;
-    if (at.addend) {
-        __m256i more = _mm256_loadu_si256((const __m256i*)(at.addend + target));
-        sum = _mm512_add_ps(sum, (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(more), 16));
-    }
     _mm256_storeu_si256((__m256i*)(at.y + target), (__m256i)_mm512_cvtneps_pbh(sum));
 }
 
@@ -221,7 +216,7 @@ extern "C" int bf16_instructions() {
 // Height and width are those of the larger image. Inputs and outputs are the channels of x and y; for the adjoint the
 // caller exchanges the strides of the kernel's first two dimensions.
 extern "C" void convolution(int64_t images, int64_t height, int64_t width, int64_t inputs, int64_t outputs,
-                            int64_t stride, int adjoint, const uint16_t* x, const uint16_t* addend, uint16_t* y,
+                            int64_t stride, int adjoint, const uint16_t* x, uint16_t* y,
                             const float* weight, int64_t each_output, int64_t each_input, int64_t each_row,
                             int64_t each_column, int threads) {
     Kernel kernel{weight, each_output, each_input, each_row, each_column};
@@ -281,7 +276,7 @@ extern "C" void convolution(int64_t images, int64_t height, int64_t width, int64
                 int64_t first = (n * height / (adjoint ? 1 : stride) + each->row) * (width / (adjoint ? 1 : stride)) +
                                 each->column;
                 Operands at{{}, each->rows, values, step * inputs, target.get(),
-                          addend ? addend + first * outputs : nullptr, y + first * outputs, outputs, tail == 0};
+                            y + first * outputs, outputs, tail == 0};
                 for (int a = 0; a < each->rows; ++a) at.x[a] = pixels.get() + each->offset[a] * inputs;
                 multiply(at, factor, length, quads.data());
                 factor += each->size(inputs, outputs);

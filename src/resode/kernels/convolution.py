@@ -79,49 +79,39 @@ convolution = register_operator(
 
 
 def _convolution_backward(
-    g: Tensor, x: Tensor, weight: Tensor, stride: int, image: bool, other: Tensor | None
+    g: Tensor, x: Tensor, weight: Tensor, stride: int, image: bool
 ) -> tuple[Tensor, Tensor]:
     g, x = (each.to(torch.bfloat16).contiguous(memory_format=_LAST) for each in (g, x))
     dw = kernel_gradient(g, x, stride)
     if not image:
         return x.new_empty(0), dw
-    other = None if other is None else other.to(torch.bfloat16).contiguous(memory_format=_LAST)
     if _is_faster(x, weight, stride):
-        return convolve(g, weight, stride, adjoint=True, other=other), dw
+        return convolve(g, weight, stride, adjoint=True), dw
     mask = [True, False, False]  # the image gradient alone
     dx = torch.ops.aten.convolution_backward(g, x, _to_bf16(weight), None, *_geometry(stride), mask)[0]
-    dx = dx.contiguous(memory_format=_LAST)
-    return (dx if other is None else dx.add_(other)), dw
+    return dx.contiguous(memory_format=_LAST), dw
 
 
 def _convolution_backward_fake(
-    g: Tensor, x: Tensor, weight: Tensor, stride: int, image: bool, other: Tensor | None
+    g: Tensor, x: Tensor, weight: Tensor, stride: int, image: bool
 ) -> tuple[Tensor, Tensor]:
     dw = weight.new_empty(3, 3, *weight.shape[:2])
     return torch.empty_like(x, memory_format=_LAST) if image else x.new_empty(0), dw
 
 
 convolution_backward = register_operator(
-    "convolution_backward(Tensor g, Tensor x, Tensor weight, int stride, bool image, Tensor? other)"
-    " -> (Tensor, Tensor)",
+    "convolution_backward(Tensor g, Tensor x, Tensor weight, int stride, bool image) -> (Tensor, Tensor)",
     _convolution_backward,
     _convolution_backward_fake,
 )
 """The gradients with respect to the image, bf16 (empty if not `image`), and the kernel, (3, 3, C', C) fp32.
 
 dW[a, b, o, i] = sum_{n, h, w} g[n, o, h, w] x[n, i, s h + a - 1, s w + b - 1]
-
-`other`, the gradient from another branch of the network, is added to the first (see `add_gradients`).
 """
 
 
-def convolve(
-    x: Tensor, weight: Tensor, stride: int = 1, *, adjoint: bool = False, other: Tensor | None = None
-) -> Tensor:
-    """The convolution or its adjoint (g -> image gradient) of channels-last bf16; sums in single precision.
-
-    `other`, of the result's shape, is added before the result is rounded.
-    """
+def convolve(x: Tensor, weight: Tensor, stride: int = 1, *, adjoint: bool = False) -> Tensor:
+    """The convolution or its adjoint (g -> image gradient) of channels-last bf16; sums in fp32."""
     images, inputs, height, width = x.shape
     outputs = weight.shape[1 if adjoint else 0]
     shape = (height * stride, width * stride) if adjoint else (height // stride, width // stride)
@@ -131,7 +121,7 @@ def convolve(
     strides = (strides[1], strides[0], *strides[2:]) if adjoint else strides
     assert available(), NO_BF16
     assert x.dtype == torch.bfloat16
-    call_kernel("convolution", "lllllli" + "pppp" + "llll", *sizes, x, other, y, weight, *strides)
+    call_kernel("convolution", "lllllli" + "ppp" + "llll", *sizes, x, y, weight, *strides)
     return y
 
 
@@ -172,7 +162,7 @@ def _setup(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: Tensor) -> None
 def _backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor, None]:
     x, weight = ctx.saved_tensors
     image = ctx.needs_input_grad[0]
-    dx, dw = convolution_backward(g, x, weight, ctx.stride, image, None)
+    dx, dw = convolution_backward(g, x, weight, ctx.stride, image)
     return dx if image else None, dw.permute(2, 3, 0, 1), None
 
 

@@ -14,14 +14,14 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import resode
-from resode import atomic, training, weights
+from resode import acceleration, atomic, training, weights
 from resode.data import Dataset, Images
 from resode.errors import DivergenceError, InputError, IntegrityError, ResourceError, Stopped
 from resode.training import Experiment, Observer, Run
 from resode.training.launch import train
 from resode.training.records import checkpoints
 from resode.training.records.environment import environment
-from resode.training.setup import execution, form
+from resode.training.setup import form
 from resode.training.setup.preparation import prepare
 from tests.conftest import DIGITS_IN_A_FLASH
 
@@ -234,7 +234,8 @@ def test_frozen_modules_stay_frozen(tiny, tmp_path):
 
 
 def test_compiled_training_saves_plain_names(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(acceleration, "backend", acceleration.Slot("aot_eager"))  # in place of the full compiler
+    fast = acceleration.Slot("aot_eager")  # in place of the full compiler
+    monkeypatch.setattr(acceleration, "backend", fast)
     train(None, tiny.replace(compile=True), out=tmp_path / "run")
     names = load_file(tmp_path / "run" / "model.safetensors").keys()
     assert names == resode.create("digits_resnet8").state_dict().keys()
