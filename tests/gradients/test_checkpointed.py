@@ -4,9 +4,11 @@ import pytest
 import torch
 from torch import nn
 from torch.autograd import forward_ad
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import resode
 from resode.blocks import DynamicBlock
+from resode.fields.batch_norm import BatchNorm2d
 from resode.gradients import Checkpointed
 from resode.stages import Stage
 
@@ -47,6 +49,31 @@ def test_a_checkpointed_step_has_the_bits_of_the_plain_one(kind, levels, half):
     assert equal(step(*kind(Checkpointed(every=2, levels=levels)), half), plain)
 
 
+class Counting(TorchDispatchMode):
+    """Counts how often the moments of a batch are computed."""
+
+    def __init__(self):
+        super().__init__()
+        self.computed = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten.native_batch_norm.default and args[5]:
+            self.computed += 1
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("levels", [1, 2])
+@pytest.mark.parametrize("kind", [classical, dynamic])
+def test_recomputation_reuses_the_moments_of_batches(kind, levels):
+    counts = []
+    for method in ("stored", Checkpointed(every=2, levels=levels)):
+        network, x = kind(method)
+        with Counting() as counting:
+            network(x).sum().backward()
+        counts.append(counting.computed)
+    assert counts[0] == counts[1] > 0
+
+
 def test_a_unit_that_stands_twice_has_the_bits_of_the_plain_one():
     found = []
     for method in ("stored", Checkpointed(every=2)):
@@ -82,7 +109,7 @@ class Twice(nn.Module):
 
     def __init__(self, unit):
         super().__init__()
-        self.unit, self.norm = unit, nn.BatchNorm2d(16)
+        self.unit, self.norm = unit, BatchNorm2d(16)
 
     def forward(self, y):
         z = self.norm(y[:, :, ::2, ::2]).mean()
@@ -92,16 +119,42 @@ class Twice(nn.Module):
 class Within(nn.Module):
     """Is checkpointed by torch itself."""
 
+    reentrant = False
+
     def __init__(self, unit):
         super().__init__()
         self.unit = unit
 
     def forward(self, y):
-        return torch.utils.checkpoint.checkpoint(self.unit, y, use_reentrant=False)
+        return torch.utils.checkpoint.checkpoint(self.unit, y, use_reentrant=self.reentrant)
+
+
+class Reentrant(Within):
+    """Is checkpointed by torch itself, in its older way."""
+
+    reentrant = True
+
+
+class Shared(Within):
+    """Calls the same norms inside a checkpoint of torch, outside, and inside once more."""
+
+    def forward(self, y):
+        return super().forward(self.unit(2 * super().forward(y) - 1).cos())
+
+
+class Torchs(nn.Module):
+    """Has a norm of torch between those of this package."""
+
+    def __init__(self, unit):
+        super().__init__()
+        self.unit, self.norm = unit, nn.BatchNorm2d(16)
+
+    def forward(self, y):
+        return self.unit(self.norm(self.unit(y)))
 
 
 @pytest.mark.parametrize("levels", [1, 2])
-@pytest.mark.parametrize("wrapper", [Twice, Within])
+@pytest.mark.parametrize("wrapper", [Twice, Within, Reentrant, Shared, Torchs])
 def test_units_of_ones_own_have_the_bits_of_the_plain_step(wrapper, levels):
     found = []
     for method in ("stored", Checkpointed(every=2, levels=levels)):

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resode.errors import InputError, nearest
+from resode.fields.batch_norm import BatchNorm2d
 from resode.registry import Registry
 
 
@@ -79,7 +80,7 @@ class BatchNorm(Norm):
             raise InputError(f"BatchNorm: momentum {self.momentum!r}; a number from 0 to 1 is needed")
 
     def build(self, channels: int) -> nn.Module:
-        return nn.BatchNorm2d(channels, self.eps, self.momentum)
+        return BatchNorm2d(channels, self.eps, self.momentum)
 
 
 @norms.register("group", summary="each group of channels by its mean and variance over one image")

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from resode.errors import InputError
+from resode.fields.batch_norm import Moments
 from resode.gradients import schedules
 from resode.gradients.base import Gradient, gradients, needs_backward
 from resode.gradients.chain import Chain
@@ -24,7 +25,8 @@ class Checkpointed(Gradient):
     """Recomputation (Griewank & Walther 2000; Chen et al. 2016, arXiv:1604.06174).
 
     The gradient is that of `stored`, bit for bit on a CPU, for at most about one more forward pass per level.
-    Random numbers are drawn again as in the first pass; running statistics are updated once.
+    Random numbers are drawn again as in the first pass; running statistics are updated once, and on a CPU
+    `BatchNorm2d` reuses the mean and variance of the first pass (`resode.fields.batch_norm`).
 
     Args:
         every: segment length in steps (default: the root of the number of steps).
@@ -73,28 +75,39 @@ class Checkpointed(Gradient):
     def integrate(self, chain: Chain, y: Tensor) -> Tensor:
         if not needs_backward():
             return super().integrate(chain, y)
-        return chain.state(_run(chain, self.schedule(chain.steps), 0, chain.start(y), record=True))
+        return chain.state(_run(chain, self.schedule(chain.steps), 0, chain.start(y), None, record=True))
 
     def footprint(self, steps: Sequence[StepBytes]) -> Footprint:
         return schedules.footprint(self.schedule(len(steps)), steps)
 
 
-def _run(chain: Chain, schedule: Schedule, first: int, carry: Carry, *, record: bool) -> Carry:
+def _run(
+    chain: Chain, schedule: Schedule, first: int, carry: Carry, moments: Moments | None, *, record: bool
+) -> Carry:
     """Run the steps of a schedule, starting at step `first`."""
     *segments, kept = schedule
     for segment in segments:
-        carry = _run_segment(chain, segment, first, carry, record=record)
+        carry = _run_segment(chain, segment, first, carry, moments, record=record)
         first += schedules.length(segment)
     for k in range(first, first + schedules.length(kept)):
-        carry = chain.step(k, carry, record)
+        with contextlib.nullcontext() if moments is None else moments.step(k, record):
+            carry = chain.step(k, carry, record)
     return carry
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]  # torch has no types
-def _run_segment(chain: Chain, segment: "int | Schedule", first: int, carry: Carry, *, record: bool) -> Carry:
+def _run_segment(
+    chain: Chain,
+    segment: "int | Schedule",
+    first: int,
+    carry: Carry,
+    moments: Moments | None,
+    *,
+    record: bool,
+) -> Carry:
     """Run the steps of a segment, and keep the carry before it only."""
     schedule = segment if isinstance(segment, tuple) else (segment,)
-    run = _Segment(chain, schedule, first, record)
+    run = _Segment(chain, schedule, first, moments or Moments(), record)
     result: Carry = checkpoint(
         run, *carry, use_reentrant=False, context_fn=lambda: (contextlib.nullcontext(), run)
     )
@@ -108,17 +121,19 @@ class _Segment:
         chain: the chain.
         schedule: the schedule of these steps.
         first: the number of the first step.
+        moments: the batch moments of these steps.
         record: whether the forward pass updates running statistics.
     """
 
-    def __init__(self, chain: Chain, schedule: Schedule, first: int, record: bool) -> None:
-        self.chain, self.schedule, self.first, self.record = chain, schedule, first, record
+    def __init__(self, chain: Chain, schedule: Schedule, first: int, moments: Moments, record: bool) -> None:
+        self.chain, self.schedule, self.first = chain, schedule, first
+        self.moments, self.record = moments, record
         self.own = chain.segment(range(first, first + schedules.length(schedule)))
         self.snapshot, self.recomputing = self.own.snapshot(), False
 
     def __call__(self, *carry: Tensor) -> Carry:
         record = self.record and not self.recomputing
-        end = _run(self.chain, self.schedule, self.first, carry, record=record)
+        end = _run(self.chain, self.schedule, self.first, carry, self.moments, record=record)
         torch.clear_autocast_cache()  # it would keep the casts of parameters until autocast ends
         return end
 

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resode.errors import InputError
+from resode.fields.batch_norm import BatchNorm2d
 from resode.models.layouts import Layout, LayoutRule, size_mistakes, stride_first, stride_last
 from resode.models.residual import ResidualNetwork
 from resode.models.units import (
@@ -44,7 +45,7 @@ class HeResNet(ResidualNetwork):
         super().__init__()
         width = layout[0][0].inputs
         self.conv1 = Convolution(in_channels, width)
-        self.bn1 = nn.BatchNorm2d(width)
+        self.bn1 = BatchNorm2d(width)
         self.layer1, self.layer2, self.layer3 = (stage(BasicUnit, specs, shortcut) for specs in layout)
         self.fc = nn.Linear(layout[-1][-1].outputs, classes)
 
@@ -67,7 +68,7 @@ class HePreactResNet(ResidualNetwork):
         self.layer1, self.layer2, self.layer3 = (
             stage(PreactivationUnit, specs, shortcut) for specs in layout
         )
-        self.bn = nn.BatchNorm2d(width)
+        self.bn = BatchNorm2d(width)
         self.fc = nn.Linear(width, classes)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resode.errors import InputError
+from resode.fields.batch_norm import BatchNorm2d
 from resode.models.layouts import Layout, LayoutRule, bottlenecks, size_mistakes, stride_first
 from resode.models.residual import ResidualNetwork
 from resode.models.units import (
@@ -48,7 +49,7 @@ class ResNet(ResidualNetwork):
         super().__init__()
         width = layout[0][0].inputs
         self.conv1 = Convolution(in_channels, width)
-        self.bn1 = nn.BatchNorm2d(width)
+        self.bn1 = BatchNorm2d(width)
         self.layer1, self.layer2, self.layer3, self.layer4 = (
             stage(unit, specs, shortcut_b) for specs in layout
         )
@@ -75,7 +76,7 @@ class PreactivatedResNet(ResidualNetwork):
         self.layer1, self.layer2, self.layer3, self.layer4 = (
             stage(ActivatedUnit, specs, shortcut_b) for specs in layout
         )
-        self.bn = nn.BatchNorm2d(width)
+        self.bn = BatchNorm2d(width)
         self.fc = nn.Linear(width, classes)
 
     def forward(self, x: Tensor) -> Tensor:

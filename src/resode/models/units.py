@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from resode.fields.batch_norm import BatchNorm2d
 from resode.models.layouts import UnitSpec
 
 Shortcut = Callable[[UnitSpec], nn.Module]
@@ -70,7 +71,7 @@ def shortcut_b(spec: UnitSpec) -> nn.Module:
     """Shortcut B of a unit: the identity, or a 1x1 convolution (`0`) and its norm (`1`)."""
     if spec.stride == 1 and spec.inputs == spec.outputs:
         return nn.Identity()
-    return nn.Sequential(Convolution(spec.inputs, spec.outputs, 1, spec.stride), nn.BatchNorm2d(spec.outputs))
+    return nn.Sequential(Convolution(spec.inputs, spec.outputs, 1, spec.stride), BatchNorm2d(spec.outputs))
 
 
 class BasicUnit(nn.Module):
@@ -79,9 +80,9 @@ class BasicUnit(nn.Module):
     def __init__(self, spec: UnitSpec, shortcut: Shortcut) -> None:
         super().__init__()
         self.conv1 = Convolution(spec.inputs, spec.middle, 3, spec.strides[0])
-        self.bn1 = nn.BatchNorm2d(spec.middle)
+        self.bn1 = BatchNorm2d(spec.middle)
         self.conv2 = Convolution(spec.middle, spec.outputs, 3, spec.strides[1])
-        self.bn2 = nn.BatchNorm2d(spec.outputs)
+        self.bn2 = BatchNorm2d(spec.outputs)
         self.downsample = shortcut(spec)
 
     def forward(self, y: Tensor) -> Tensor:
@@ -103,11 +104,11 @@ class BottleneckUnit(nn.Module):
     def __init__(self, spec: UnitSpec, shortcut: Shortcut) -> None:
         super().__init__()
         self.conv1 = Convolution(spec.inputs, spec.middle, 1, spec.strides[0])
-        self.bn1 = nn.BatchNorm2d(spec.middle)
+        self.bn1 = BatchNorm2d(spec.middle)
         self.conv2 = Convolution(spec.middle, spec.middle, 3, spec.strides[1])
-        self.bn2 = nn.BatchNorm2d(spec.middle)
+        self.bn2 = BatchNorm2d(spec.middle)
         self.conv3 = Convolution(spec.middle, spec.outputs, 1)
-        self.bn3 = nn.BatchNorm2d(spec.outputs)
+        self.bn3 = BatchNorm2d(spec.outputs)
         self.downsample = shortcut(spec)
 
     def forward(self, y: Tensor) -> Tensor:
@@ -126,9 +127,9 @@ class PreactivationUnit(nn.Module):
 
     def __init__(self, spec: UnitSpec, shortcut: Shortcut) -> None:
         super().__init__()
-        self.bn1 = nn.BatchNorm2d(spec.inputs)
+        self.bn1 = BatchNorm2d(spec.inputs)
         self.conv1 = Convolution(spec.inputs, spec.middle, 3, spec.strides[0])
-        self.bn2 = nn.BatchNorm2d(spec.middle)
+        self.bn2 = BatchNorm2d(spec.middle)
         self.conv2 = Convolution(spec.middle, spec.outputs, 3, spec.strides[1])
         self.downsample = shortcut(spec)
 

@@ -11,6 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from resode.fields.batch_norm import BatchNorm2d
+
 
 class SyncBatchNorm2d(nn.BatchNorm2d):
     """`nn.BatchNorm2d` whose mean and variance in training are those of the batch over all ranks.
@@ -75,20 +77,22 @@ def _all_reduced(*vectors: Tensor) -> tuple[Tensor, ...]:
 
 
 def convert_sync_batchnorm(module: nn.Module) -> nn.Module:
-    """Replace every `nn.BatchNorm2d` by a `SyncBatchNorm2d` that holds the same tensors, in place."""
-    return _replace(module, nn.BatchNorm2d, SyncBatchNorm2d)
+    """Replace every 2d batch norm by a `SyncBatchNorm2d` that holds the same tensors, in place."""
+    return _replace(module, (nn.BatchNorm2d, BatchNorm2d), SyncBatchNorm2d)
 
 
 def revert_sync_batchnorm(module: nn.Module) -> nn.Module:
-    """Replace every `SyncBatchNorm2d` by an `nn.BatchNorm2d` that holds the same tensors, in place."""
-    return _replace(module, SyncBatchNorm2d, nn.BatchNorm2d)
+    """Replace every `SyncBatchNorm2d` by a `BatchNorm2d` that holds the same tensors, in place."""
+    return _replace(module, (SyncBatchNorm2d,), BatchNorm2d)
 
 
-def _replace(module: nn.Module, old: type[nn.BatchNorm2d], new: type[nn.BatchNorm2d]) -> nn.Module:
+def _replace(
+    module: nn.Module, old: tuple[type[nn.BatchNorm2d], ...], new: type[nn.BatchNorm2d]
+) -> nn.Module:
     replaced: dict[nn.Module, nn.Module] = {}  # a layer that is used in several places stays one layer
     for parent in list(module.modules()):
         for name, child in parent._modules.items():
-            if type(child) is old:
+            if isinstance(child, nn.BatchNorm2d) and type(child) in old:
                 replaced[child] = replaced.get(child) or _like(child, new)
                 parent._modules[name] = replaced[child]
     return module
