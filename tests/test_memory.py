@@ -1,5 +1,8 @@
 """Memory: the bytes predicted on fake tensors against those of a real step."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -177,3 +180,14 @@ def test_activations_of_a_reversible_block_do_not_grow_with_its_steps(name):
 
     assert peak(64, "reversible") == peak(8, "reversible")
     assert peak(64, "stored") > 7 * peak(8, "stored")
+
+
+@pytest.mark.parametrize("name", ["he_resnet8", "dynamicblocks"])
+def test_a_counted_network_is_freed(name):
+    """Nothing that is counted keeps the network, not even a cycle through autograd."""
+    network = create(name)
+    gone = weakref.ref(network)
+    memory.profile(network, (3, 32, 32), 2)
+    del network
+    gc.collect()
+    assert gone() is None

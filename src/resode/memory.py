@@ -160,12 +160,16 @@ class Profiler:
         self.peaks: dict[Any, int] = {}  # the peak of a single step, by its cost key
 
     def keep(self, tensor: Tensor) -> Tensor:
-        """Record a tensor that autograd keeps; each storage counts once."""
+        """Record a tensor that autograd keeps; each storage counts once.
+
+        Returns:
+            An alias without a graph: an operation that keeps its own result would keep itself for ever.
+        """
         key = _storage(tensor)
         if key not in self.seen and key not in self.fixed:
             self.seen[key] = tensor
             self.current[key] = tensor.untyped_storage().nbytes()
-        return tensor
+        return tensor.detach()
 
     def run(self, method: Method, chain: Steps, carries: Iterable[tuple[Tensor, ...]]) -> Any:
         """Run a chain and record its steps; returns the last carry."""
@@ -252,6 +256,7 @@ def profile(module: nn.Module, shape: Shape, batch: int, dtype: torch.dtype | No
         finally:
             _profiler.reset(token)
         profiler.close()
+        profiler.seen.clear()  # the graph of these tensors holds `keep`, a cycle that Python cannot see
     return Profile(tuple(profiler.sections))
 
 
