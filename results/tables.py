@@ -81,7 +81,7 @@ def headline() -> Lines:
          f"{paper['test']['top1_error']:.2f} %", "", "he2016-resnet20"),
         (f"akamaster's published ResNet-20 ({checkpoint['published']}), evaluated here",
          f"{checkpoint['top1_error']:.2f} %", "", "imports.json"),
-        (f"a bf16 training step of ResNet-1202 at batch 128 ({stored:,.0f} MB by backpropagation)",
+        (f"a bf16 training step of ResNet-1202 at batch 128 ({stored:,.0f} MB by backpropagation; AMX)",
          f"{fitted[0]['total_bytes'] / 1e6:,.0f} MB",
          f"in {min(times):.2f} to {max(times):.2f} times the time", "memory.json"),
         ("training ResNet-20, compiled in bf16, against a plain fp32 loop (AMX / AVX-512 bf16)",
@@ -323,7 +323,7 @@ def twist() -> Lines:
 def memory() -> Lines:
     """Bytes, seconds and errors of every gradient method over depth."""
     lines = []
-    for part in read("memory.json"):
+    for part in (*read("memory.json"), *read("memory-vectors.json")):
         rows = table(
             "network | method | activations | predicted | in all | time | error",
             "{name}-{depth} | {method} | {saved:,.1f} MB | {predicted:,.1f} MB | **{total:,.0f} MB** "
@@ -338,7 +338,8 @@ def memory() -> Lines:
             ),
         )
         first = part["rows"][0]
-        title = f"Batch {first['batch']}, {first['precision']}, 32x32 images ({source(part)}):"
+        remark = f"; {part['remark']}" if "remark" in part else ""
+        title = f"Batch {first['batch']}, {first['precision']}, 32x32 images ({source(part)}{remark}):"
         lines += ["", title, "", *rows]
     return lines[1:]
 
