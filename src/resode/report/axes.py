@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 STRETCH = 4.0  # ratio of the largest to the smallest value above which an axis is logarithmic
 LARGEST = 1e100  # the largest value that is drawn; larger ones count as infinite
+ROUNDING = 1e-9  # values closer than this part of their size count as equal
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ def axis(values: Sequence[float], start: float, end: float, *, zero: bool, stret
         return _logarithmic(max(min(positive), high / 1e4), high, start, end)
     if zero:
         return _linear(min(low, 0.0), max(high, 0.0), start, end)
-    margin = 0.06 * (high - low) or 0.05 * abs(high) or 0.5
+    equal = high - low <= ROUNDING * max(abs(low), abs(high))
+    margin = (0.05 * abs(high) or 0.5) if equal else 0.06 * (high - low)
     return _linear(max(low - margin, 0.0) if low >= 0 else low - margin, high + margin, start, end)
 
 
