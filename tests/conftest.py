@@ -1,13 +1,17 @@
 """Shared by all tests: a small experiment, a cache of their own, and where real data lies."""
 
 import ctypes
+import getpass
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # one of several processes: they share the cores, a thread each
     os.environ["OMP_NUM_THREADS"] = "1"
     os.environ.pop("COLUMNS", None)  # which only a terminal has
+# What torch compiles is shared by all processes and later runs of the tests.
+os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{tempfile.gettempdir()}/resode-tests-{getpass.getuser()}")
 
 import pytest
 

@@ -24,6 +24,7 @@ from resode.training.loop.evaluation import Scores
 from resode.training.loop.evaluation import evaluate as score
 from resode.training.process.device import choose_device, place
 from resode.training.records.locations import weights_file
+from resode.training.setup.execution import own_compiler_cache
 from resode.weights import Loaded, Preprocessing
 
 BATCH = 256  # images at a time in `predict`
@@ -314,6 +315,7 @@ class Frozen(nn.Module):
         if program is not None:
             return program(x)
         if self.compiled is None:
+            own_compiler_cache()
             self.compiled = torch.compile(self.module, options={"freezing": True}, dynamic=False)
             self.size = len(x)
         return torch.cat([self._logits(part) for part in x.split(self.size)])

@@ -136,11 +136,11 @@ def test_many_may_write_at_once(tmp_path):
 
 def test_temporary_files_of_killed_processes_are_removed_after_a_day():
     cache.directory().mkdir(parents=True)
-    for name, age in ((".old.safetensors.x", 2), (".new.safetensors.x", 0)):
+    for name, age in ((".old.safetensors.0123abcd.tmp", 2), (".new.safetensors.0123abcd.tmp", 0)):
         (cache.directory() / name).touch()
         os.utime(cache.directory() / name, (time.time() - age * 86400,) * 2)
     cache.write("key", Images.of(PIXELS, np.arange(8)), None, ())
-    assert [path.name for path in entries()] == [".new.safetensors.x", "key.safetensors"]
+    assert [path.name for path in entries()] == [".new.safetensors.0123abcd.tmp", "key.safetensors"]
 
 
 def test_where_the_cache_is(tmp_path, monkeypatch):

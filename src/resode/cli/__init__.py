@@ -106,6 +106,10 @@ def _describe(error: Exception) -> tuple[int, tuple[str, ...]]:
         return 5, ("no space left on the device of the output",)
     if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
         return 2, (f"{str(error.filename)[:60]}...: the name is too long",)
+    if isinstance(error, OSError) and error.errno is not None:
+        name = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
+        missing = isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError)
+        return 2 if missing else 5, (f"{name}{error.strerror or error}",)
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return 5, ("out of memory: lower batch_size (--set batch_size=64) or choose another --device",)
     if isinstance(error, RuntimeError) and "can't allocate memory" in str(error):

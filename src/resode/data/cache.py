@@ -8,10 +8,8 @@ once. Every read verifies the CRC-32 of each tensor; a damaged file counts as mi
 cache cannot be written, nothing is cached.
 """
 
-import contextlib
 import hashlib
 import json
-import time
 import zlib
 from pathlib import Path
 from typing import Any, Final
@@ -26,7 +24,6 @@ from resode.errors import ResodeError
 
 FORMAT: Final = 1  # increase whenever decoding changes what it returns
 _FIELDS: Final = ("pixels", "labels", "digests")
-_STALE: Final = 24 * 3600  # seconds; an older temporary file was left by a killed process
 
 Decoded = tuple[Images, Images | None, tuple[str, ...]]  # train, test, skipped
 
@@ -65,7 +62,7 @@ def write(key: str, train: Images, test: Images | None, skipped: tuple[str, ...]
     metadata = {"skipped": json.dumps(skipped), "crc32": json.dumps(checksums)}
     try:
         atomic.write(_path(key), lambda temporary: save_file(arrays, temporary, metadata))
-        _remove_stale()
+        atomic.remove_stale(directory())
     except (OSError, RuntimeError, SafetensorError, ResodeError):  # read-only, full, or no home directory
         return
 
@@ -95,11 +92,3 @@ def _images(arrays: dict[str, np.ndarray[Any, Any]], split: str) -> Images | Non
     if f"{split}.pixels" not in arrays:
         return None
     return Images(arrays[f"{split}.pixels"], *(np.array(arrays[f"{split}.{name}"]) for name in _FIELDS[1:]))
-
-
-def _remove_stale() -> None:
-    """Delete temporary files of processes that were killed while writing."""
-    for path in directory().glob(".*.safetensors.*"):
-        with contextlib.suppress(OSError):  # its owner has just finished
-            if time.time() - path.stat().st_mtime > _STALE:
-                path.unlink()

@@ -1,4 +1,10 @@
-"""The shared library of C++ kernels: compiled on first use for this processor, and cached as a file."""
+"""The shared library of C++ kernels: compiled on first use for this processor, and cached as a file.
+
+    <cache>/kernels-<user>/<version>.so and <version>.sha256
+
+A library is loaded only if it lies in a folder of mode 0700 of this user, belongs to this user, and has the
+recorded hash; otherwise it is built again. It is loaded from the descriptor whose content was hashed.
+"""
 
 import ctypes
 import functools
@@ -8,7 +14,9 @@ import platform
 import shutil
 import subprocess
 import tempfile
+import warnings
 from collections.abc import Callable
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -25,21 +33,61 @@ WITHOUT_AMX = (*OPTIONS, "-mno-amx-tile")  # where the operating system refuses 
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """The library; None without a C++ compiler with OpenMP ($CXX, default: c++) or a writable cache."""
+    """The library; None without a C++ compiler with OpenMP ($CXX, default: c++), or if it cannot be built."""
     compiler = os.environ.get("CXX", "c++")
+    if shutil.which(compiler) is None:
+        return None
     try:
         loaded = _load(compiler, OPTIONS)
         return loaded if loaded.bf16_instructions() >= 0 else _load(compiler, WITHOUT_AMX)
-    except (OSError, RuntimeError, subprocess.SubprocessError):
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+        reason = getattr(error, "stderr", None) or str(error).encode()
+        first = (reason.decode(errors="replace").strip().splitlines() or [type(error).__name__])[0]
+        warnings.warn(
+            f"the C++ kernels cannot be built ({first[:200]}): plain torch is used, which is slower and "
+            "rounds differently",
+            stacklevel=2,
+        )
         return None
 
 
 def _load(compiler: str, options: tuple[str, ...]) -> ctypes.CDLL:
-    """The library compiled with these options, built if it is not in the cache."""
-    path = atomic.cache_folder("kernels") / f"{version(compiler, options)}.so"
-    if not path.is_file():
+    """The library compiled with these options, built where the cache has no intact one."""
+    path = atomic.private_folder("kernels") / f"{version(compiler, options)}.so"
+    loaded = _load_intact(path)
+    if loaded is None:
         _build(compiler, options, path)
-    return ctypes.CDLL(str(path))
+        loaded = _load_intact(path)
+    if loaded is None:
+        raise OSError(f"{path}: cannot be read")
+    return loaded
+
+
+def _load_intact(path: Path) -> ctypes.CDLL | None:
+    """Load a library; None where it is missing, somebody else's, or without its recorded hash."""
+    try:
+        recorded = _read(path.with_suffix(".sha256")).decode()
+        with _opened(path) as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != recorded:
+                return None
+            checked = Path(f"/proc/self/fd/{file.fileno()}")
+            return ctypes.CDLL(str(checked if checked.exists() else path))
+    except (OSError, ValueError):
+        return None
+
+
+def _read(path: Path) -> bytes:
+    with _opened(path) as file:
+        return file.read()
+
+
+def _opened(path: Path) -> BufferedReader:
+    """Open a file of this user that nobody else may write to; no symbolic link."""
+    file = os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0)), "rb")
+    if not atomic.is_private(file.fileno()):
+        file.close()
+        raise PermissionError(f"{path}: belongs to another user, or others may write to it")
+    return file
 
 
 _C_TYPES = {"l": ctypes.c_int64, "i": ctypes.c_int, "d": ctypes.c_double, "p": ctypes.c_void_p}
@@ -86,8 +134,10 @@ def register_operator(
 
 
 def version(compiler: str | None = None, options: tuple[str, ...] = OPTIONS) -> str:
-    """A digest of sources, compiler, options and processor, 32 hexadecimal digits."""
+    """32 hexadecimal digits from sources, compiler, options and processor; "none" without a compiler."""
     compiler = compiler or os.environ.get("CXX", "c++")
+    if shutil.which(compiler) is None:
+        return "none"
     content = (
         b"".join(source.read_bytes() for source in (*SOURCES, *HEADERS))
         + repr((shutil.which(compiler), options, _processor())).encode()
@@ -96,13 +146,16 @@ def version(compiler: str | None = None, options: tuple[str, ...] = OPTIONS) -> 
 
 
 def _build(compiler: str, options: tuple[str, ...], path: Path) -> None:
-    """Compile in a sibling folder, then rename: several processes may build at once."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Compile in a sibling folder, sync, rename, and record the hash; several processes may build at once."""
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         built = Path(folder) / "kernels.so"
         command = [compiler, *options, "-o", str(built), *map(str, SOURCES)]
         subprocess.run(command, check=True, capture_output=True, timeout=300)
-        built.rename(path)
+        built.chmod(0o700)
+        atomic.sync(built)
+        digest = atomic.sha256(built)
+        built.replace(path)
+    atomic.write_text(path.with_suffix(".sha256"), digest)
 
 
 def _processor() -> str:

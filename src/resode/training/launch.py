@@ -121,6 +121,7 @@ def _held(run: Run, resume: bool, world: World) -> Iterator[bool]:
             fresh = not run.path.exists()
             held.enter_context(run.lock())
             held.enter_context(_removing_unused(run, fresh))
+            run.clean()
             _check_directory(run, resume)
         yield world.broadcast(run.exists)
 
@@ -147,6 +148,8 @@ def _check_directory(run: Run, resume: bool) -> None:
     if not run.exists:
         if any(p.name not in _LEFTOVERS for p in run.path.iterdir()):
             raise InputError(f"{run.path}: is not empty and holds no run; choose another --out")
+        if any(int(p.name) for p in checkpoints.stored(run.checkpoints)):
+            raise InputError(f"{run.path}: holds checkpoints without experiment.yaml; choose another --out")
         return
     if not resume:
         state = "a finished run" if run.finished else "an unfinished run"
@@ -279,7 +282,11 @@ def _note_environment(run: Run, now: dict[str, Any], observer: Observer) -> None
     except (OSError, ValueError):
         first = dict(now)
     last = {"processes": 1, **first.get("resumed", [first])[-1]}
-    keys = ("torch", "cpu", "cpu_capability", "threads", "device", "gpu")
+    keys = [
+        key
+        for key in ("torch", "cpu", "cpu_capability", "kernels", "threads", "device", "gpu")
+        if key in last  # earlier versions recorded fewer
+    ]
     differing = [f"{key} {last.get(key)} -> {now[key]}" for key in keys if last.get(key) != now[key]]
     if differing:
         observer.message(
@@ -310,7 +317,8 @@ def _finish(session: Session, stop: StopRequest) -> Result:
     if test is not None:
         origin |= {"test_error": round(test.top1_error, 6), "test_samples": test.samples}
     if setup.world.first:
-        atomic.write(run.model, lambda path: setup.save_weights(module, path, origin))
+        run.check_held()
+        setup.save_weights(module, run.model, origin)
         run.write_summary(result)
         session.observer.finished(result)
     revert_sync_batchnorm(trainer.module)

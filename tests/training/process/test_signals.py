@@ -37,3 +37,18 @@ def test_a_later_one_acts_at_once(got, monkeypatch):
         now = 1.5
         os.kill(os.getpid(), signal.SIGINT)
         assert got == [signal.SIGINT]
+
+
+def test_a_closed_terminal_stops_unless_it_was_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nohup
+    try:
+        with signals.listening() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop.number is None
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        with signals.listening() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop.number == signal.SIGHUP
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGHUP, before)

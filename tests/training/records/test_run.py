@@ -1,5 +1,7 @@
 """A run directory is held by one process at a time."""
 
+import errno
+import os
 import subprocess
 import sys
 
@@ -43,4 +45,37 @@ def test_a_lock_ends_with_its_process(tmp_path):
 def test_a_directory_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ResourceError, match="file/run: cannot be written"), Run(tmp_path / "file/run").lock():
+        pass
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path):
+    run = Run(tmp_path)
+    for name in (".metrics.csv.0123abcd.tmp", ".environment.json.abcd_fgh", ".mine.0123abcd.tmp", "notes"):
+        (tmp_path / name).write_text("")
+    (run.checkpoints / ".3.new").mkdir(parents=True)
+    run.clean()
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".mine.0123abcd.tmp", "checkpoints", "notes"]
+    assert list(run.checkpoints.iterdir()) == []
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_directory_that_was_deleted_meanwhile_is_not_written(tmp_path, again):
+    run = Run(tmp_path / "run")
+    with run.lock():
+        run.check_held()
+        run.path.rename(tmp_path / "aside")
+        if again:  # another process has started there
+            run.path.mkdir()
+            (run.path / ".lock").touch()
+        with pytest.raises(ResourceError, match="was deleted or moved while training"):
+            run.check_held()
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_told_apart(tmp_path, monkeypatch, number):
+    def fail(descriptor, operation):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", fail)
+    with pytest.raises(ResourceError, match="its file system has no locks"), Run(tmp_path).lock():
         pass

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from resode import weights
 from resode.data import Loader
-from resode.errors import DivergenceError, Stopped
+from resode.errors import DivergenceError, InputError, Stopped
 from resode.training.loop import divergence
 from resode.training.loop.evaluation import Scores, evaluate
 from resode.training.loop.progress import Observer
@@ -175,6 +175,7 @@ class Session:
         }
         self.rows.append(format_row(row))
         if self.world.first:
+            self.run.check_held()
             self.run.write_rows(self.rows)
         trainer.sums.zero_()
         position.epoch, position.step, position.epoch_seconds = position.epoch + 1, 0, 0.0
@@ -191,6 +192,7 @@ class Session:
         self.began = self.saved = now
         tensors = self._tensors()
         if self.world.first:
+            self.run.check_held()
             of = {"iterations": f"{position.iteration} of {trainer.iterations}"}
             origin = of if trainer.average is None else {**of, "averaged": False}
             checkpoints.write(
@@ -238,6 +240,11 @@ class Session:
             _restore_generators({k: t for k, t in states.items() if t is not None}, trainer.setup.device)
         state = dict(checkpoint.state)
         self.rows = state.pop("rows")
+        if unknown := sorted(state.keys() - vars(Position()).keys()):
+            raise InputError(
+                f"{checkpoint.path}: state.json has {', '.join(unknown)}, unknown to this resode; resume it "
+                "with the version that wrote it, or choose another --out"
+            )
         trainer.position = Position(**state)
         trainer.build_forward()
 

@@ -1,5 +1,6 @@
-"""Signals: Ctrl-C or SIGTERM asks a run to stop after the current step; a second one stops it at once.
+"""Signals: Ctrl-C, SIGTERM or SIGHUP stops a run after the current step; a second one stops it at once.
 
+SIGHUP is what a terminal sends that is closed; where it was ignored at the start (nohup) it stays ignored.
 Signals within one second count as one: torchrun and cluster schedulers forward a signal that every process
 has already received.
 """
@@ -23,7 +24,7 @@ class StopRequest:
 
 @contextlib.contextmanager
 def listening() -> Iterator[StopRequest]:
-    """Context manager: SIGINT and SIGTERM are recorded in the `StopRequest` instead of ending the process.
+    """Context manager: SIGINT, SIGTERM and SIGHUP are recorded in the `StopRequest`; the process goes on.
 
     Python delivers signals to the main thread only; in any other thread the request stays empty.
     """
@@ -31,7 +32,9 @@ def listening() -> Iterator[StopRequest]:
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
-    numbers = (signal.SIGINT, signal.SIGTERM)
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
     previous: dict[int, Any] = {number: signal.getsignal(number) for number in numbers}
     first = 0.0
 

@@ -1,11 +1,13 @@
 """Checkpoints: the state of a run as safetensors and JSON, written atomically.
 
 `checkpoints/<iteration>/{model.safetensors, training.safetensors, state.json, manifest.json}`; the manifest
-lists the SHA-256 of the others. A checkpoint is written to a sibling folder, fsynced and renamed; a reader
-takes the newest one whose hashes are right.
+lists the SHA-256 of the others. A checkpoint is written to `.<iteration>.new`, fsynced and renamed; one that
+it replaces is `.<iteration>.old` meanwhile. A process may be killed between any two of these steps, so a
+reader takes the newest of all three kinds whose hashes are right, and `recover` gives it its name.
 """
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,7 +22,9 @@ from resode import atomic
 from resode.errors import InputError, IntegrityError, nearest
 
 OPTIMIZER, AVERAGE, GENERATOR = "optimizer", "average", "generator"  # groups of the training tensors
+FORMAT = 1  # of state.json; increase it when a reader has to know of a change
 MODEL, TRAINING, STATE, MANIFEST = "model.safetensors", "training.safetensors", "state.json", "manifest.json"
+FILES = (MODEL, TRAINING, STATE, MANIFEST)
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,7 @@ class Checkpoint:
     @property
     def iteration(self) -> int:
         """Number of optimizer steps taken."""
-        return int(self.path.name)
+        return _place(self.path)[0]
 
     def group(self, name: str) -> dict[str, Tensor]:
         """The tensors named `<group>/<rest>` in the training file, by the rest of their names.
@@ -85,9 +89,10 @@ def write(
     """
     target, fresh, old = root / str(iteration), root / f".{iteration}.new", root / f".{iteration}.old"
     with atomic.writing(target):
-        for leftover in (fresh, old):
+        root.mkdir(exist_ok=True)
+        for leftover in _unnamed(root):
             shutil.rmtree(leftover, ignore_errors=True)
-        fresh.mkdir(parents=True)
+        fresh.mkdir()
         try:
             _fill(fresh, save_model, training, state)
             if target.exists():
@@ -117,7 +122,8 @@ def _fill(
         save_file({name: t.contiguous() for name, t in training.items()}, folder / TRAINING)
     except SafetensorError as error:  # it reports a full disk in its own words
         raise OSError(str(error)) from error
-    (folder / STATE).write_text(json.dumps(dict(state), indent=2) + "\n", encoding="utf-8")
+    (folder / STATE).write_text(json.dumps({"format": FORMAT, **state}, indent=2) + "\n", encoding="utf-8")
+    (folder / TRAINING).chmod(folder.stat().st_mode & 0o666)  # safetensors lets its owner alone read it
     files = {name: atomic.sha256(folder / name) for name in (MODEL, TRAINING, STATE)}
     (folder / MANIFEST).write_text(json.dumps(files, indent=2) + "\n", encoding="utf-8")
     for name in (TRAINING, STATE, MANIFEST):
@@ -129,8 +135,46 @@ def stored(root: Path) -> list[Path]:
     """The checkpoint folders under `root`, oldest first, damaged ones included."""
     if not root.is_dir():
         return []
-    folders = [p for p in root.iterdir() if p.is_dir() and p.name.isdigit()]
-    return sorted(folders, key=lambda p: int(p.name))
+    return sorted((p for p in root.iterdir() if p.is_dir() and p.name.isdigit()), key=_place)
+
+
+_UNNAMED = re.compile(r"\.(\d+)\.(new|old)")
+
+
+def _unnamed(root: Path) -> list[Path]:
+    """The folders of writes that have not ended, whole or not, oldest first."""
+    if not root.is_dir():
+        return []
+    return sorted((p for p in root.iterdir() if p.is_dir() and _UNNAMED.fullmatch(p.name)), key=_place)
+
+
+def _place(folder: Path) -> tuple[int, int]:
+    """Iteration of a checkpoint folder, and its age among those of that iteration: old, named, new."""
+    unnamed = _UNNAMED.fullmatch(folder.name)
+    return (int(folder.name), 1) if unnamed is None else (int(unnamed[1]), 2 * (unnamed[2] == "new"))
+
+
+def _whole(folder: Path) -> bool:
+    try:
+        verify(folder)
+    except IntegrityError:
+        return False
+    return True
+
+
+def recover(root: Path) -> None:
+    """Name the whole checkpoints of writes that were killed, and remove the rest; under the run's lock.
+
+    Raises:
+        ResourceError: the folder cannot be written.
+    """
+    with atomic.writing(root):
+        for folder in reversed(_unnamed(root)):  # the new one of an iteration before the old one
+            target = root / str(_place(folder)[0])
+            if not target.exists() and _whole(folder):
+                folder.rename(target)
+            else:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def verify(folder: Path) -> None:
@@ -156,12 +200,17 @@ def read(folder: Path) -> Checkpoint:
 
     Raises:
         IntegrityError: a file is missing, damaged or unreadable.
+        InputError: a newer version wrote it.
     """
     verify(folder)
     try:
         state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        if (version := state.pop("format", FORMAT)) != FORMAT:
+            raise InputError(f"{folder}: has format {version}, this resode reads {FORMAT}: upgrade resode")
         return Checkpoint(folder, load_file(folder / TRAINING), state)
-    except (SafetensorError, ValueError) as error:
+    except InputError:  # is a ValueError, too
+        raise
+    except (SafetensorError, ValueError, AttributeError) as error:
         raise IntegrityError(f"{folder}: cannot be read ({error})") from None
 
 
@@ -175,11 +224,12 @@ def newest(root: Path) -> tuple[Checkpoint | None, list[str]]:
         IntegrityError: there are checkpoints, and all are damaged.
     """
     damaged: list[str] = []
-    for folder in reversed(stored(root)):
+    for folder in sorted([*stored(root), *_unnamed(root)], key=_place, reverse=True):
         try:
             return read(folder), damaged
         except IntegrityError as error:
-            damaged.extend(error.messages)
+            if folder.name.isdigit():  # else it is being written
+                damaged.extend(error.messages)
     if damaged:
         raise IntegrityError(*damaged, f"{root}: all checkpoints are damaged; start again with another --out")
     return None, damaged

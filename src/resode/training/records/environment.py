@@ -10,6 +10,7 @@ from typing import Any
 import numpy
 import torch
 
+from resode import acceleration
 from resode.version import __version__
 
 
@@ -29,6 +30,7 @@ def environment(device: torch.device, processes: int = 1) -> dict[str, Any]:
         "platform": platform.platform(),
         "cpu": _cpu_name(),
         "cpu_capability": _cpu_capability(),
+        "kernels": acceleration.version.get()(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "processes": processes,

@@ -6,6 +6,7 @@
 
 import contextlib
 import csv
+import errno
 import io
 import json
 import shutil
@@ -19,7 +20,17 @@ import filelock
 from resode import atomic
 from resode.errors import InputError, IntegrityError, ResourceError
 from resode.training.recipe.experiment import Experiment
+from resode.training.records import checkpoints
 
+# What a training writes; `resode report` writes its page without the lock.
+FILES = (
+    "experiment.yaml",
+    "environment.json",
+    "metrics.csv",
+    "model.safetensors",
+    "summary.json",
+    ".restarts",
+)
 COLUMNS = (
     "epoch",
     "iterations",
@@ -34,6 +45,8 @@ COLUMNS = (
     "function_evaluations",
     "reconstruction_error",
 )
+_WITHOUT_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
+_held: dict[Path, int] = {}  # inode of the lock of each run directory that this process holds
 
 
 @dataclass(frozen=True)
@@ -79,10 +92,38 @@ class Run:
                 raise InputError(
                     f"{self.path}: another process is training here; choose another --out"
                 ) from None
+            except (NotImplementedError, OSError) as error:
+                if isinstance(error, OSError) and error.errno not in _WITHOUT_LOCKS:
+                    raise
+                raise ResourceError(
+                    f"{self.path}: its file system has no locks, so that two processes could train here; "
+                    "choose an --out on a local disk"
+                ) from error
+            _held[self.path] = (self.path / ".lock").stat().st_ino
         try:
             yield
         finally:
+            del _held[self.path]
             lock.release()
+
+    def check_held(self) -> None:
+        """Raise `ResourceError` where the directory was deleted, moved or replaced since it was locked."""
+        try:
+            found: int | None = (self.path / ".lock").stat().st_ino
+        except OSError:
+            found = None
+        if found != _held.get(self.path):
+            raise ResourceError(f"{self.path}: was deleted or moved while training; nothing more is written")
+
+    def clean(self) -> None:
+        """Tidy up after a process that was killed: under the lock, at the start and before resuming.
+
+        Its temporary files go, and the checkpoint that it was writing gets its name if it is whole.
+        """
+        with atomic.writing(self.path):
+            for leftover in atomic.temporaries(self.path, FILES):
+                leftover.unlink(missing_ok=True)
+        checkpoints.recover(self.checkpoints)
 
     def require_space(self, needed: int) -> None:
         """Refuse to start if the disk has less than `needed` bytes free (`ResourceError`)."""

@@ -1,5 +1,6 @@
 """Execution: how the operations of a step are launched: compiled or eager, as a CUDA graph or one by one."""
 
+import os
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -7,7 +8,7 @@ import torch
 import torch._dynamo
 from torch import nn
 
-from resode import acceleration
+from resode import acceleration, atomic
 from resode.blocks import dynamic_blocks
 from resode.gradients import Stored
 from resode.models.budget import chain_owners, gradient_of
@@ -20,6 +21,7 @@ def compiled(module: nn.Module, backend: str | Callable[..., Any] | None = None)
     The pieces are each unit, each field at a control node and each block whose states are stored; they are
     compiled in place.
     """
+    own_compiler_cache()
     backend = backend or acceleration.backend.get()
     blocks = chain_owners(module)
     config = torch._dynamo.config  # units share their code, and each kind and mode of them is a graph
@@ -34,6 +36,15 @@ def compiled(module: nn.Module, backend: str | Callable[..., Any] | None = None)
         for unit in block.units() if isinstance(block, ResidualNetwork) else block.controls:
             unit.compile(backend=backend, dynamic=False)
     return module
+
+
+def own_compiler_cache() -> None:
+    """Let torch's compiler keep its code in a folder of this user, unless TORCHINDUCTOR_CACHE_DIR names one.
+
+    Its default is a predictable folder below /tmp, which anybody may have made before.
+    """
+    if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(atomic.private_folder("inductor"))
 
 
 # ---------------------------------------------------------------- CUDA graphs
