@@ -33,6 +33,7 @@ def ship(run: Path, name: str) -> Path:
     out = pretrained.FOLDER / f"{name}.safetensors"
     out.parent.mkdir(parents=True, exist_ok=True)
     weights.save(weights.load(file), out, replace(card, training={**card.training, "licence": LICENCE}))
+    pretrained.write_hashes()
     out.with_suffix(".md").write_text(model_card(found, card, name), encoding="utf-8")
     return out
 

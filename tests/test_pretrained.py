@@ -1,6 +1,8 @@
 """Pretrained networks load by their names, and evaluate to the errors that their model cards state."""
 
 import json
+import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from typer.testing import CliRunner
 import resode
 from resode import pretrained, weights
 from resode.cli import app
-from resode.errors import InputError
+from resode.errors import InputError, IntegrityError
 from resode.training.records.locations import weights_file
 
 NAMES = pretrained.names()
@@ -24,6 +26,17 @@ def test_there_are_some_and_all_are_small():
     assert "short/resnet20" in NAMES
     assert all(file.stat().st_size < 4_000_000 for file in files)
     assert sum(file.stat().st_size for file in files) < 20_000_000
+
+
+def test_a_file_that_was_not_shipped_is_refused(tmp_path, monkeypatch):
+    shutil.copytree(pretrained.FOLDER, tmp_path / "copy")
+    monkeypatch.setattr(pretrained, "FOLDER", tmp_path / "copy")
+    path = pretrained.file("short/resnet20")
+    weights.save(weights.load(path), path, replace(weights.read_card(path), training={}))
+    with pytest.raises(
+        IntegrityError, match=r"does not match the hash in hashes\.json; install resode again"
+    ):
+        resode.load("short/resnet20")
 
 
 @pytest.mark.parametrize("name", NAMES)

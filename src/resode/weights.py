@@ -2,7 +2,8 @@
 
 The specification (a registered name and options) rebuilds the module, the tensors fill it, the preprocessing
 turns images into its input. Specification, preprocessing and the record of the training are the *card*: JSON
-under the key `resode` of the file's metadata, with a format version. Nothing in a file is executed.
+under the key `resode` of the file's metadata, with a format version and the SHA-256 of card and tensors,
+which every reader of tensors checks. Nothing in a file is executed.
 
     weights.save(net, "net.safetensors", weights.Card(specification, preprocessing))
     net = weights.load("net.safetensors")
@@ -10,6 +11,7 @@ under the key `resode` of the file's metadata, with a format version. Nothing in
 """
 
 import contextlib
+import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -27,8 +29,9 @@ from resode import atomic
 from resode.errors import InputError, IntegrityError, ResodeError
 from resode.models import create
 
-FORMAT = 1  # of the card; this and older versions can be read
-KEY = "resode"
+FORMAT = 2  # of the card; this and older versions can be read
+KEY, DIGEST = "resode", "sha256"  # of the metadata, and of the card in it
+HASHED = 2  # cards of this format and later have a digest
 
 
 @dataclass(frozen=True)
@@ -147,7 +150,7 @@ class Card:
         """The card as JSON."""
         values = asdict(self)
         del values["preprocessing"]["dtype"]
-        return json.dumps(values, sort_keys=True, ensure_ascii=False, allow_nan=False)
+        return _to_text(values)
 
     @classmethod
     def from_json(cls, text: str) -> "Card":
@@ -159,6 +162,7 @@ class Card:
         """
         try:
             values = dict(json.loads(text))
+            values.pop(DIGEST, None)
             version = int(values["format"])
             if version <= FORMAT:
                 specification = values.pop("specification")
@@ -200,12 +204,39 @@ def save(module: nn.Module, path: str | PathLike[str], card: Card) -> None:
         if own[name].is_meta:
             raise InputError(f"{path}: {name} is on the meta device and has no data to save")
         tensors[name] = own[name].detach().to("cpu").clone(memory_format=torch.contiguous_format)
-    data = to_bytes(tensors, metadata={KEY: card.to_json()})
+    data = to_bytes(tensors, metadata={KEY: stamped(replace(card, format=FORMAT).to_json(), tensors)})
 
     def put(temporary: Path) -> None:
         temporary.write_bytes(data)
 
     atomic.write(Path(path), put)
+
+
+def stamped(card: str, tensors: Mapping[str, Tensor]) -> str:
+    """The JSON of a card with the digest of the card and of the tensors."""
+    values = json.loads(card)
+    values.pop(DIGEST, None)
+    return _to_text({**values, DIGEST: _digest(_to_text(values), tensors)})
+
+
+def _digest(card: str, tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over the text of a card and the names, dtypes, shapes and bytes of tensors, in hexadecimal."""
+    found = hashlib.sha256(card.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        found.update(f"\0{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
+        found.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def _to_text(values: Mapping[str, Any]) -> str:
+    return json.dumps(values, sort_keys=True, ensure_ascii=False, allow_nan=False)
+
+
+def has_digest(path: str | PathLike[str]) -> bool:
+    """Whether a file carries a digest, or was written before files had one."""
+    with _opened(path) as file:
+        return DIGEST in json.loads((file.metadata() or {}).get(KEY, "{}"))
 
 
 def read_card(path: str | PathLike[str]) -> Card:
@@ -230,7 +261,7 @@ def load(path: str | PathLike[str]) -> Loaded:
         IntegrityError: the file is corrupt, or its tensors do not fit its model.
     """
     with _opened(path) as file:
-        card, tensors = _card(file, path), _tensors(file)
+        card, tensors = _card(file, path), _tensors(file, path)
     if card.specification is None:
         raise InputError(
             f"{path}: its module is no registered model; "
@@ -267,7 +298,7 @@ def load_into(module: nn.Module, path: str | PathLike[str], *, new_head: bool = 
         IntegrityError: the file is corrupt.
     """
     with _opened(path) as file:
-        tensors = _tensors(file)
+        tensors = _tensors(file, path)
     own = module.state_dict(keep_vars=True)
     head = _head(own, tensors)
     if new_head:
@@ -371,8 +402,23 @@ def _card(file: Any, path: str | PathLike[str]) -> Card:
         raise type(error)(f"{path}: {error}") from None
 
 
-def _tensors(file: Any) -> dict[str, Tensor]:
-    return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+def _tensors(file: Any, path: str | PathLike[str]) -> dict[str, Tensor]:
+    """All tensors, after checking them and the card against the digest where there is one.
+
+    Raises:
+        IntegrityError: the digest differs, or a file of ours lacks one.
+    """
+    tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    text = (file.metadata() or {}).get(KEY)
+    if text is None:  # of another program
+        return tensors
+    card = _card(file, path)
+    if DIGEST in json.loads(text):
+        if stamped(text, tensors) != text:
+            raise IntegrityError(f"{path}: does not match the SHA-256 that it carries (damaged)")
+    elif card.format >= HASHED:
+        raise IntegrityError(f"{path}: lacks the SHA-256 that its format carries (damaged)")
+    return tensors
 
 
 @contextlib.contextmanager
