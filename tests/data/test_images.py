@@ -72,6 +72,10 @@ def test_wrong_shapes_and_types_are_named(pixels, labels, message):
         ([0, 1, 2, 0, -1, 2], "abc", "label -1 of training image 4"),
         ([0, 0, 2, 0, 2, 2], "abc", "no training image of class 'b'"),
         ([0, 1, 2, 0, 1, 2], "", "has no class"),
+        ([0, 1, 2, 0, 1, 2], "aba", "several classes are called 'a'"),
+        ([1, 2, 3, 1, 2, 3], "abc", "its labels run from 1 to 3; subtract 1, the first class is 0"),
+        ([1, 2, 3, 1, 2, 3], "abcd", "no training image of class 'a'"),
+        ([1, 2, 3, 1, 2, 3], "0123", "its labels run from 1 to 3; subtract 1, the first class is 0"),
     ],
 )
 def test_labels_and_classes_must_fit(labels, classes, message):

@@ -56,6 +56,30 @@ def test_class_names_come_from_the_metadata(tmp_path):
     assert load(str(tmp_path)).classes == ("0", "1")
 
 
+def test_class_lists_in_another_order_are_mapped_by_name(tmp_path):
+    with_class_names(
+        write_parquet(tmp_path / "train-0.parquet", FILES[:4], label=[0, 1, 0, 1]), ["cat", "dog"]
+    )
+    with_class_names(write_parquet(tmp_path / "train-1.parquet", FILES[4:], label=[0, 0]), ["dog", "cat"])
+    with_class_names(write_parquet(tmp_path / "test-0.parquet", FILES[:2], label=[1, 0]), ["dog", "cat"])
+    data = load(str(tmp_path))
+    assert data.train.labels.tolist() == [0, 1, 0, 1, 1, 1]
+    assert data.test.labels.tolist() == [0, 1]
+
+
+def test_another_class_list_is_refused(tmp_path):
+    with_class_names(write_parquet(tmp_path / "train-0.parquet", FILES, label=LABELS), ["cat", "dog"])
+    test = write_parquet(tmp_path / "test-0.parquet", FILES[:2], label=[1, 0])
+    with_class_names(test, ["cat", "emu"])
+    with pytest.raises(
+        InputError, match=r"test-0.parquet: its class list differs .* .'emu' is none of its 2"
+    ):
+        load(str(tmp_path))
+    with_class_names(test, ["dog"])
+    with pytest.raises(InputError, match="label 1 is out of range; its 1 classes are 0 to 0"):
+        load(str(tmp_path))
+
+
 @pytest.mark.parametrize(
     ("names", "split"),
     [

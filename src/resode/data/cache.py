@@ -22,7 +22,7 @@ from resode import atomic
 from resode.data.images import Images
 from resode.errors import ResodeError
 
-FORMAT: Final = 1  # increase whenever decoding changes what it returns
+FORMAT: Final = 2  # increase whenever decoding changes what it returns
 _FIELDS: Final = ("pixels", "labels", "digests")
 
 Decoded = tuple[Images, Images | None, tuple[str, ...]]  # train, test, skipped

@@ -1,13 +1,15 @@
 """Matching: a data set in the terms of a trained network: its image size and its order of classes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from resode.data.images import Images, Labels
 from resode.data.sources import sources
-from resode.errors import InputError
+from resode.errors import InputError, nearest
+
+BY_NAME, BY_POSITION = "by-name", "by-position"
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,33 +31,80 @@ class ClassOrder:
         return Images.of(images.pixels, self.index[images.labels])
 
 
-def class_order(data: str, found: Sequence[str], wanted: Sequence[str]) -> ClassOrder:
-    """Match the classes of a data set with those of a network: by name, or by number if one has no names.
+def class_order(
+    data: str,
+    found: Sequence[str],
+    wanted: Sequence[str],
+    how: str | Mapping[str, str] = BY_NAME,
+    *,
+    assumed: bool = False,
+) -> ClassOrder:
+    """Match the classes of a data set with those of a network.
 
-    Case, spaces and punctuation are ignored.
+    By name: equal names; or names equal without case, spaces and punctuation, where these leave every name of
+    either side distinct. By position: class i of the data is logit i. Or by a mapping from each name in the
+    data to a name of the network.
 
     Args:
         data: name of the data set, for messages.
         found: its classes.
         wanted: the classes of the network, in the order of its logits.
+        how: "by-name", "by-position", or a mapping.
+        assumed: nobody recorded the network's names, so that classes of other names match by position.
 
     Raises:
-        InputError: another number of classes, or a class that the network does not have.
+        InputError: another number of classes, or classes that do not match so; the message has the ways out.
     """
+    if not isinstance(how, str):
+        return _mapped(data, found, wanted, how)
+    if how not in (BY_NAME, BY_POSITION):
+        raise InputError(f"classes are matched {BY_NAME}, {BY_POSITION} or by a mapping, not {how!r}")
     if len(found) != len(wanted):
         raise InputError(f"{data}: has {len(found)} classes, the network has {len(wanted)}")
-    plain = [["".join(filter(str.isalnum, name.lower())) for name in names] for names in (found, wanted)]
-    numbers = [str(number) for number in range(len(wanted))]
-    if numbers in plain:
-        guess = "one side has numbers for class names, so classes are matched by number"
-        return ClassOrder(np.arange(len(wanted)), "" if plain[0] == plain[1] else f"{data}: {guess}")
-    if sorted(plain[0]) != sorted(plain[1]):
-        other = next(name for name, key in zip(found, plain[0], strict=True) if key not in plain[1])
-        raise InputError(
-            f"{data}: its class '{other}' is none of the network's ({', '.join(wanted[:10])}"
-            f"{', ...' if len(wanted) > 10 else ''}); this network was trained on other classes"
+    in_order = np.arange(len(wanted))
+    if how == BY_POSITION:
+        named = "" if tuple(found) == tuple(wanted) else f"{data}: classes are matched by position"
+        return ClassOrder(in_order, named)
+    if len(set(found)) == len(set(wanted)) == len(wanted):
+        if set(found) == set(wanted):
+            return ClassOrder(_index(found, wanted))
+        plain_found, plain_wanted = _plain(found), _plain(wanted)
+        if len(set(plain_found)) == len(wanted) and set(plain_found) == set(plain_wanted):
+            return ClassOrder(_index(plain_found, plain_wanted))
+    if assumed:
+        return ClassOrder(
+            in_order, f"{data}: the network's class names are assumed, so that class i is logit i"
         )
-    return ClassOrder(np.array([plain[1].index(key) for key in plain[0]]))
+    raise InputError(
+        f"{data}: its classes ({_few(found)}) are not the network's ({_few(wanted)}); give "
+        f"--classes {BY_POSITION} if class i of the data is logit i, or --classes FILE, a mapping from the "
+        "data's names to the network's"
+    )
+
+
+def _mapped(data: str, found: Sequence[str], wanted: Sequence[str], how: Mapping[str, str]) -> ClassOrder:
+    """Match by a mapping from names in the data to names of the network."""
+    mistakes = [f"{data}: the mapping lacks its class '{name}'" for name in found if name not in how]
+    unknown = [name for name in dict.fromkeys(how.values()) if name not in wanted]
+    mistakes += [f"{data}: '{name}' is no class of the network{nearest(name, wanted)}" for name in unknown]
+    if mistakes:
+        raise InputError(*mistakes)
+    pairs = ", ".join(f"{name} -> {how[name]}" for name in found[:5]) + (", ..." if len(found) > 5 else "")
+    return ClassOrder(_index([how[name] for name in found], wanted), f"{data}: classes are mapped ({pairs})")
+
+
+def _index(names: Sequence[str], among: Sequence[str]) -> Labels:
+    place = {name: number for number, name in enumerate(among)}
+    return np.array([place[name] for name in names], dtype=np.int64)
+
+
+def _plain(names: Sequence[str]) -> list[str]:
+    """Names without case, spaces and punctuation."""
+    return ["".join(filter(str.isalnum, name.casefold())) for name in names]
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
 def image_size(data: str, size: tuple[int, int]) -> int | None:

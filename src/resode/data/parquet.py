@@ -6,7 +6,8 @@
 - The label column holds integers or text. Among several, the first of `fine_label`, `label`, `labels`,
   `class`.
 - Class names come from the metadata of the `datasets` library (ClassLabel) if a file has it; text labels are
-  classes sorted by name; otherwise the classes are "0", "1", ...
+  classes sorted by name; otherwise the classes are "0", "1", ... Files whose lists of names differ in order
+  are mapped by name to that of the first one; other lists are refused.
 """
 
 import json
@@ -85,6 +86,9 @@ def read(where: str, root: Path, train: Sequence[Path], test: Sequence[Path]) ->
     classes = _class_names(schemas[train[0]], label)
     if not pa.types.is_integer(schemas[train[0]].field(label).type):
         classes = tuple(sorted({str(text) for path in train for text in columns[path]}))
+    elif classes is not None:
+        for path in files:
+            columns[path] = _in_order(path, columns[path], _class_names(schemas[path], label), classes)
     return RawDataset(
         where,
         classes,
@@ -174,6 +178,25 @@ def _class_names(schema: Any, column: str) -> tuple[str, ...] | None:
     except (TypeError, KeyError, ValueError):
         return None
     return tuple(names) if names and all(isinstance(name, str) for name in names) else None
+
+
+def _in_order(
+    path: Path, labels: list[int] | list[str], own: tuple[str, ...] | None, classes: tuple[str, ...]
+) -> list[int] | list[str]:
+    """The labels of a file by the class list of the data set, where its own list has another order."""
+    if own in (None, classes) or (labels and isinstance(labels[0], str)):
+        return labels
+    assert own is not None
+    if other := [name for name in own if name not in classes]:
+        raise InputError(
+            f"{path}: its class list differs from that of the first file ('{other[0]}' is none of its "
+            f"{len(classes)} classes); the files belong to different data sets"
+        )
+    if wrong := [label for label in labels if not 0 <= int(label) < len(own)]:
+        raise InputError(
+            f"{path}: label {wrong[0]} is out of range; its {len(own)} classes are 0 to {len(own) - 1}"
+        )
+    return [classes.index(own[int(label)]) for label in labels]
 
 
 def _integer_labels(labels: list[int] | list[str], classes: tuple[str, ...] | None, path: Path) -> Labels:
