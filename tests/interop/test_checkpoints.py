@@ -104,8 +104,8 @@ def test_a_missing_file_and_a_folder_are_named(tmp_path):
         read(tmp_path)
 
 
-@pytest.mark.parametrize("wrapper", ["state_dict", "net", None])
-@pytest.mark.parametrize("prefix", ["module.", ""])
+@pytest.mark.parametrize("wrapper", ["state_dict", "net", "model", "model_state_dict", None])
+@pytest.mark.parametrize("prefix", ["module.", "", "_orig_mod.", "module._orig_mod.module."])
 def test_wrappers_and_the_prefix_of_data_parallel_are_removed(tmp_path, wrapper, prefix):
     state = {prefix + "conv1.weight": torch.ones(2)}
     torch.save({wrapper: state, "epoch": 3} if wrapper else state, tmp_path / "checkpoint.pt")

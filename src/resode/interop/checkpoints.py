@@ -14,11 +14,13 @@ from torch import Tensor
 
 from resode.errors import InputError, IntegrityError
 
-WRAPPERS = ("state_dict", "net")  # keys of the tensors in files that also hold epoch and accuracy
+# Keys of the tensors in files that also hold epoch, accuracy or optimizer.
+WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
+PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and torch.compile, on all names
 
 
 def read(path: str | PathLike[str]) -> dict[str, Tensor]:
-    """Read the tensors of a checkpoint by name, on the CPU, without the `module.` prefix of DataParallel.
+    """Read the tensors of a checkpoint by name, on the CPU, without prefixes of DataParallel and compilation.
 
     Raises:
         InputError: the file is missing, or holds no tensors by name.
@@ -30,7 +32,9 @@ def read(path: str | PathLike[str]) -> dict[str, Tensor]:
             content = content[key]
     if not isinstance(content, Mapping) or not content or not all(map(_is_named_tensor, content.items())):
         raise InputError(f"{path}: is no checkpoint: it does not hold tensors by name")
-    return {name.removeprefix("module."): tensor for name, tensor in content.items()}
+    while prefix := next((p for p in PREFIXES if all(name.startswith(p) for name in content)), ""):
+        content = {name.removeprefix(prefix): tensor for name, tensor in content.items()}
+    return dict(content)
 
 
 def _load(path: Path) -> object:
