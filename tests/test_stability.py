@@ -40,6 +40,22 @@ def test_a_runge_kutta_step_is_warned_of_beyond_its_real_interval(name, interval
     assert "divide its steps by 2 (TimeGrid.refine(2)), or scale the kernels down" in said
 
 
+@pytest.mark.parametrize(
+    ("name", "interval"),
+    [("euler", 0), ("midpoint", 0), ("heun", 0), ("adams_bashforth2", 0), ("ssprk3", math.sqrt(3)),
+     ("rk4", math.sqrt(8)), ("two_step_midpoint", 1)],
+)  # fmt: skip
+def test_the_imaginary_interval_is_that_of_the_textbook(name, interval):
+    """Hairer & Wanner 1996, IV.2: |R(i v)| <= 1 up to sqrt(3), sqrt(8); nowhere if it is 1 + O(v^4)."""
+    assert stable_step(integrators.of(name), 0.0, 5.0) == pytest.approx(interval / 5, rel=1e-4)
+
+
+def test_a_little_damping_makes_a_small_step_of_heun_stable():
+    h = stable_step(integrators.of("heun"), 0.01, 1.0)
+    assert h > 0
+    assert abs(1 + h * complex(-0.01, 1) + (h * complex(-0.01, 1)) ** 2 / 2) == pytest.approx(1, abs=1e-8)
+
+
 def test_leapfrog_is_warned_of_beyond_h_squared_rho_4():
     limit = 2 / math.sqrt(bound_of(plain("leapfrog", 1)))
     assert plain("leapfrog", [0, 0.999 * limit]).stability(8, 8) is None

@@ -37,19 +37,19 @@ def test_intervals_move_with_the_values(values, shift):
         assert b == pytest.approx(a + shift, abs=1e-9)
 
 
-@pytest.mark.parametrize("runs", [2, 3, 5, 9, 10, 30])
+@pytest.mark.parametrize("runs", [2, 3, 5, 10, 29, 30])
 def test_intervals_cover_the_mean(runs):
-    """Of normal values about 95 times in 100 (400 trials: 5 % would be 20 misses; of ten runs up to 11 %)."""
+    """Of normal values about 95 times in 100 (of 400 trials 20 miss on average, +- 4 deviations of 4.4)."""
     rng = np.random.default_rng(runs)
     missed = 0
     for _ in range(400):
         found = mean_of(list(rng.normal(3, 1, runs)))
         missed += not found.low <= 3 <= found.high
-    assert 6 <= missed <= (56 if runs == 10 else 38)
+    assert 6 <= missed <= 38
 
 
 def test_of_many_runs_the_runs_are_resampled():
-    values = [float(v) for v in (1, 1, 1, 1, 1, 1, 1, 1, 1, 11)]
+    values = [float(v) for v in [1] * 29 + [31]]
     found = mean_of(values)
     assert found.mean == 2.0
     assert (found.low, found.high) == (1.0, 4.0)  # none to three of the outlier in 95 % of the resamples

@@ -1,7 +1,7 @@
 """Statistics over seeds: the mean of a few runs and the difference of two arms, with 95 % intervals.
 
-    mean                  Student's interval, mean +- t_{n-1} sd / sqrt(n); from ten runs on the percentile
-                          bootstrap over runs (Efron 1979), which for three covers the mean in 75 % of cases
+    mean                  Student's interval, mean +- t_{n-1} sd / sqrt(n); from 30 runs on the percentile
+                          bootstrap over runs (Efron 1979), which for 3 covers the mean in 75 % of cases
     paired difference     d_s = b_s - a_s over the common seeds; Student's interval, and p of the t-test
                           of mean(d) = 0
 
@@ -18,7 +18,7 @@ from scipy import stats
 
 LEVEL = 0.95
 RESAMPLES = 10_000
-BOOTSTRAP_FROM = 10  # runs
+BOOTSTRAP_FROM = 30  # runs
 ROUNDING = 1e-5  # points; records are rounded, so differences closer than this count as equal
 
 

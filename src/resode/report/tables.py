@@ -82,7 +82,7 @@ def legend(comparison: Comparison) -> str:
     """One line that explains the errors and differences."""
     return (
         "Each arm shows the error of its last epoch: mean \N{PLUS-MINUS SIGN} standard deviation "
-        "[95 % interval of the mean: Student's t, bootstrap from ten runs on]. Differences to the first arm "
+        "[95 % interval of the mean: Student's t, bootstrap from 30 runs on]. Differences to the first arm "
         f"are points of {comparison.split} error, paired over common seeds [95 % interval, Student's t]."
     )
 
