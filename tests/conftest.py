@@ -1,4 +1,4 @@
-"""Shared by all tests: a small experiment, a cache of their own, and where real data lies."""
+"""Shared by all tests: a small experiment, random numbers and a cache of their own, where real data lies."""
 
 import ctypes
 import os
@@ -10,10 +10,25 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one of several processes: they share 
     os.environ.pop("COLUMNS", None)  # which only a terminal has
 
 import pytest
+import torch
+from hypothesis import HealthCheck, settings
 
 from resode.training import Experiment
 
 DIGITS_IN_A_FLASH = {"epochs": 2, "batch_size": 256, "model.widths": [4, 4, 8], "precision": "fp32"}
+
+
+# The same examples on every machine, however slow it is
+settings.register_profile(
+    "same", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("same")
+
+
+@pytest.fixture(autouse=True)
+def own_random_numbers():
+    """No test's random numbers depend on the tests before it, which differ from worker to worker."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture(autouse=True)

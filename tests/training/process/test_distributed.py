@@ -214,7 +214,7 @@ def torchrun(out, *arguments, processes=2, restarts=0, epochs=2):
 def run(*arguments, **options):
     """Run it; returns what it logs."""
     finished = subprocess.run(
-        torchrun(*arguments, **options), env=environment(), capture_output=True, text=True, timeout=300
+        torchrun(*arguments, **options), env=environment(), capture_output=True, text=True, timeout=900
     )
     assert finished.returncode == 0, finished.stderr
     return finished.stderr
@@ -242,7 +242,7 @@ def interrupted(out, number, **options):
         assert starter.poll() is None, starter.stderr.read()
         time.sleep(0.02)
     os.kill(workers(starter)[1], number)
-    _, log = starter.communicate(timeout=300)
+    _, log = starter.communicate(timeout=900)
     return starter.returncode, log
 
 
