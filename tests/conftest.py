@@ -40,11 +40,17 @@ def own_cache(tmp_path_factory, monkeypatch):
 @pytest.fixture(autouse=True)
 def returned_memory():
     """A worker gives back what a large test leaves free, which glibc keeps between blocks that are in use."""
+    before = _resident()
     yield
-    if sys.platform == "linux":
-        resident = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-        if resident * os.sysconf("SC_PAGE_SIZE") > 600e6:
-            ctypes.CDLL(None).malloc_trim(0)
+    if _resident() > before + 64e6:
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _resident() -> int:
+    """Bytes of this process in memory (0 where the system does not say)."""
+    if sys.platform != "linux":
+        return 0
+    return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 @pytest.fixture

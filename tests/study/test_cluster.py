@@ -287,7 +287,7 @@ def test_a_study_on_the_local_executor(tmp_path, monkeypatch, capsys, started):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     Path("widths.yaml").write_text(
         "recipe: quickstart\nset: {batch_size: 256, precision: fp32, model.widths: [4, 4, 8]}\n"
-        "arms: {plain: {set: {epochs: 1}}, long: {set: {epochs: 12}}}"
+        "arms: {plain: {set: {epochs: 12}}, long: {set: {epochs: 24}}}"  # longer than the commands take
     )
     plain, long = (Path("studies/widths") / arm / "seed0" for arm in ("plain", "long"))
 
