@@ -51,8 +51,10 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         (squares,) = _all_reduced(centred.square().sum((0, 2, 3)))
         self._update_running_statistics(mean.detach(), squares.detach(), n)
         y = centred * (squares / n + self.eps).rsqrt().view(shape)
-        if self.affine:
-            y = y * self.weight.view(shape) + self.bias.view(shape)
+        if self.weight is not None:
+            y = y * self.weight.view(shape)
+        if self.bias is not None:
+            y = y + self.bias.view(shape)
         return y.to(x.dtype)
 
     @torch.no_grad()
@@ -129,9 +131,9 @@ def _is_other(module: nn.Module) -> bool:
 
 def _share_tensors(source: nn.BatchNorm2d, target: nn.BatchNorm2d) -> None:
     """Give `target` the parameters, buffers and mode of `source`."""
-    for name, parameter in source.named_parameters():
+    for name, parameter in source._parameters.items():
         target.register_parameter(name, parameter)
-    for name, buffer in source.named_buffers():
+    for name, buffer in source._buffers.items():
         target.register_buffer(name, buffer)
     target.train(source.training)
 
