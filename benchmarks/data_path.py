@@ -15,6 +15,7 @@ import torch
 
 from resode.training import Experiment
 from resode.training.loop.step import Trainer
+from resode.training.process.allocator import keeping_freed_memory
 from resode.training.records.environment import environment
 from resode.training.setup.preparation import prepare
 
@@ -48,6 +49,7 @@ def measure(recipe: str, steps: int, data: str | None) -> dict[str, object]:
     }
 
 
+@keeping_freed_memory()  # as the engine does
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(

@@ -18,6 +18,7 @@ against it at a smaller --batch; bytes grow in proportion to the batch.
 """
 
 import argparse
+import contextlib
 import gc
 import json
 import statistics
@@ -32,7 +33,7 @@ from torch import Tensor, nn
 import resode
 from resode import cost, memory
 from resode.models.budget import Budget, set_gradients
-from resode.training.process.allocator import keep_freed_memory
+from resode.training.process.allocator import keeping_freed_memory
 from resode.training.process.device import place
 from resode.training.records.environment import environment
 
@@ -167,15 +168,20 @@ def main() -> None:
     parser.add_argument("--keep", action="store_true", help="what is freed, as training processes do")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    if options.keep:
-        keep_freed_memory()
     budgets = [int(float(text)) for text in options.budgets.split(",") if text]
     rows = []
-    for family in options.families.split(","):
-        for depth in map(int, options.depths.split(",")):
-            rows += measure(
-                family, depth, options.batch, options.precision, options.rounds, budgets, options.only_budgets
-            )
+    with keeping_freed_memory() if options.keep else contextlib.nullcontext():
+        for family in options.families.split(","):
+            for depth in map(int, options.depths.split(",")):
+                rows += measure(
+                    family,
+                    depth,
+                    options.batch,
+                    options.precision,
+                    options.rounds,
+                    budgets,
+                    options.only_budgets,
+                )
     command = " ".join(["python benchmarks/memory.py", *sys.argv[1:]])
     record = {"command": command, "rows": rows, "environment": environment(torch.device("cpu"))}
     print(json.dumps(record, indent=2) if options.json else table(rows))

@@ -43,6 +43,7 @@ from torch.nn import functional as F
 from resode.kernels import convolution, fusion
 from resode.training import Experiment
 from resode.training.loop.step import Position, Trainer
+from resode.training.process.allocator import keeping_freed_memory
 from resode.training.process.device import choose_device
 from resode.training.records.environment import environment
 from resode.training.setup.execution import compiled
@@ -229,6 +230,7 @@ def wait() -> None:
         torch.cuda.synchronize()
 
 
+@keeping_freed_memory()  # as the engine does
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(

@@ -30,7 +30,7 @@ import resode
 from resode import cost, memory
 from resode.operators import generated
 from resode.operators.twist import FORMS
-from resode.training.process.allocator import keep_freed_memory
+from resode.training.process.allocator import keeping_freed_memory
 from resode.training.process.device import place
 from resode.training.records.environment import environment
 from resode.training.setup.execution import compiled
@@ -149,6 +149,7 @@ def measure(form: Form, rounds: int) -> dict[str, Any]:
     }
 
 
+@keeping_freed_memory()  # as the engine does
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(
@@ -161,7 +162,6 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--peak-of", choices=ARMS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    keep_freed_memory()  # as the engine does
     form = Form(arguments.batch, arguments.precision == "bf16", arguments.compile)
     if arguments.peak_of:
         step = Step(arguments.peak_of, form)

@@ -1,4 +1,4 @@
-"""Shared by all tests: a small experiment, a cache of their own, and where real data lies."""
+"""Shared by all tests: a small experiment, random numbers and a cache of their own, where real data lies."""
 
 import ctypes
 import getpass
@@ -14,10 +14,25 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one of several processes: they share 
 os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{tempfile.gettempdir()}/resode-tests-{getpass.getuser()}")
 
 import pytest
+import torch
+from hypothesis import HealthCheck, settings
 
 from resode.training import Experiment
 
 DIGITS_IN_A_FLASH = {"epochs": 2, "batch_size": 256, "model.widths": [4, 4, 8], "precision": "fp32"}
+
+
+# The same examples on every machine, however slow it is
+settings.register_profile(
+    "same", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("same")
+
+
+@pytest.fixture(autouse=True)
+def own_random_numbers():
+    """No test's random numbers depend on the tests before it, which differ from worker to worker."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture(autouse=True)
@@ -28,12 +43,18 @@ def own_cache(tmp_path_factory, monkeypatch):
 
 @pytest.fixture(autouse=True)
 def returned_memory():
-    """A worker gives back what a large test leaves free: training keeps it for the next step."""
+    """A worker gives back what a large test leaves free, which glibc keeps between blocks that are in use."""
+    before = _resident()
     yield
-    if sys.platform == "linux":
-        resident = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-        if resident * os.sysconf("SC_PAGE_SIZE") > 1e9:
-            ctypes.CDLL(None).malloc_trim(0)
+    if _resident() > before + 64e6:
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _resident() -> int:
+    """Bytes of this process in memory (0 where the system does not say)."""
+    if sys.platform != "linux":
+        return 0
+    return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import copy
 import datetime
 import os
-import socket
 import tempfile
 from pathlib import Path
 
@@ -21,9 +20,8 @@ def gradients(network: nn.Module, x: torch.Tensor, ranks: int = 1) -> dict[str, 
         _step(alone, x)
         return {name: p.grad for name, p in alone.named_parameters()}
     with tempfile.TemporaryDirectory() as folder:
-        file = str(Path(folder) / "gradients.pt")
-        processes.spawn(_rank, (_free_port(), ranks, network, x, file), nprocs=ranks)
-        found: dict[str, torch.Tensor] = torch.load(file, weights_only=True)
+        processes.spawn(_rank, (ranks, network, x, folder), nprocs=ranks)
+        found: dict[str, torch.Tensor] = torch.load(Path(folder) / "gradients.pt", weights_only=True)
         return found
 
 
@@ -31,20 +29,16 @@ def _step(network: nn.Module, x: torch.Tensor) -> None:
     network(x).square().mean().backward()
 
 
-def _rank(rank: int, port: int, ranks: int, network: nn.Module, x: torch.Tensor, file: str) -> None:
+def _rank(rank: int, ranks: int, network: nn.Module, x: torch.Tensor, folder: str) -> None:
     torch.set_num_threads(1)
-    address = f"tcp://127.0.0.1:{port}"
-    patience = datetime.timedelta(minutes=2)
+    address = f"file://{folder}/store"  # a port that is free now may be taken before it is bound
+    patience = datetime.timedelta(minutes=15)
     dist.init_process_group("gloo", init_method=address, rank=rank, world_size=ranks, timeout=patience)
     parallel = DistributedDataParallel(network)
     _step(parallel, x[rank::ranks])
     if rank == 0:
-        torch.save({name: p.grad.clone() for name, p in network.named_parameters()}, file)
+        torch.save(
+            {name: p.grad.clone() for name, p in network.named_parameters()}, Path(folder) / "gradients.pt"
+        )
     dist.barrier()
     os._exit(0)  # torch joins gloo's threads with the interpreter locked, and they may wait for the lock
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]

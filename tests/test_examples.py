@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from resode.cli.console import Narrator
-from resode.cli.options import load_plugins
+from resode.errors import InputError
 from resode.fields import fields
 from resode.grids import TimeGrid
 from resode.integrators import integrators, solve
+from resode.plugins import load_plugins
 from tests.cli.conftest import resode  # noqa: F401
 
 PLUGIN = Path(__file__).parent.parent / "examples" / "plugin.py"
@@ -71,6 +72,21 @@ def test_a_plugin_trains_resumes_and_evaluates(resode, fresh, monkeypatch):  # n
     fresh()
     text = resode("list", "fields", "reaction", "--plugin", PLUGIN).out
     assert "spreads and reacts" in text
+
+
+def test_the_runs_of_a_study_load_the_plugin(resode, fresh, tmp_path):  # noqa: F811
+    arm = f"{{recipe: quickstart-parabolic, set: {{model: {{name: dynamic, stages: [{STAGE}]}}}}}}"
+    (tmp_path / "mine.yaml").write_text(f"arms: {{spreading: {arm}}}\n")
+    answer = resode("study", "mine.yaml", "--dry-run", "--plugin", PLUGIN)
+    assert answer.code == 0, answer.err
+    assert answer.out.rstrip().endswith(f"--plugin {PLUGIN.resolve()}")
+
+
+def test_a_plugin_that_fails_is_named_in_one_line(tmp_path):
+    (tmp_path / "mine.py").write_text("1 / 0")
+    for file, mistake in (("mine.py", "ZeroDivisionError: division by zero"), ("none.py", "no such file")):
+        with pytest.raises(InputError, match=f"^plugin {tmp_path / file}: {mistake}$"):
+            load_plugins([tmp_path / file])
 
 
 def test_the_plugins_scheme_has_its_order_and_the_plugins_field_its_equation(fresh):

@@ -68,10 +68,10 @@ def test_it_evaluates_to_the_stated_error(name, request):
     data = resode.load_data(trained["data"]).test
     wrong = 0
     with torch.inference_mode():
-        for start in range(0, len(data), 500):
-            images = torch.tensor(data.pixels[start : start + 500]).permute(0, 3, 1, 2)
+        for start in range(0, len(data), 100):
+            images = torch.tensor(data.pixels[start : start + 100]).permute(0, 3, 1, 2)
             guesses = model(model.preprocessing(images)).argmax(1)
-            wrong += int((guesses != torch.tensor(data.labels[start : start + 500])).sum())
+            wrong += int((guesses != torch.tensor(data.labels[start : start + 100])).sum())
     assert len(data) == trained["test_samples"]
     assert 100 * wrong / len(data) == pytest.approx(
         trained["test_error"], abs=0.02

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -292,12 +291,10 @@ def test_ctrl_c_saves_and_resume_goes_on(tmp_path):
         said = process.stderr.read()
     assert process.returncode == 130, said
     assert "go on with: resode train --resume --out run" in said
-    begin = time.monotonic()
     resumed = subprocess.run(
         [sys.executable, "-m", "resode", "train", "--resume", "--out", "run"],
         cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert resumed.returncode == 0, resumed.stderr
     assert "resuming at iteration" in resumed.stderr
-    assert time.monotonic() - begin < 120
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["resumes"] == 1

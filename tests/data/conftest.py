@@ -23,14 +23,14 @@ def isolated(tmp_path, monkeypatch):
     monkeypatch.delenv("RESODE_DATA", raising=False)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def cifar10(tmp_path_factory):
-    """The real CIFAR-10, decoded once."""
+    """The real CIFAR-10, decoded once for all tests of the session, and mapped for this one."""
     if not REAL or not (Path(REAL) / "cifar10").is_dir():
         pytest.skip("needs real CIFAR-10: set RESODE_DATA to a folder that holds cifar10/*.parquet")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RESODE_DATA", REAL)
-        patch.setenv("RESODE_CACHE", str(tmp_path_factory.mktemp("real")))
+        patch.setenv("RESODE_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
         return load("cifar10")
 
 

@@ -222,12 +222,13 @@ def test_what_the_hub_does_not_have(published, server):
 @pytest.mark.parametrize("data", ["cifar10", "cifar100", "stl10", "mnist", "fashion_mnist", "hf://owner/set"])
 def test_an_unreachable_hub_says_so_at_once(monkeypatch, tmp_path, data):
     point_at(monkeypatch, "http://127.0.0.1:9", tmp_path)
-    start = time.monotonic()
+    slept = []
+    monkeypatch.setattr(time, "sleep", slept.append)
     with pytest.raises(
         ResourceError, match=r"cannot be downloaded from the hub .*--data FOLDER.*RESODE_DATA.*digits"
     ) as caught:
         load(data)
-    assert time.monotonic() - start < 10  # patient retries would take 20 s and more
+    assert sum(slept) < 5  # seconds; the retries of a patient download wait 20 and more
     assert caught.value.exit_code == 5
     assert len(caught.value.messages) == 1
     assert "\n" not in str(caught.value)
@@ -240,10 +241,11 @@ def test_a_silent_hub_is_given_up_soon(monkeypatch, tmp_path, data):
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         point_at(monkeypatch, f"http://127.0.0.1:{silent.getsockname()[1]}", tmp_path)
-        start = time.monotonic()
+        slept = []
+        monkeypatch.setattr(time, "sleep", slept.append)
         with pytest.raises(ResourceError, match="cannot be downloaded from the hub"):
             load(data)
-    assert time.monotonic() - start < 10
+    assert sum(slept) < 5
 
 
 def test_the_address_of_the_hub_is_an_environment_variable(published, server, tmp_path):
@@ -256,6 +258,6 @@ def test_the_address_of_the_hub_is_an_environment_variable(published, server, tm
     }
     code = "from resode.data import load; data = load('hf://owner/set'); print(data.fingerprint)"
     ran = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=900, check=True
     )
     assert ran.stdout.strip() == load("hf://owner/set").fingerprint

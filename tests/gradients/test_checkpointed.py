@@ -4,13 +4,13 @@ import pytest
 import torch
 from torch import nn
 from torch.autograd import forward_ad
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import resode
 from resode.blocks import DynamicBlock
 from resode.fields.batch_norm import BatchNorm2d
 from resode.gradients import Checkpointed
 from resode.stages import Stage
+from tests.batch_moments import Counting
 
 
 def equal(first, second):
@@ -47,19 +47,6 @@ def step(made, x, half):
 def test_a_checkpointed_step_has_the_bits_of_the_plain_one(kind, levels, half):
     plain = step(*kind("stored"), half)
     assert equal(step(*kind(Checkpointed(every=2, levels=levels)), half), plain)
-
-
-class Counting(TorchDispatchMode):
-    """Counts how often the moments of a batch are computed."""
-
-    def __init__(self):
-        super().__init__()
-        self.computed = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        if function is torch.ops.aten.native_batch_norm.default and args[5]:
-            self.computed += 1
-        return function(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("levels", [1, 2])

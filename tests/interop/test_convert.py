@@ -37,20 +37,22 @@ def parallel(network):
 )
 @torch.no_grad()
 def test_logits_equal_those_of_the_foreign_network(tmp_path, format, network, depth, model):
-    theirs = synthesise(network(depth))
+    dtype = torch.float32 if network is Kuangliu and depth > 100 else torch.float64  # or it has 0.5 GB
+    theirs, x = synthesise(network(depth)).to(dtype), X.to(dtype)
     content = {
         "akamaster": {"state_dict": parallel(theirs), "best_prec1": 90.0},
         "fattorib": theirs.state_dict(),
         "kuangliu": {"net": parallel(theirs), "acc": 95.0, "epoch": 200},
     }[format]
-    path, expected = checkpoint(tmp_path, content), theirs(X)
-    del theirs, content  # a deep network in double precision is large
+    path, expected = checkpoint(tmp_path, content), theirs(x)
+    del theirs, content
     conversion = convert(format, path, model=f"{model}{depth}")
-    logits = conversion.module(X)
-    assert logits.dtype == torch.float64
+    logits = conversion.module(x)
+    assert logits.dtype == dtype
     scale = expected.abs().max()
     assert 1e-2 < scale < 1e4
-    torch.testing.assert_close(logits / scale, expected / scale, rtol=0, atol=1e-12)
+    eps = torch.finfo(dtype).eps
+    torch.testing.assert_close(logits / scale, expected / scale, rtol=0, atol=5e3 * eps)
     assert conversion.module.bn1.num_batches_tracked == 7
 
 

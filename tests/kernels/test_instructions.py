@@ -72,6 +72,6 @@ def with_compiler(folder, script):
 
     def run(*arguments):
         command = [sys.executable, *arguments]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
 
     return run

@@ -50,7 +50,7 @@ def seen(page, width, tmp_path):
         f"--window-size={width + 60},1000",
         frame.as_uri(),
     ]
-    said = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
+    said = subprocess.run(command, capture_output=True, text=True, timeout=900).stdout
     found = re.search('<pre id="found">(.+?)</pre>', said, re.DOTALL)
     assert found, said[:2000]
     return json.loads(html.unescape(found[1]))

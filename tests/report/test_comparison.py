@@ -6,7 +6,7 @@ import io
 import pytest
 
 from resode.errors import InputError
-from resode.report.comparison import compare, grouped
+from resode.report.comparison import compare, grouped, with_base
 from resode.report.tables import COLUMNS, as_csv, as_markdown, cells, records
 
 WIDE = {"model": {"name": "he_resnet20", "widths": [20, 40, 80]}}
@@ -27,6 +27,17 @@ def test_runs_that_differ_in_their_seed_are_one_arm(arm):
     assert first.multiply_adds == pytest.approx(40.55e6, rel=1e-3)
     assert second.multiply_adds > 1.4 * first.multiply_adds
     assert first.published == 8.75
+
+
+def test_the_base_is_first_and_is_named_in_full_or_in_part(arm):
+    groups = grouped([*arm("plain", {0: 8.0}), *arm("wide", {0: 9.0}, **WIDE)])
+    plain, wide = groups
+    assert with_base(groups, "model.widths") == with_base(groups, wide.name) == [wide, plain]
+    assert with_base(groups, plain.name) == groups  # a name in full comes before a part of another
+    with pytest.raises(InputError, match="base he: more than one arm of that name"):
+        with_base(groups, "he")
+    with pytest.raises(InputError, match=r"base deep: no arm of that name \('he2016/resnet20', "):
+        with_base(groups, "deep")
 
 
 def test_a_folder_stands_for_the_runs_in_it(arm, tmp_path):

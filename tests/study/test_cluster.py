@@ -48,7 +48,7 @@ if int(code):
 """
 
 
-def until(condition, seconds=60):
+def until(condition, seconds=900):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end
@@ -109,7 +109,7 @@ def started(monkeypatch):
         if process.poll() is None:
             process.terminate()
     for process in processes:
-        process.wait(60)
+        process.wait(900)
 
 
 @pytest.fixture(params=["local", "slurm"])
@@ -287,7 +287,7 @@ def test_a_study_on_the_local_executor(tmp_path, monkeypatch, capsys, started):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     Path("widths.yaml").write_text(
         "recipe: quickstart\nset: {batch_size: 256, precision: fp32, model.widths: [4, 4, 8]}\n"
-        "arms: {plain: {set: {epochs: 1}}, long: {set: {epochs: 12}}}"
+        "arms: {plain: {set: {epochs: 12}}, long: {set: {epochs: 24}}}"  # longer than the commands take
     )
     plain, long = (Path("studies/widths") / arm / "seed0" for arm in ("plain", "long"))
 
@@ -308,17 +308,17 @@ def test_a_study_on_the_local_executor(tmp_path, monkeypatch, capsys, started):
     code, _, err = study()
     assert (code, err.count("; wait for it, or cancel it")) == (2, 2), err
 
-    until((long / "metrics.csv").is_file, 120)
+    until((long / "metrics.csv").is_file)
     listed = json.loads(Path("studies/widths/jobs.json").read_text())
     job = next(key for key, run in listed.items() if run == "long/seed0").removeprefix("local/")
     os.kill(int(Path(f"/proc/{job}/task/{job}/children").read_text().split()[0]), signal.SIGKILL)
-    started[1].wait(60)
+    started[1].wait(900)
     log = Path(f"studies/widths/local/{job}_0_log.out")
     until(lambda: "stopped at iteration" in log.read_text())
     code, _, err = study("--executor", "local")
     assert code == 0
     assert err.count(f"long/seed0: job {job}: killed") == err.count("long/seed0: submitted as job") == 1, err
-    until(lambda: Run(plain).finished and Run(long).finished, 120)
+    until(lambda: Run(plain).finished and Run(long).finished)
     code, out, err = study("--executor", "local")
     assert (code, err.count(": finished")) == (0, 2)
     assert "plain" in out

@@ -128,7 +128,7 @@ def test_a_study_that_is_stopped_goes_on_and_ends_in_the_same_bits(plan, tmp_pat
     out = tmp_path / "out"
 
     def stop_when_begun():
-        end = time.monotonic() + 120
+        end = time.monotonic() + 900
         while not (out / jobs[0].folder / "metrics.csv").is_file() and time.monotonic() < end:
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGINT)

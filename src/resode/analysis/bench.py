@@ -28,6 +28,7 @@ from resode.models.budget import chain_owners, set_gradients
 from resode.training.loop.cuda_graphs import WARM_UP
 from resode.training.loop.evaluation import evaluate
 from resode.training.loop.step import Position, Trainer
+from resode.training.process.allocator import keeping_freed_memory
 from resode.training.setup.preparation import Setup
 
 PHASES = ("data", "forward", "backward", "update")
@@ -66,6 +67,7 @@ class Bench:
     bandwidth: float
 
 
+@keeping_freed_memory()
 def bench(setup: Setup, seconds: float = 20.0, rounds: int = 4) -> Bench:
     """Measure a recipe prepared by `prepare`; trains its network for some steps.
 

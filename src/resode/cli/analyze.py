@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from resode.cli.options import JsonOption, PluginOption, load_plugins
+from resode.cli.options import JsonOption, PluginOption
+from resode.plugins import load_plugins
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -13,10 +13,10 @@ from resode.cli.options import (
     PluginOption,
     SettingsOption,
     TrainingPrecisionOption,
-    load_plugins,
     overrides,
 )
 from resode.errors import InputError
+from resode.plugins import load_plugins
 
 if TYPE_CHECKING:
     from resode.analysis.bench import Bench

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from resode.cli.options import JsonOption
-from resode.errors import InputError
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from resode.report.comparison import Comparison, Group
+    from resode.report.comparison import Comparison
 
 
 def compare(
@@ -52,7 +51,9 @@ def compare(
     from resode.report import comparison as comparing
     from resode.report import tables
 
-    groups = _with_base(comparing.grouped(runs), base)
+    groups = comparing.grouped(runs)
+    if base is not None:
+        groups = comparing.with_base(groups, base)
     found = comparing.compare(groups, on)
     if json_:
         print(json.dumps({"rows": tables.records(found), "remarks": found.remarks}, ensure_ascii=False))
@@ -65,21 +66,6 @@ def compare(
             note(text)
     else:
         show(found)
-
-
-def _with_base(groups: "list[Group]", base: str | None) -> "list[Group]":
-    """The groups, the base arm first."""
-    if base is None:
-        return groups
-    chosen = [g for g in groups if g.name == base] or [g for g in groups if base in g.name]
-    if len(chosen) != 1:
-        names = ", ".join(f"'{group.name}'" for group in (chosen or groups))
-        raise InputError(
-            f"--base {base}: {'more than one arm' if chosen else 'no arm'} of that name ({names})"
-        )
-    if not chosen[0].finished:
-        raise InputError(f"--base {base}: none of its runs is finished")
-    return [chosen[0], *(group for group in groups if group is not chosen[0])]
 
 
 def show(found: "Comparison") -> None:

@@ -14,9 +14,9 @@ from resode.cli.options import (
     OnBadImageOption,
     PluginOption,
     PrecisionOption,
-    load_plugins,
 )
 from resode.cli.robustness import CorruptionsOption, ImagesOption, RobustnessOption
+from resode.plugins import load_plugins
 
 
 def evaluate(

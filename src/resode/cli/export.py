@@ -5,8 +5,9 @@ from typing import Annotated
 
 import typer
 
-from resode.cli.options import ForceOption, PluginOption, check_out, load_plugins
+from resode.cli.options import ForceOption, PluginOption, check_out
 from resode.errors import InputError
+from resode.plugins import load_plugins
 
 
 def export(

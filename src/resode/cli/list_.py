@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from resode.cli.options import PluginOption, load_plugins
+from resode.cli.options import PluginOption
 from resode.errors import InputError
+from resode.plugins import load_plugins
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -1,14 +1,11 @@
 """Options that several commands share."""
 
-import importlib.util
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from resode import atomic
 from resode.errors import InputError
 
 DataOption = Annotated[
@@ -51,32 +48,6 @@ FreezeOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace a file that exists.")]
-
-
-def load_plugins(files: Sequence[Path] | None) -> list[dict[str, str]]:
-    """Run the Python files that the user names, once each; they register models, fields, ...
-
-    Returns:
-        Path and SHA-256 of each, for the record of a run.
-    """
-    loaded = []
-    for number, file in enumerate(dict.fromkeys(file.expanduser().resolve() for file in files or ())):
-        if not file.is_file():
-            raise InputError(f"--plugin {file}: no such file")
-        name = f"resode_plugin_{number}_{file.stem}"
-        spec = importlib.util.spec_from_file_location(name, file)
-        if spec is None or spec.loader is None:
-            raise InputError(f"--plugin {file}: is no Python file (.py)")
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module
-        try:
-            spec.loader.exec_module(module)
-        except InputError:
-            raise
-        except (Exception, SystemExit) as error:
-            raise InputError(f"--plugin {file}: {type(error).__name__}: {error}") from error
-        loaded.append({"path": str(file), "sha256": atomic.sha256(file)})
-    return loaded
 
 
 def overrides(settings: Sequence[str] | None, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,8 +12,8 @@ from resode.cli.options import (
     JsonOption,
     PluginOption,
     PrecisionOption,
-    load_plugins,
 )
+from resode.plugins import load_plugins
 
 
 def predict(

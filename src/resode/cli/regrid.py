@@ -5,8 +5,9 @@ from typing import Annotated, Any
 
 import typer
 
-from resode.cli.options import DataOption, DeviceOption, ForceOption, PluginOption, check_out, load_plugins
+from resode.cli.options import DataOption, DeviceOption, ForceOption, PluginOption, check_out
 from resode.errors import InputError, nearest
+from resode.plugins import load_plugins
 
 WORDS = {"--states": ("double", "halve", "keep"), "--controls": ("double", "halve", "keep", "states")}
 

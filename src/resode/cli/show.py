@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from resode.cli.options import PluginOption, SettingsOption, load_plugins
+from resode.cli.options import PluginOption, SettingsOption
 from resode.errors import InputError
+from resode.plugins import load_plugins
 
 if TYPE_CHECKING:
     from resode.analysis.costs import RecipeCost

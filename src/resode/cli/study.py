@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from resode.cli.options import PluginOption
+from resode.plugins import load_plugins
+
 if TYPE_CHECKING:
     from resode.study import Job, Progress, Study
 
@@ -32,6 +35,7 @@ def study(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List the runs and their states; train nothing.")
     ] = False,
+    plugin: PluginOption = None,
 ) -> None:
     """Train every arm of a study with every seed, then compare them.
 
@@ -65,10 +69,11 @@ def study(
 
     \f
     """
+    plugins = [Path(each["path"]) for each in load_plugins(plugin)]
     from resode.study import read
 
     plan = read(file)
-    planned, folder = plan.jobs(), out or Path("studies") / plan.name
+    planned, folder = plan.jobs(plugins), out or Path("studies") / plan.name
     if dry_run:
         _list(plan, planned, folder, executor)
         return

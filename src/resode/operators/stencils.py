@@ -21,17 +21,6 @@ from resode.errors import InputError
 
 Order = tuple[int, int]  # of the derivative along y (rows) and along x (columns)
 
-NAMES: dict[Order, str] = {
-    (0, 0): "1",
-    (0, 1): "d/dx",
-    (1, 0): "d/dy",
-    (0, 2): "d2/dx2",
-    (2, 0): "d2/dy2",
-    (1, 1): "d2/dxdy",
-    (1, 2): "d3/dx2dy",
-    (2, 1): "d3/dxdy2",
-    (2, 2): "d4/dx2dy2",
-}
 PARTS: dict[str, tuple[Order, ...]] = {
     "reaction": ((0, 0),),
     "advection": ((0, 1), (1, 0)),
@@ -69,33 +58,6 @@ def kernels(coefficients: Tensor, h: float = 1.0) -> Tensor:
     _check_size(coefficients)
     s = stencils(h, dtype=coefficients.dtype).to(coefficients.device)
     return s.T @ coefficients @ s
-
-
-def part(kernel: Tensor, name: str) -> Tensor:
-    """The reaction, advection, diffusion or mixed part of kernels; the four add up to the kernels.
-
-    Args:
-        kernel: (..., 3, 3).
-        name: reaction, advection, diffusion or mixed.
-
-    Raises:
-        InputError: another name or size.
-    """
-    if name not in PARTS:
-        raise InputError(f"unknown part '{name}' ({', '.join(PARTS)})")
-    chosen = torch.zeros(3, 3, dtype=kernel.dtype, device=kernel.device)
-    for order in PARTS[name]:
-        chosen[order] = 1
-    return kernels(coefficients(kernel) * chosen)
-
-
-def rescaled(kernel: Tensor, old: float, new: float) -> Tensor:
-    """The kernels of the same differential operators with pixel distance `new` instead of `old`.
-
-    Twice the resolution is new = old / 2. On smooth functions both act the same up to discretisation errors
-    (Haber, Ruthotto, Holtham & Jun 2017, arXiv:1703.02009).
-    """
-    return kernels(coefficients(kernel, old), new)
 
 
 def _check_size(kernel: Tensor) -> None:

@@ -173,6 +173,25 @@ def grouped(paths: Iterable[Path]) -> list[Group]:
     )
 
 
+def with_base(groups: Sequence[Group], name: str) -> list[Group]:
+    """The arms, first the one that others are compared with.
+
+    Args:
+        groups: the arms.
+        name: of the base, or a part of it that no other name has.
+
+    Raises:
+        InputError: no arm or several of that name, or none of its runs is finished.
+    """
+    chosen = [g for g in groups if g.name == name] or [g for g in groups if name in g.name]
+    if len(chosen) != 1:
+        names = ", ".join(f"'{group.name}'" for group in (chosen or groups))
+        raise InputError(f"base {name}: {'more than one arm' if chosen else 'no arm'} of that name ({names})")
+    if not chosen[0].finished:
+        raise InputError(f"base {name}: none of its runs is finished")
+    return [chosen[0], *(group for group in groups if group is not chosen[0])]
+
+
 def _distinct(groups: Sequence[Group]) -> list[Group]:
     """Arms with unique names: one with the name of an earlier one also gets its folder."""
     seen: set[str] = set()

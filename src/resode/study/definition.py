@@ -15,7 +15,7 @@ slurm: {partition: gpu, minutes: 240, gpus: 1, cpus: 8, memory: 32G}  # resource
 import itertools
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -94,8 +94,11 @@ class Study(_Section):
     choose: Literal["validation"] | None = None
     slurm: Slurm = Slurm()
 
-    def jobs(self) -> tuple["Job", ...]:
+    def jobs(self, plugins: Sequence[Path] = ()) -> tuple["Job", ...]:
         """All runs, ordered by seed, so that every arm has its first run before any has its second.
+
+        Args:
+            plugins: Python files that every run loads; this process has loaded them (`resode.plugins`).
 
         Raises:
             InputError: an arm without recipe, two arms of one name, or an invalid setting; a line for each.
@@ -108,7 +111,7 @@ class Study(_Section):
         for name, recipe, settings in arms:
             mistakes += self._mistakes(name, recipe, settings)
         jobs = tuple(
-            Job(name, seed, recipe, {**settings, "seed": seed})
+            Job(name, seed, recipe, {**settings, "seed": seed}, tuple(plugins))
             for seed in self.seeds
             for name, recipe, settings in arms
         )
@@ -169,6 +172,7 @@ class Job:
     seed: int
     recipe: str
     settings: Mapping[str, Any]
+    plugins: tuple[Path, ...] = ()
 
     @property
     def folder(self) -> Path:
@@ -182,8 +186,9 @@ class Job:
     @property
     def arguments(self) -> list[str]:
         """The arguments of `resode train`, except --out."""
-        overrides = [f"{path}={json.dumps(value)}" for path, value in self.settings.items()]
-        return [self.recipe, *(argument for each in overrides for argument in ("--set", each))]
+        options = [("--set", f"{path}={json.dumps(value)}") for path, value in self.settings.items()]
+        options += [("--plugin", str(file)) for file in self.plugins]
+        return [self.recipe, *itertools.chain.from_iterable(options)]
 
 
 def read(file: Path) -> Study:

@@ -11,6 +11,7 @@ from resode import cost
 from resode.data import Loader
 from resode.training.loop.evaluation import evaluate
 from resode.training.loop.step import Position, Trainer
+from resode.training.process.allocator import keeping_freed_memory
 from resode.training.recipe.experiment import Experiment
 from resode.training.setup.image_sizes import phases
 from resode.training.setup.preparation import Setup, prepare
@@ -35,6 +36,7 @@ class Estimate:
     predicted: cost.Cost
 
 
+@keeping_freed_memory()
 def estimate(experiment: Experiment, module: nn.Module | None = None) -> Estimate:
     """Time a training step and an evaluation; write nothing.
 

@@ -19,6 +19,7 @@ from resode.training.loop.restarts import allow_restarts, check_restart, ending_
 from resode.training.loop.session import Session
 from resode.training.loop.step import Trainer
 from resode.training.loop.summary import summary
+from resode.training.process.allocator import keeping_freed_memory
 from resode.training.process.distributed import World, process_group, restarted_by_torchrun
 from resode.training.process.signals import StopRequest, listening
 from resode.training.process.sync_batchnorm import revert_sync_batchnorm
@@ -50,6 +51,7 @@ def default_directory(experiment: Experiment) -> Path:
     return Path("runs") / f"{experiment.name.replace('/', '-')}-seed{experiment.seed}"
 
 
+@keeping_freed_memory()
 def train(
     module: nn.Module | None,
     experiment: Experiment,

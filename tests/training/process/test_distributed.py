@@ -13,9 +13,11 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm
 
 from resode.data import Augmentation, Loader, load
 from resode.errors import InputError
+from resode.fields.batch_norm import BatchNorm2d
 from resode.models import create
 from resode.training import evaluate
 from resode.training.process import distributed
@@ -161,6 +163,44 @@ def test_two_ranks_with_synchronised_statistics_give_the_gradient_of_one_process
         torch.testing.assert_close(together[key], gradient, rtol=1e-8, atol=1e-10)
 
 
+class Named(nn.BatchNorm2d):
+    """A layer of the user's that computes what `nn.BatchNorm2d` does."""
+
+    def __init__(self, channels, name):
+        super().__init__(channels)
+        self.name = name
+
+
+class Own(nn.BatchNorm2d):
+    def forward(self, x):
+        return super().forward(x.relu())
+
+
+def test_layers_of_the_user_come_back_with_the_trained_tensors(group):
+    layers = [nn.BatchNorm2d(2), Named(2, "first"), BatchNorm2d(2), nn.BatchNorm2d(2, affine=False)]
+    layers[0].bias = None
+    network = convert_sync_batchnorm(nn.Sequential(*layers))
+    assert all(type(layer) is SyncBatchNorm2d for layer in network)
+    network.double()(1 + torch.randn(3, 2, 4, 4, dtype=torch.float64)).square().sum().backward()
+    trained = network.eval().state_dict(keep_vars=True)
+    assert trained["0.running_mean"].min() > 0
+    revert_sync_batchnorm(network)
+    assert list(network) == layers
+    assert layers[1].name == "first"
+    assert not layers[1].training
+    assert all(network.state_dict(keep_vars=True)[name] is tensor for name, tensor in trained.items())
+
+
+@pytest.mark.parametrize(
+    "layer", [Own(2), nn.BatchNorm1d(2), nn.BatchNorm3d(2), spectral_norm(nn.BatchNorm2d(2))]
+)
+def test_a_layer_that_cannot_be_synchronised_is_refused_by_name(layer):
+    network = nn.Sequential(nn.BatchNorm2d(2), nn.Sequential(layer))
+    with pytest.raises(InputError, match=rf"not 1\.0 \({type(layer).__name__}\)"):
+        convert_sync_batchnorm(network)
+    assert type(network[0]) is nn.BatchNorm2d
+
+
 # ---------------------------------------------------------------- torchrun
 
 
@@ -175,7 +215,7 @@ def torchrun(out, *arguments, processes=2, restarts=0, epochs=2):
 def run(*arguments, **options):
     """Run it; returns what it logs."""
     finished = subprocess.run(
-        torchrun(*arguments, **options), env=environment(), capture_output=True, text=True, timeout=300
+        torchrun(*arguments, **options), env=environment(), capture_output=True, text=True, timeout=900
     )
     assert finished.returncode == 0, finished.stderr
     return finished.stderr
@@ -203,7 +243,7 @@ def interrupted(out, number, **options):
         assert starter.poll() is None, starter.stderr.read()
         time.sleep(0.02)
     os.kill(workers(starter)[1], number)
-    _, log = starter.communicate(timeout=300)
+    _, log = starter.communicate(timeout=900)
     return starter.returncode, log
 
 

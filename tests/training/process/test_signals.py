@@ -18,7 +18,8 @@ def got():
         signal.signal(number, handler)
 
 
-def test_signals_within_a_second_are_one_request(got):
+def test_signals_within_a_second_are_one_request(got, monkeypatch):
+    monkeypatch.setattr(signals.time, "monotonic", lambda: 0.0)
     with signals.listening() as stop:
         for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
             os.kill(os.getpid(), number)

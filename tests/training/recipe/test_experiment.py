@@ -92,6 +92,7 @@ def test_all_mistakes_are_reported_at_once():
         ("optimizer=3", "'optimizer'"),
         ("schedule.warmup.epochs=1", "'schedule.warmup'"),
         ("optimizer.lr=nan", "'optimizer.lr'"),
+        ("optimizer={name: adamw, betas: [0.9, 1.0]}", "'optimizer.betas.1'"),
     ],
 )
 def test_a_mistake_is_named(setting, message):

@@ -16,7 +16,7 @@ from pathlib import Path
 from resode.training.records.run import Run
 with Run(Path(sys.argv[1])).lock():
     print("locked", flush=True)
-    time.sleep(60)
+    time.sleep(900)
 """
 
 

@@ -153,6 +153,7 @@ def small(g):
 
 
 SMALL = small(0.5)
+MILD = small(0.9)  # rounding grows by 0.9^-12 = 3.5 in all: also bf16 keeps its gradients
 
 
 def test_drift_is_recorded_each_epoch(tmp_path):
@@ -260,7 +261,7 @@ def test_drift_grows_with_the_amplification_and_anchors_bound_it():
 
 
 @pytest.mark.parametrize(
-    "model", [{**NET, "gradient": "checkpointed"}, SMALL], ids=["checkpointed", "reversible"]
+    "model", [{**NET, "gradient": "checkpointed"}, MILD], ids=["checkpointed", "reversible"]
 )
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_averages_clipping_and_precision_work_with_every_method(model, precision, tmp_path):
@@ -268,10 +269,12 @@ def test_averages_clipping_and_precision_work_with_every_method(model, precision
     keys = {"average": {"decay": 0.9, "samples": 256}, "clip_norm": 0.5, "precision": precision, "epochs": 1}
     asked = experiment(model, **keys)
     found = train(None, asked, out=tmp_path / "run")
-    if model is SMALL:  # where stored states are bf16, recovered ones are fp32: training differs
-        stored = {**SMALL, "stages": [{**SMALL["stages"][0], "gradient": "stored"}]}
+    if model is MILD:  # where stored states are bf16, recovered ones are fp32: training differs
+        stored = {**MILD, "stages": [{**MILD["stages"][0], "gradient": "stored"}]}
         expected = train(None, experiment(stored, **keys), out=tmp_path / "stored")
-        assert abs(found.summary["test"]["top1_error"] - expected.summary["test"]["top1_error"]) < 5
+        for split in ("train", "test"):
+            loss = expected.summary[split]["loss"]
+            assert found.summary[split]["loss"] == pytest.approx(loss, rel=2e-3)  # 2e-4 over four seeds
         return
     expected = train(None, experiment(NET, **keys), out=tmp_path / "stored")
     for name, tensor in expected.module.state_dict().items():

@@ -19,7 +19,6 @@ from resode.training.loop.progress import Observer
 from resode.training.optim import optimizers
 from resode.training.optim.averaging import RECALIBRATION, ParameterAverage, estimate_statistics
 from resode.training.optim.schedules import learning_rate
-from resode.training.process.allocator import keep_freed_memory
 from resode.training.process.sync_batchnorm import convert_sync_batchnorm
 from resode.training.setup.execution import compiled
 from resode.training.setup.image_sizes import resized, size_at
@@ -56,7 +55,6 @@ class Trainer:
     position: Position = field(default_factory=Position)
 
     def __post_init__(self) -> None:
-        keep_freed_memory()
         experiment, device = self.setup.experiment, self.setup.device
         self.initial = self.setup  # with the network that training begins with
         self.adopt(self.setup)

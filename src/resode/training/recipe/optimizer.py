@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
-from resode.training.recipe.section import BelowOne, Fraction, Inside, Section
+from resode.training.recipe.section import BelowOne, Inside, Section
 
 
 class SGD(Section):
@@ -40,8 +40,8 @@ class AdamW(Section):
     """The optimizer: `sgd`, `adamw` or `muon`."""
     lr: PositiveFloat = 1e-3
     """Learning rate at the peak of the schedule, above 0."""
-    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
-    """Decay rates of the averages of gradients and of their squares, each between 0 and 1."""
+    betas: tuple[BelowOne, BelowOne] = (0.9, 0.999)
+    """Decay rates of the averages of gradients and of their squares, each at least 0 and below 1."""
     eps: PositiveFloat = 1e-8
     """Number added to the denominator of a step."""
     weight_decay: NonNegativeFloat = 1e-2

@@ -265,6 +265,18 @@ def read(path: Path) -> RunRecord:
     )
 
 
+def read_summary(path: Path) -> dict[str, Any] | None:
+    """The values of a run's summary.json as they were written; None if the run has not finished.
+
+    Raises:
+        IntegrityError: the file is damaged.
+    """
+    values = _json(path / "summary.json", dict)
+    if values is not None:
+        _json(path / "summary.json", Summary.model_validate)
+    return values
+
+
 def _read_weights(path: Path) -> RunRecord:
     """The record in the card of a weights file."""
     card = weights.read_card(path)

@@ -8,7 +8,6 @@ import contextlib
 import csv
 import errno
 import io
-import json
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -18,9 +17,10 @@ from typing import Any
 import filelock
 
 from resode import atomic
-from resode.errors import InputError, IntegrityError, ResourceError
+from resode.errors import InputError, ResourceError
 from resode.training.recipe.experiment import Experiment
 from resode.training.records import checkpoints
+from resode.training.records.reader import EpochRow, read_summary
 
 # What a training writes; `resode report` writes its page without the lock.
 FILES = (
@@ -31,20 +31,7 @@ FILES = (
     "summary.json",
     ".restarts",
 )
-COLUMNS = (
-    "epoch",
-    "iterations",
-    "learning_rate",
-    "train_loss",
-    "train_accuracy",
-    "validation_loss",
-    "validation_accuracy",
-    "seconds",
-    "images_per_second",
-    "peak_memory_bytes",
-    "function_evaluations",
-    "reconstruction_error",
-)
+COLUMNS = tuple(EpochRow.model_fields)  # of metrics.csv
 _WITHOUT_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 _held: dict[Path, int] = {}  # inode of the lock of each run directory that this process holds
 
@@ -160,15 +147,9 @@ class Run:
             InputError: the run is not finished.
             IntegrityError: the file is damaged.
         """
-        path = self.path / "summary.json"
-        try:
-            summary = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise InputError(f"{self.path}: this run is not finished; go on with --resume") from None
-        except ValueError:
-            raise IntegrityError(f"{path}: is not valid JSON (damaged)") from None
-        if not isinstance(summary, dict):
-            raise IntegrityError(f"{path}: is not a summary (damaged)")
+        summary = read_summary(self.path)
+        if summary is None:
+            raise InputError(f"{self.path}: this run is not finished; go on with --resume")
         return summary
 
 
