@@ -23,7 +23,7 @@ with contextlib.suppress(ImportError):  # optional: the folder may be deleted
 if TYPE_CHECKING:
     from resode.data import load as load_data
     from resode.grids import TimeGrid
-    from resode.models import DynamicNet, create, regrid, twist
+    from resode.models import DynamicNet, create, fit_memory, regrid, set_gradient, twist
     from resode.stages import Stage
     from resode.training import Experiment, evaluate, load, train
 
@@ -35,9 +35,11 @@ _PUBLIC = {
     "TimeGrid": ("resode.grids", "TimeGrid"),
     "create": ("resode.models", "create"),
     "evaluate": ("resode.training", "evaluate"),
+    "fit_memory": ("resode.models", "fit_memory"),
     "load": ("resode.training", "load"),
     "load_data": ("resode.data", "load"),
     "regrid": ("resode.models", "regrid"),
+    "set_gradient": ("resode.models", "set_gradient"),
     "train": ("resode.training", "train"),
     "twist": ("resode.models", "twist"),
 }
@@ -50,9 +52,11 @@ __all__ = [
     "__version__",
     "create",
     "evaluate",
+    "fit_memory",
     "load",
     "load_data",
     "regrid",
+    "set_gradient",
     "train",
     "twist",
 ]

@@ -173,18 +173,20 @@ class Profiler:
 
     def run(self, method: Method, chain: Steps, carries: Iterable[tuple[Tensor, ...]]) -> Any:
         """Run a chain and record its steps; returns the last carry."""
-        self.close()
-        self._record_parameters(chain)
-        outside = set(self.seen) | self.fixed
-        steps: list[StepBytes] = []
+        recording = self.begin(method, chain)
         before: tuple[Tensor, ...] | None = None
         for carry in carries:
             if before is not None:
-                saved, self.current = self.current, {}
-                steps.append(self._step(method, chain, len(steps), before, carry, saved, outside))
+                recording.step(before, carry)
             before = carry
-        self.sections.append(Section(tuple(steps), method, chain))
+        recording.end()
         return before
+
+    def begin(self, method: Method, chain: Steps) -> "Recording":
+        """Begin the section of a chain, whose steps are made elsewhere."""
+        self.close()
+        self._record_parameters(chain)
+        return Recording(self, method, chain)
 
     def _record_parameters(self, chain: Steps) -> None:
         """Parameters that are computed, by interpolation say, are kept, and so are their gradients."""
@@ -194,28 +196,49 @@ class Profiler:
             size = sum(t.untyped_storage().nbytes() for t in made.values())
             self.sections.append(Section((StepBytes(0, 2 * size),)))
 
-    def _step(
-        self, method: Method, chain: Steps, k: int, before: tuple[Tensor, ...], after: Sequence[Tensor],
-        saved: Mapping[int, int], outside: set[int],
-    ) -> StepBytes:  # fmt: skip
-        sizes = _bytes(before)
-        repeated = sum(size for key, size in saved.items() if key in sizes)
-        key = method, chain.cost_key(k), *((t.shape, t.stride(), t.dtype) for t in before)
-        if key not in self.peaks:
-            self.peaks[key] = _peak_of_step(method, chain.detached(), k, before, after)
-        return StepBytes(
-            carry=sum(size for key, size in sizes.items() if key not in outside),
-            saved=sum(saved.values()),
-            repeated=repeated,
-            state=max(sum(sizes.values()), sum(_bytes(after).values())),
-            flowing=max(0, self.peaks[key] - sum(saved.values()) + repeated),
-        )
-
     def close(self) -> None:
         """End the section before a chain, or after the last one."""
         if self.current:
             self.sections.append(Section((StepBytes(0, sum(self.current.values())),)))
         self.current = {}
+
+
+class Recording:
+    """Records the steps of one chain.
+
+    Args:
+        profiler: of the forward pass.
+        method: the gradient method of the chain.
+        chain: the chain.
+    """
+
+    def __init__(self, profiler: Profiler, method: Method, chain: Steps) -> None:
+        self.profiler, self.method, self.chain = profiler, method, chain
+        self.outside = set(profiler.seen) | profiler.fixed
+        self.steps: list[StepBytes] = []
+
+    def step(self, before: tuple[Tensor, ...], after: Sequence[Tensor]) -> None:
+        """Record the step that was just made, from its carries."""
+        profiler, k = self.profiler, len(self.steps)
+        saved, profiler.current = profiler.current, {}
+        sizes = _bytes(before)
+        repeated = sum(size for key, size in saved.items() if key in sizes)
+        key = self.method, self.chain.cost_key(k), *((t.shape, t.stride(), t.dtype) for t in before)
+        if key not in profiler.peaks:
+            profiler.peaks[key] = _peak_of_step(self.method, self.chain.detached(), k, before, after)
+        self.steps.append(
+            StepBytes(
+                carry=sum(size for key, size in sizes.items() if key not in self.outside),
+                saved=sum(saved.values()),
+                repeated=repeated,
+                state=max(sum(sizes.values()), sum(_bytes(after).values())),
+                flowing=max(0, profiler.peaks[key] - sum(saved.values()) + repeated),
+            )
+        )
+
+    def end(self) -> None:
+        """End the section."""
+        self.profiler.sections.append(Section(tuple(self.steps), self.method, self.chain))
 
 
 _profiler: ContextVar[Profiler | None] = ContextVar("profiler", default=None)

@@ -1,4 +1,6 @@
-"""Networks of other libraries, twisted and read; and a twist under DistributedDataParallel."""
+"""Networks of other libraries, twisted, read, fitted into memory; a twist under DistributedDataParallel."""
+
+import copy
 
 import pytest
 import torch
@@ -63,6 +65,25 @@ def test_a_hugging_face_resnet_is_read_as_a_pde(hugging_face):
     assert len(rows) == 6
     assert {row.stage for row in rows} == {1, 2}
     assert all(sum(row.shares.values()) == pytest.approx(1) for row in rows)
+
+
+def test_a_hugging_face_resnet_fits_in_less_memory(hugging_face):
+    plain = copy.deepcopy(hugging_face).double().train()
+    network = copy.deepcopy(plain)
+    stored = resode.fit_memory(network, "1GB", (3, 64, 64), 16)
+    fitted = resode.fit_memory(network, stored.predicted_bytes - 10**5, (3, 64, 64), 16)
+    assert [stage.name for stage in fitted.gradient.stages] == [
+        "resnet.encoder.stages.0.layers",
+        "resnet.encoder.stages.1.layers",
+    ]
+    assert fitted.gradient.recomputed > 0
+    x = images(16, 64).double()
+    for each in (plain, network):
+        nn.functional.cross_entropy(each(x).logits, torch.arange(16) % 10).backward()
+    for (name, expected), found in zip(plain.named_parameters(), network.parameters(), strict=True):
+        assert (found.grad - expected.grad).abs().max() <= 1e-12 * expected.grad.abs().max(), name
+    for (name, expected), found in zip(plain.named_buffers(), network.buffers(), strict=True):
+        assert torch.equal(found, expected), name
 
 
 @pytest.mark.slow

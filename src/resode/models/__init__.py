@@ -14,6 +14,7 @@ from torch import nn
 from resode.errors import InputError
 from resode.gradients import Gradient, gradients
 from resode.models import published
+from resode.models.budget import fit_memory, set_gradient
 from resode.models.dynamic import DynamicNet, dynamic
 from resode.models.he import he_preact_resnet, he_resnet, units_per_stage
 from resode.models.regridding import Regridding, regrid
@@ -22,7 +23,17 @@ from resode.models.twisting import Where, chosen_convolutions
 from resode.models.twisting import twist as twisted_copy
 from resode.registry import Entry, Registry
 
-__all__ = ["DynamicNet", "Regridding", "create", "models", "name_and_options", "regrid", "twist"]
+__all__ = [
+    "DynamicNet",
+    "Regridding",
+    "create",
+    "fit_memory",
+    "models",
+    "name_and_options",
+    "regrid",
+    "set_gradient",
+    "twist",
+]
 
 models: Registry[nn.Module] = Registry("model", "models")
 

@@ -29,16 +29,7 @@ class ResidualNetwork(nn.Module):
         Raises:
             InputError: another method, or a plan for another number of units.
         """
-        method = gradients.of(gradient)
-        if not isinstance(method, Stored | Checkpointed):
-            name = method.name if isinstance(method, Gradient) else repr(method)
-            raise InputError(
-                f"gradient {name}: the units of a ResNet have no inverse and no adjoint equation; take "
-                "stored or checkpointed"
-            )
-        if isinstance(method, Checkpointed):
-            method.schedule(len(self.units()))
-        self.gradient = method
+        self.gradient = stored_or_checkpointed(gradient, len(self.units()))
 
     def _stages(self) -> tuple[nn.Module, ...]:
         return tuple(child for name, child in self.named_children() if name.startswith("layer"))
@@ -58,6 +49,25 @@ class ResidualNetwork(nn.Module):
                 y = stage(y)
             return y
         return self.gradient.integrate(UnitChain(self.units(), self), y)
+
+
+def stored_or_checkpointed(gradient: Any, units: int) -> Gradient:
+    """A gradient method for so many units, from an object, a name or a mapping.
+
+    Raises:
+        InputError: another method, or a plan for another number of units.
+    """
+    method = gradients.of(gradient)
+    if not isinstance(method, Gradient):
+        raise InputError(f"gradient {method!r}: a name, a mapping or a method is needed, as Checkpointed()")
+    if not isinstance(method, Stored | Checkpointed):
+        raise InputError(
+            f"gradient {method.name}: the units of a ResNet have no inverse and no adjoint equation; take "
+            "stored or checkpointed"
+        )
+    if isinstance(method, Checkpointed):
+        method.schedule(units)
+    return method
 
 
 def _is_plain_sequence(module: nn.Module) -> TypeGuard[nn.Sequential]:
@@ -98,8 +108,12 @@ class UnitChain(Chain):
         unit = self.units[k]
         if record:
             return (unit(carry[0]),)
-        with _on_copies([module for module in unit.modules() if has_running_statistics(module)]):
+        with UnitChain((unit,)).statistics_kept():
             return (unit(carry[0]),)
+
+    def statistics_kept(self) -> contextlib.AbstractContextManager[None]:
+        """Context in which calls of the units update copies of their running statistics."""
+        return _on_copies([module for module in self._modules if has_running_statistics(module)])
 
     @cached_property
     def _modules(self) -> tuple[nn.Module, ...]:

@@ -12,6 +12,7 @@ from resode import acceleration, atomic
 from resode.blocks import dynamic_blocks
 from resode.gradients import Stored
 from resode.models.budget import chain_owners, gradient_of
+from resode.models.repeated import RepeatedUnits
 from resode.models.residual import ResidualNetwork
 
 
@@ -30,7 +31,7 @@ def compiled(module: nn.Module, backend: str | Callable[..., Any] | None = None)
         whole: nn.Module = torch.compile(module, backend=backend, dynamic=False)  # type: ignore[assignment]  # it calls alike
         return whole
     for block in blocks:
-        if isinstance(gradient_of(block), Stored):
+        if isinstance(block, RepeatedUnits) or isinstance(gradient_of(block), Stored):
             block.compile(backend=backend, dynamic=False)
             continue
         for unit in block.units() if isinstance(block, ResidualNetwork) else block.controls:

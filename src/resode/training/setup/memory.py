@@ -77,21 +77,7 @@ class StepMemory:
             InputError: none does; names the smallest budget that one meets.
         """
         assert self.budget is not None
-        fixed = sum(self.fixed_bytes(module))
-        choices = choices or self.choices(module)
-        chosen = choices.fastest(self.budget - fixed)
-        if chosen is not None:
-            return chosen
-        least = min(choice.activation_bytes for choice in choices.smallest_by_kind())
-        enough = fixed + least
-        enough += (
-            10**5 if enough < 10**8 else 10**6 if enough < 10**9 else 10**7
-        )  # survives rounding in print
-        raise InputError(
-            f"memory_budget {size(self.budget)}: no gradient method meets it; parameters, gradients and "
-            f"optimizer take {size(fixed)}, activations at least {size(least)} at batch "
-            f"{self.batch_size}: give {size(enough)}, or a smaller batch_size"
-        )
+        return (choices or self.choices(module)).within(self.budget, sum(self.fixed_bytes(module)))
 
     def describe(self, module: nn.Module, chosen: Choice) -> str:
         """A line about the methods chosen for a network."""
