@@ -11,7 +11,7 @@ from resode.errors import InputError
 from resode.fields import TvNorm
 from resode.gradients import Checkpointed
 from resode.grids import TimeGrid
-from resode.integrators import EULER
+from resode.integrators import Euler
 from resode.models import create, models, name_and_options
 from resode.models.layouts import bottlenecks
 from resode.models.resnet import ResNet
@@ -168,7 +168,7 @@ def test_survives_construction_without_memory(name):
     [
         {"gradient": Checkpointed()},
         {"states": TimeGrid.uniform(2, end=1.0)},
-        {"norm": TvNorm(eps=1e-2), "scheme": EULER, "controls": TimeGrid((0.0, 1.0))},
+        {"norm": TvNorm(eps=1e-2), "scheme": Euler(), "controls": TimeGrid((0.0, 1.0))},
     ],
 )
 def test_a_network_created_with_objects_is_saved_as_its_stages(tmp_path, options):
