@@ -8,9 +8,19 @@ import types
 from pathlib import Path
 
 import pytest
+import torch
 
 import resode
+from resode import DynamicBlock, DynamicNet, Stage, TimeGrid
+from resode.errors import InputError
+from resode.fields import Parabolic, TvNorm
+from resode.gradients import Checkpointed
+from resode.integrators import RK4, ExplicitRungeKutta, solve
+from resode.models.regridding import regridding
+from resode.models.transitions import Connector, Head, Stem
+from resode.training import Run, Scores
 
+STAGE = Stage(8, "parabolic", "rk4", states=2)
 NOUNS = {"analysis", "data", "fields", "gradients", "integrators", "interop", "models", "operators"}
 
 
@@ -71,3 +81,58 @@ def test_a_mistyped_name_names_the_nearest():
         resode.zzz  # noqa: B018
     with pytest.raises(ImportError, match="cannot import name 'field'"):
         from resode import field  # noqa: F401
+
+
+def test_what_a_notebook_shows_fits_in_a_few_lines():
+    """A network shows its explanation; data, experiments and re-griddings a line."""
+    net = DynamicNet([Stage(4, "parabolic", "rk4", states=2)], classes=3)
+    assert repr(net) == str(net) == net.explain()
+    assert repr(net.stages[0].stage) == (
+        "Stage(width=4, field=Parabolic(norm=TvNorm()), integrator=RK4(), states=TimeGrid([0, 1, 2]))"
+    )
+    data = resode.load_data("digits")
+    assert repr(data).startswith("Dataset(digits: train=Images(1,437 of 8x8, 1 channel), test=Images(360 of")
+    experiment = resode.Experiment.from_recipe("quickstart")
+    assert repr(experiment) == str(experiment)
+    assert "digits_resnet8 on digits, epochs 20" in repr(experiment)
+    scores = Scores(0.5, 4, torch.tensor([[2, 1], [0, 1]]), "fp32")
+    assert repr(scores) == "Scores(top-1 error 25.00 %, loss 0.5, 4 images, fp32)"
+    for value in (data, experiment, scores, regridding(net, states="double"), Run(Path("runs/a"))):
+        assert len(repr(value)) < 200
+        assert "\n" not in repr(value)
+
+
+def test_the_repr_of_a_time_grid_makes_an_equal_one():
+    for grid in (TimeGrid.uniform(8, end=0.3), TimeGrid((0, 0.1 + 0.2, 1)), TimeGrid.uniform(9, 1.0, -1.0)):
+        assert eval(repr(grid), {"TimeGrid": TimeGrid}) == grid
+    assert repr(TimeGrid(tuple(k**2 for k in range(30)))) == "TimeGrid([0, 1, 4, 9, ..., 784, 841], 29 steps)"
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: DynamicNet(STAGE), "stages Stage.*: a list of Stage is needed"),
+        (lambda: DynamicNet("rk4"), "stages 'rk4': a list of Stage is needed"),
+        (
+            lambda: DynamicNet([STAGE], stem=Stem),
+            r"stem Stem: a class where .* write Stem\(\)",
+        ),
+        (lambda: DynamicNet([STAGE], stem="3"), "stem '3': expected a Stem"),
+        (lambda: DynamicNet([STAGE], head=Head), r"write Head\(\)"),
+        (lambda: DynamicNet([STAGE] * 2, connector=Connector), r"write Connector\(\)"),
+        (lambda: Stage(8, "parabolic", RK4, 2), r"integrator RK4: .* write RK4\(\)"),
+        (lambda: Stage(8, "parabolic", ExplicitRungeKutta, 2), r"ExplicitRungeKutta\(a=..., b=..., c=...\)"),
+        (lambda: Stage(8, "parabolic", "rk4", 2, gradient=Checkpointed), r"write Checkpointed\(\)"),
+        (lambda: Parabolic(norm=TvNorm), r"norm TvNorm: .* write TvNorm\(\)"),
+        (lambda: Parabolic(activation=torch.relu), "activation .*: a name is needed"),
+        (lambda: DynamicBlock(8), "stage 8: expected a Stage"),
+        (lambda: solve(RK4, TimeGrid.of(2), lambda t, y: y, torch.ones(1)), r"write RK4\(\)"),
+        (lambda: solve(RK4(), 2, lambda t, y: y, torch.ones(1)), "grid 2: expected a TimeGrid"),
+        (lambda: resode.create(None), "model None: a name is needed"),
+        (lambda: resode.twist("he_resnet20"), "twist 'he_resnet20': a network is needed"),
+    ],
+)
+def test_wrong_calls_are_refused_in_one_line(call, message):
+    with pytest.raises(InputError, match=message) as error:
+        call()
+    assert len(error.value.messages) == 1

@@ -13,6 +13,7 @@ from resode.models.dynamic import DynamicNet
 from resode.models.regridding import regrid, regridding
 from resode.models.transitions import Connector
 from resode.stages import Stage
+from resode.statistics import estimate_statistics
 from tests.integrators.problems import fixed, orders
 
 
@@ -329,3 +330,29 @@ def test_nodes_that_are_unused_after_halving_are_reported_with_the_fix():
 def test_shared_controls_have_no_other_nodes():
     with pytest.raises(InputError, match="shared controls have one node"):
         regrid(network("rk4", 2, interpolation="shared"), controls=[0, 1, 2])
+
+
+def test_with_images_the_statistics_are_those_of_the_new_network():
+    """Those of one pass over the images, batch by batch; without images, of the nearest old evaluation."""
+    old = network("rk4", 2, described={"name": "preactivation"})
+    images = torch.randn(300, *image(old).shape[1:], dtype=torch.float64)
+    kept = regrid(old, states="double")
+    new = regrid(old, states="double", images=images)
+    estimate_statistics(kept, images.tensor_split(2))
+    for name, tensor in kept.state_dict().items():
+        assert torch.equal(tensor, new.state_dict()[name]), name
+
+
+def test_images_of_a_loaded_network_may_be_pixels():
+    old = network("rk4", 2, described={"name": "preactivation"})
+    old.preprocessing = lambda pixels: pixels.double() / 255
+    pixels = torch.randint(0, 256, (8, *image(old).shape[1:]), dtype=torch.uint8)
+    new = regrid(old, states="double", images=pixels)
+    same = regrid(old, states="double", images=pixels.double() / 255)
+    assert all(map(torch.equal, new.state_dict().values(), same.state_dict().values()))
+    assert new.preprocessing is old.preprocessing
+
+
+def test_only_networks_with_time_grids_have_others():
+    with pytest.raises(InputError, match="regrid: a HeResNet has no time grids; give a DynamicNet"):
+        regrid(create("he_resnet8"), states="double")
