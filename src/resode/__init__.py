@@ -6,9 +6,9 @@ from resode.fields import Parabolic
 from resode.integrators import RK4
 
 time = TimeGrid.uniform(steps=4)
-net = DynamicNet([Stage(width, Parabolic(norm="tv"), RK4(), states=time) for width in (16, 32, 64)])
-net = resode.create("he_resnet20", classes=10)  # or one by its name, of resode.list_models()
-finer = resode.regrid(DynamicNet([Stage(16, "parabolic", "rk4", time)]), states="double")
+heat = DynamicNet([Stage(width, Parabolic(norm="tv"), RK4(), states=time) for width in (16, 32, 64)])
+finer = resode.regrid(heat, states="double")
+net = resode.create("he_resnet20", classes=10)  # by name: resode.list_models()
 
 recipe = resode.Experiment.from_recipe("he2016/resnet20", {"epochs": 10})
 result = resode.train(net, recipe)
