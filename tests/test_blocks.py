@@ -25,7 +25,7 @@ from resode.gradients import gradients
 from resode.grids import TimeGrid
 from resode.integrators import RK4, Evaluation, FixedStep, Momentum, integrators
 from resode.stages import Stage
-from resode.training.optim.averaging import estimate_statistics
+from resode.statistics import estimate_statistics
 from tests.integrators.problems import fixed, with_defaults
 
 PLAIN = {"name": "parabolic", "norm": None}
@@ -289,7 +289,7 @@ def test_a_block_explains_itself():
     block = DynamicBlock(Stage(6, "parabolic", "rk4", 4, controls=[0, 4], gradient="checkpointed"))
     rows = dict(block.explain(8, 10, batch=5))
     assert rows["field"].startswith("Parabolic: f = -(K^T relu(N(K y + b1)) + b2)")
-    assert rows["scheme"] == f"RK4, order 4: {RK4.equation}"
+    assert rows["scheme"] == f"RK4, order 4: {RK4().equation}"
     assert rows["states"] == "[0, 1, 2, 3, 4], each 6x8x10"
     assert rows["controls"] == "[0, 4] (linear)"
     assert rows["evaluations"] == "16"

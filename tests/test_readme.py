@@ -17,6 +17,11 @@ import pytest
 from PIL import Image
 
 from resode.cli import main
+from resode.fields import activations, fields, norms
+from resode.gradients import gradients
+from resode.integrators import integrators
+from resode.models import models
+from resode.models.transitions import connectors
 from resode.study import read as read_study
 from resode.training import Experiment
 
@@ -71,6 +76,8 @@ def draw_photos():
 @pytest.mark.parametrize("page", pages(cifar10=False))
 def test_a_page_runs_as_printed(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    for registry in (activations, connectors, fields, gradients, integrators, models, norms):
+        monkeypatch.setattr(registry, "_entries", dict(registry._entries))  # a page may register its own
     draw_photos()
     scope = {}
     for language, text in blocks("console|python", TEXT[page]):

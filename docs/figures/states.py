@@ -14,7 +14,7 @@ from torch import Tensor
 import resode
 from resode import DynamicNet, Stage, TimeGrid
 from resode.fields import Field, Hamiltonian, Parabolic, Preactivation
-from resode.integrators import EULER, RK4, Integrator, SymplecticEuler
+from resode.integrators import RK4, Euler, Integrator, SymplecticEuler
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -22,8 +22,8 @@ from matplotlib import pyplot as plt
 STEPS, WIDTHS = 6, (16, 32)
 INK, MUTED, COLOURS = "#1f2933", "#7b8794", ("#b3541e", "#1f6f8b", "#5b8c2a")
 NETWORKS: dict[str, tuple[Field, Integrator]] = {
-    "ResNet-v2 (Euler)": (Preactivation(norm="batch"), EULER),
-    "parabolic (RK4)": (Parabolic(norm="tv"), RK4),
+    "ResNet-v2 (Euler)": (Preactivation(norm="batch"), Euler()),
+    "parabolic (RK4)": (Parabolic(norm="tv"), RK4()),
     "Hamiltonian (symplectic Euler)": (Hamiltonian(norm="tv"), SymplecticEuler()),
 }
 

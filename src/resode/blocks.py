@@ -16,15 +16,18 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.func import functional_call
 from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.utils.parametrizations import _SpectralNorm
 
 from resode import cost, memory
 from resode.controls import Controls, Theta, default_controls
 from resode.errors import InputError
 from resode.fields import Hamiltonian
-from resode.gradients import Adjoint, Flow, Reversible, drift
+from resode.fields.contract import check_nodes, check_shape, written_buffers
+from resode.gradients import Adjoint, Flow, Reversible, Stored, drift
 from resode.gradients.reversible import current_autocast
 from resode.integrators import Adaptive, FixedStep
 from resode.integrators.base import Evaluation
+from resode.registry import instance
 from resode.stability import stability_warning
 from resode.stages import Stage
 from resode.statistics import Statistics, running_statistics
@@ -43,12 +46,14 @@ class DynamicBlock(nn.Module):
 
     def __init__(self, stage: Stage) -> None:
         super().__init__()
+        instance(stage, Stage, "stage", "a Stage")
         self.stage = stage
         parts = stage.integrator.parts
         width = stage.width // len(parts)
         self.controls = Controls(
             lambda: stage.field.build(width), parts, stage.control_grid, stage.interpolation
         )
+        self._check_field(width)
         self.evaluations = stage.evaluations
         self.unused = self._unused()
         self._refuse_randomness()
@@ -66,6 +71,31 @@ class DynamicBlock(nn.Module):
         self._direct = tuple(map(self._is_direct, self._theta_of))
 
     # ------------------------------------------------------------ construction
+
+    def _check_field(self, width: int) -> None:
+        """Refuse a field that changes the shape of the state, or writes buffers other than statistics."""
+        name = self.stage.field.name
+        for part in self.controls.parts:
+            check_nodes(name, [self.controls.node(j, part) for j in range(len(self.controls))])
+        node = self.controls.node(0, self.controls.parts[0])
+        check_shape(name, node, width)
+        self._written = written_buffers(node, width)
+        for path in self._written:
+            if not isinstance(node.get_submodule(path.rpartition(".")[0]), _SpectralNorm):
+                raise InputError(
+                    f"field {name}: its forward writes the buffer {path}, which all evaluations would share; "
+                    "only running statistics of torch's norms are kept for each: take nn.BatchNorm2d, or "
+                    "compute it afresh"
+                )
+        self._refuse_recomputation(self.stage)
+
+    def _refuse_recomputation(self, stage: Stage) -> None:
+        """Refuse to evaluate a field again that has a spectral norm: each evaluation estimates it anew."""
+        if self._written and not isinstance(stage.gradient, Stored):
+            raise InputError(
+                f"gradient {stage.gradient.name}: evaluates the field {stage.field.name} again, whose "
+                f"spectral_norm then has another estimate ({self._written[0]}); take gradient stored"
+            )
 
     def _unused(self) -> tuple[int, ...]:
         if not isinstance(self.stage.integrator, FixedStep):
@@ -169,6 +199,7 @@ class DynamicBlock(nn.Module):
         stage = replace(self.stage, gradient=gradient)
         if isinstance(stage.gradient, Adjoint) != isinstance(self.stage.gradient, Adjoint):
             raise InputError("gradient adjoint evaluates at other times: make a block with it")
+        self._refuse_recomputation(stage)
         self.stage = stage
 
     def check(self, dtype: torch.dtype) -> None:

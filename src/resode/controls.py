@@ -173,6 +173,7 @@ def controls_of(module: nn.Module) -> tuple[Controls, ...]:
 
 
 def roughness(module: nn.Module, total_variation: float, dirichlet: float) -> Tensor | None:
-    """The sum of `Controls.roughness` over a network; None if it has no controls."""
-    terms = [controls.roughness(total_variation, dirichlet) for controls in controls_of(module)]
+    """The sum of `Controls.roughness` over a network; None if it has no controls with parameters."""
+    every = (controls for controls in controls_of(module) if any(True for _ in controls.parameters()))
+    terms = [controls.roughness(total_variation, dirichlet) for controls in every]
     return torch.stack(terms).sum() if terms else None

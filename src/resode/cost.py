@@ -14,6 +14,7 @@ from torch.func import functional_call
 
 from resode import memory
 from resode.abstract import AbstractMode, dtype_of, empty_tensors
+from resode.inputs import check_shape
 from resode.memory import Shape
 from resode.mode import mode
 
@@ -55,7 +56,11 @@ def estimate(
         batch: the batch size.
         dtype: bfloat16 or float16 for a forward pass under autocast (default: the module's own dtype).
         moments: moments that the optimizer keeps for each parameter (SGD with momentum 1, AdamW 2).
+
+    Raises:
+        InputError: a shape that is not (C, H, W).
     """
+    check_shape(shape)
     own, trainable = parameter_bytes(module)
     return Cost(
         parameters=parameters(module),

@@ -34,7 +34,7 @@ class Step:
         return self.end - self.t
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TimeGrid:
     """Nodes t_0 < ... < t_n with the steps h_k = t_{k+1} - t_k.
 
@@ -175,10 +175,23 @@ class TimeGrid:
             return {"steps": self.steps, "end": self.end, **origin}
         return list(self.nodes)
 
+    def __repr__(self) -> str:
+        data = self.to_data()
+        if isinstance(data, dict):
+            return f"TimeGrid.uniform({', '.join(f'{name}={_exact(t)}' for name, t in data.items())})"
+        shown = [_exact(t) for t in self.nodes]
+        if len(shown) > 12:
+            shown[4:-2] = ["..."]
+        return f"TimeGrid([{', '.join(shown)}]{f', {self.steps} steps' * ('...' in shown)})"
+
     def __str__(self) -> str:
         if self.steps > 4 and self.is_uniform:
             return f"{self.start:g} to {self.end:g} in {self.steps} steps of {self.intervals[0]:g}"
         return _listed(self.nodes)
+
+
+def _exact(t: float) -> str:
+    return repr(t).removesuffix(".0")
 
 
 def _listed(nodes: Iterable[float]) -> str:

@@ -58,6 +58,9 @@ class Evaluation:
     skipped: tuple[str, ...]
     notes: tuple[str, ...]
 
+    def __repr__(self) -> str:
+        return f"Evaluation({self.model} on {self.data}, {self.split} images: {self.scores})"
+
     def record(self) -> dict[str, Any]:
         """The evaluation as JSON."""
         return self.scores.record() | {
@@ -175,6 +178,10 @@ class Prediction:
     file: Path
     probabilities: dict[str, float]
 
+    def __repr__(self) -> str:
+        ranked = ", ".join(f"{name} {100 * p:.1f} %" for name, p in self.probabilities.items())
+        return f"{self.file}: {ranked}"
+
     def record(self) -> dict[str, Any]:
         """The prediction as JSON."""
         first, probability = next(iter(self.probabilities.items()))
@@ -192,6 +199,12 @@ class Predictions:
 
     images: tuple[Prediction, ...]
     errors: tuple[ResodeError, ...]
+
+    def __repr__(self) -> str:
+        lines = [str(image) for image in self.images[:5]]
+        lines += [f"... and {len(self.images) - 5:,} more"] * (len(self.images) > 5)
+        lines += [f"{len(self.errors):,} not read"] * bool(self.errors)
+        return "\n".join((f"Predictions({len(self.images):,} images)", *(f"  {line}" for line in lines)))
 
 
 def predict(

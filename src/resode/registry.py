@@ -15,6 +15,7 @@ from resode.errors import InputError, nearest
 
 T = TypeVar("T")
 Factory = Callable[..., T]
+Defined = TypeVar("Defined", bound=Callable[..., Any])  # a class or function, as it was defined
 
 
 @dataclass(frozen=True)
@@ -85,14 +86,14 @@ class Registry(Generic[T]):
 
     def register(
         self, name: str, *, summary: str = "", shape: tuple[int, int, int] | None = None
-    ) -> Callable[[Factory[T]], Factory[T]]:
+    ) -> Callable[[Defined], Defined]:
         """Decorator: register a factory under `name`.
 
         Raises:
             InputError: the name is registered already, or the class has abstract methods.
         """
 
-        def add(factory: Factory[T]) -> Factory[T]:
+        def add(factory: Defined) -> Defined:
             if name in self._entries:
                 raise InputError(f"{self.kind} '{name}' is registered already; choose another name")
             if inspect.isabstract(factory):
@@ -117,6 +118,8 @@ class Registry(Generic[T]):
         Raises:
             InputError: the name is unknown; with the nearest known one.
         """
+        if not isinstance(name, str):
+            raise InputError(f"{self.kind} {name!r}: a name is needed ({self._known()})")
         if name in self._entries:
             return self._entries[name]
         for pattern, make in self._families:
@@ -169,9 +172,35 @@ class Registry(Generic[T]):
         for name, entry in self._entries.items():
             if entry.factory is type(value):
                 return {"name": name, **_chosen(value)}
-        raise InputError(
-            f"the {self.kind} {type(value).__name__} is not registered; register it to name it in files"
+        raise self.unnamed(type(value).__name__)
+
+    def unnamed(self, name: str) -> InputError:
+        """The error for a value that files cannot name, with the decorator that names it."""
+        return InputError(
+            f"the {self.kind} {name} has no name for files: put @{self.kind}s.register('NAME') on its "
+            "definition, and load that by --plugin FILE"
         )
+
+
+def instance(value: Any, kind: type, what: str, expected: str) -> Any:
+    """Return a value of the right kind.
+
+    Args:
+        value: what was given.
+        kind: the class it has to be of.
+        what: what messages call it, such as `integrator`.
+        expected: what may be given.
+
+    Raises:
+        InputError: a value of another kind, or a class that was not called; with the call to write.
+    """
+    if isinstance(value, kind):
+        return value
+    if isinstance(value, type) and issubclass(value, kind):
+        needed = [f"{name}=..." for name, p in inspect.signature(value).parameters.items() if _required(p)]
+        call = f"{value.__name__}({', '.join(needed)})"
+        raise InputError(f"{what} {value.__name__}: a class where its value is needed; write {call}")
+    raise InputError(f"{what} {value!r}: expected {expected}")
 
 
 def _required(option: inspect.Parameter) -> bool:

@@ -1,7 +1,8 @@
 """Stages: what a dynamic block integrates, and how, as a frozen value."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, is_dataclass
+from dataclasses import fields as fields_of
 from typing import Any
 
 from resode.controls import check_interpolation, default_controls
@@ -11,6 +12,7 @@ from resode.gradients import Gradient, Stored, gradients
 from resode.grids import TimeGrid
 from resode.integrators import FixedStep, Integrator, integrators
 from resode.integrators.base import Evaluation
+from resode.registry import Registry, instance
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,7 @@ class Stage:
 
     Args:
         width: the channels of the state.
-        field: f: a `Field`, its name, or `{"name": ..., option: ...}`.
+        field: f: a `Field`, its name, `{"name": ..., option: ...}`, or any callable `width -> nn.Module`.
         integrator: an `Integrator`, its name, or a mapping.
         states: the state nodes: a `TimeGrid`, a list of nodes, a number of unit steps, or a mapping.
         controls: the control nodes (default: the state nodes that some evaluation touches).
@@ -51,12 +53,12 @@ class Stage:
         if not isinstance(self.keep_unused, bool):
             mistakes.append(f"keep_unused {self.keep_unused!r}: true or false is needed")
         conversions: dict[str, Callable[[Any], Any]] = {
-            "field": lambda value: _instance(fields.of(value), Field, "field"),
-            "integrator": lambda value: _instance(integrators.of(value), Integrator, "integrator"),
+            "field": lambda value: _of(fields, value, Field),
+            "integrator": lambda value: _of(integrators, value, Integrator),
             "states": TimeGrid.of,
             "controls": lambda value: None if value is None else TimeGrid.of(value),
             "interpolation": check_interpolation,
-            "gradient": lambda value: _instance(gradients.of(value), Gradient, "gradient"),
+            "gradient": lambda value: _of(gradients, value, Gradient),
         }
         for name, convert in conversions.items():
             try:
@@ -90,6 +92,9 @@ class Stage:
         known = self.evaluations or tuple(Evaluation(t) for t in self.states.nodes)
         return default_controls(self.states, known, self.interpolation)
 
+    def __repr__(self) -> str:
+        return _call(self)
+
     def to_data(self) -> dict[str, Any]:
         """Plain data from which `Stage` makes the same value."""
         data: dict[str, Any] = {
@@ -109,11 +114,18 @@ class Stage:
         return data
 
 
-def _instance(value: Any, kind: type, what: str) -> Any:
-    if not isinstance(value, kind):
-        hint = "; write its name with brackets" if isinstance(value, type) else ""
-        raise InputError(
-            f"the {what} of a stage is a name, a mapping with a name, or an object of a class of "
-            f"{kind.__name__}, not {value!r}{hint}"
-        )
-    return value
+def _of(registry: Registry[Any], value: Any, kind: type) -> Any:
+    """A field, an integrator or a gradient method, from a value or plain data."""
+    expected = f"a name, a mapping with a name, or an object of a class of {kind.__name__}"
+    expected += " (or a callable width -> nn.Module)" * (kind is Field)
+    return instance(registry.of(value), kind, registry.kind, expected)
+
+
+def _call(value: Any) -> str:
+    """The call that makes a value, without the options that have their defaults."""
+    own = not is_dataclass(value) or isinstance(value, type)
+    if own or not (isinstance(value, Stage) or vars(type(value))["__dataclass_params__"].repr):
+        return repr(value)
+    chosen = ((item, getattr(value, item.name)) for item in fields_of(value))
+    shown = [f"{item.name}={_call(v)}" for item, v in chosen if item.default is MISSING or v != item.default]
+    return f"{type(value).__name__}({', '.join(shown)})"

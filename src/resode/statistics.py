@@ -4,11 +4,15 @@ A unit of a classical network has its own. A field that is evaluated several tim
 evaluation (`Statistics`), because the states that it normalises differ.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+
+from resode.mode import mode
+
+RECALIBRATION = 5120  # images on which statistics are estimated after a change of time grids
 
 
 def running_statistics(node: nn.Module) -> dict[str, Tensor]:
@@ -49,3 +53,36 @@ class Statistics(nn.Module):
         """Reset to initial values: means and counts 0, variances 1."""
         for name, tensor in self.named_buffers():
             tensor.fill_(1 if name.endswith("running_var") else 0)
+
+
+def has_statistics(module: nn.Module) -> bool:
+    """Whether a module has batch normalisations with running statistics."""
+    return any(isinstance(m, _BatchNorm) and m.track_running_stats for m in module.modules())
+
+
+@torch.no_grad()
+def estimate_statistics(module: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Re-estimate all running statistics of a module, in place, as their mean over batches.
+
+    Only batch normalisations are in training mode: dropout is off and no random number is drawn.
+
+    Args:
+        module: any module.
+        batches: inputs (N, C, H, W) in batches of equal size.
+    """
+    norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    if not norms:
+        return
+    momenta = [norm.momentum for norm in norms]
+    per_evaluation = [m for m in module.modules() if isinstance(m, Statistics)]
+    with mode(module, training=False):
+        for norm in norms:
+            norm.train()
+            norm.reset_running_stats()
+            norm.momentum = None  # cumulative mean
+        for statistics in per_evaluation:
+            statistics.reset()
+        for inputs in batches:
+            module(inputs)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum

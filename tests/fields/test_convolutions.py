@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from resode.errors import InputError
-from resode.fields.activations import ACTIVATIONS, activation
+from resode.fields.activations import activation, activations
 from resode.fields.convolutions import Convolution
 
 BOUNDARIES = ["zero", "periodic"]
@@ -96,7 +96,7 @@ def test_groups_that_do_not_divide_are_refused():
         Convolution(8, 8, boundary="reflect")
 
 
-@pytest.mark.parametrize("name", list(ACTIVATIONS))
+@pytest.mark.parametrize("name", activations.names())
 def test_what_the_table_says_of_an_activation(name):
     s = activation(name)
     x = torch.linspace(-8, 8, 4001, dtype=torch.float64, requires_grad=True)

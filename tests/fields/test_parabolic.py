@@ -6,10 +6,10 @@ from torch import nn
 from torch.autograd.functional import jacobian
 
 from resode.fields import Parabolic
-from resode.fields.activations import ACTIVATIONS
+from resode.fields.activations import activations
 from resode.operators.spectra import norm_bound
 
-FIRMLY_NONEXPANSIVE = [name for name, s in ACTIVATIONS.items() if s.firmly_nonexpansive]
+FIRMLY_NONEXPANSIVE = [name for name in activations.names() if activations.build(name).firmly_nonexpansive]
 SHAPE = (3, 4, 5)
 SIZE = SHAPE[1:]
 

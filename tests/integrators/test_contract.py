@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from resode.errors import InputError
 from resode.grids import TimeGrid
 from resode.integrators import (
-    EULER,
     IMEX,
     RK4,
     AdamsBashforth2,
     Adaptive,
+    Euler,
     ExplicitRungeKutta,
     Leapfrog,
     Momentum,
@@ -163,7 +163,7 @@ def test_adams_bashforth_integrates_t_exactly_but_for_its_start(grid):
 @settings(deadline=None, max_examples=15)
 def test_stages_at_the_ends_of_a_step_are_at_its_nodes(grid):
     """RK4 asks for theta at t_k and t_{k+1} themselves, so that controls there need no interpolation."""
-    times = {t for t, _ in RK4.evaluations_on(grid)}
+    times = {t for t, _ in RK4().evaluations_on(grid)}
     assert set(grid.nodes) <= times
     assert len(times) == 2 * grid.steps + 1
 
@@ -269,4 +269,4 @@ def test_the_two_step_midpoint_refuses_unequal_steps_with_the_mend():
 def test_solve_takes_the_initial_coefficients_by_default():
     y = torch.ones(1, 3, 4, 4)
     assert len(solve(IMEX(), TimeGrid.uniform(2), lambda t, y: y, y)) == 3
-    assert len(solve(EULER, TimeGrid.uniform(2), lambda t, y: y, torch.tensor(1.0))) == 3
+    assert len(solve(Euler(), TimeGrid.uniform(2), lambda t, y: y, torch.tensor(1.0))) == 3

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from resode.grids import TimeGrid
-from resode.integrators import EULER, FixedStep, StormerVerlet, SymplecticEuler, solve
+from resode.integrators import Euler, FixedStep, StormerVerlet, SymplecticEuler, solve
 
 END = 1000.0
 
@@ -46,6 +46,6 @@ def test_it_falls_so_again_at_half_the_step(scheme, ratio, margin):
 
 def test_euler_does_not_keep_it():
     """The negative control: the energy error of forward Euler grows all the way."""
-    error = energy_errors(EULER, 0.1, end=50.0)
+    error = energy_errors(Euler(), 0.1, end=50.0)
     tenth = len(error) // 10
     assert error[-tenth:].max() > 5 * error[:tenth].max()

@@ -10,15 +10,15 @@ from hypothesis import strategies as st
 
 from resode.grids import TimeGrid
 from resode.integrators import (
-    EULER,
-    HEUN,
     IMEX,
-    MIDPOINT,
     RK4,
     SSPRK3,
     AdamsBashforth2,
+    Euler,
+    Heun,
     Leapfrog,
     LearnedTwoStep,
+    Midpoint,
     Momentum,
     StormerVerlet,
     SymplecticEuler,
@@ -32,7 +32,9 @@ unit = st.floats(-3, 3)
 ROUNDING = 1e-9  # of a modulus that is 1 where roots are double
 
 
-@pytest.mark.parametrize("scheme", [EULER, MIDPOINT, HEUN, SSPRK3, RK4], ids=lambda scheme: scheme.name)
+@pytest.mark.parametrize(
+    "scheme", [Euler(), Midpoint(), Heun(), SSPRK3(), RK4()], ids=lambda scheme: scheme.name
+)
 @given(real=unit, imaginary=unit, h=st.floats(0.1, 4))
 @settings(deadline=None, max_examples=30)
 def test_one_runge_kutta_step_multiplies_by_the_truncated_exponential(scheme, real, imaginary, h):
@@ -154,13 +156,13 @@ def interval(scheme, direction: complex) -> float:
 @pytest.mark.parametrize(
     ("scheme", "direction", "length"),
     [
-        (EULER, -1, 2.0),
-        (HEUN, -1, 2.0),
-        (MIDPOINT, -1, 2.0),
-        (SSPRK3, -1, 2.5127),
-        (RK4, -1, 2.785),
-        (SSPRK3, 1j, math.sqrt(3)),
-        (RK4, 1j, 2 * math.sqrt(2)),
+        (Euler(), -1, 2.0),
+        (Heun(), -1, 2.0),
+        (Midpoint(), -1, 2.0),
+        (SSPRK3(), -1, 2.5127),
+        (RK4(), -1, 2.785),
+        (SSPRK3(), 1j, math.sqrt(3)),
+        (RK4(), 1j, 2 * math.sqrt(2)),
         (AdamsBashforth2(), -1, 1.0),
         (TwoStepMidpoint(), 1j, 1.0),
         (Leapfrog(), -1, 4.0),  # z = h^2 lambda
@@ -177,7 +179,7 @@ def test_stability_intervals(scheme, direction, length):
 
 
 @pytest.mark.parametrize(
-    ("scheme", "direction"), [(EULER, 1j), (HEUN, 1j), (TwoStepMidpoint(), -1), (SymplecticEuler(), -1)]
+    ("scheme", "direction"), [(Euler(), 1j), (Heun(), 1j), (TwoStepMidpoint(), -1), (SymplecticEuler(), -1)]
 )
 def test_schemes_without_an_interval_grow_at_once(scheme, direction):
     assert scheme.growth(0.1 * direction) > 1 + 1e-5

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from resode.grids import Step
 from resode.integrators import (
-    EULER,
     IMEX,
+    Euler,
     ExplicitRungeKutta,
     FixedStep,
     Leapfrog,
@@ -118,7 +118,7 @@ def test_an_integrator_of_ones_own_enters_by_being_registered(monkeypatch):
 
 def test_a_wrong_order_would_be_noticed():
     """The negative control: the check of order 2 refuses Euler."""
-    assert all(abs(order - 2) > 0.05 for order in observed_orders(EULER))
+    assert all(abs(order - 2) > 0.05 for order in observed_orders(Euler()))
 
 
 def _matrix(scheme: FixedStep, size: int) -> tuple[Tensor, Tensor, Tensor]:

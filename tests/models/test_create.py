@@ -11,8 +11,8 @@ from resode.errors import InputError
 from resode.fields import TvNorm
 from resode.gradients import Checkpointed
 from resode.grids import TimeGrid
-from resode.integrators import EULER
-from resode.models import create, models, name_and_options
+from resode.integrators import Euler
+from resode.models import create, list_models, models, name_and_options
 from resode.models.layouts import bottlenecks
 from resode.models.resnet import ResNet
 from resode.models.units import BottleneckUnit
@@ -168,7 +168,7 @@ def test_survives_construction_without_memory(name):
     [
         {"gradient": Checkpointed()},
         {"states": TimeGrid.uniform(2, end=1.0)},
-        {"norm": TvNorm(eps=1e-2), "scheme": EULER, "controls": TimeGrid((0.0, 1.0))},
+        {"norm": TvNorm(eps=1e-2), "scheme": Euler(), "controls": TimeGrid((0.0, 1.0))},
     ],
 )
 def test_a_network_created_with_objects_is_saved_as_its_stages(tmp_path, options):
@@ -186,3 +186,11 @@ def test_a_network_created_with_objects_is_saved_as_its_stages(tmp_path, options
 
 def test_a_network_created_with_plain_options_keeps_its_name():
     assert name_and_options(create("dynamicblocks", widths=(4, 8)))[0] == "dynamicblocks"
+
+
+def test_models_are_listed_by_a_pattern():
+    assert list_models() == list(models.names())
+    assert list_models("momentum_resnet[45]*") == ["momentum_resnet44", "momentum_resnet56"]
+    assert list_models("nothing*") == []
+    with pytest.raises(InputError, match="pattern 3: a text"):
+        list_models(3)

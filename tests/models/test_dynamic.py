@@ -63,7 +63,7 @@ TIME = TimeGrid.uniform(2, 0.5)
 COMPOSED = {
     "fields and schemes of all kinds": lambda: DynamicNet(
         [
-            Stage(4, Parabolic(norm="tv", activation="tanh"), RK4, TIME, [0, 0.5]),
+            Stage(4, Parabolic(norm="tv", activation="tanh"), RK4(), TIME, [0, 0.5]),
             Stage(6, Hamiltonian(norm="batch"), StormerVerlet(), TIME, gradient="reversible"),
             Stage(6, Antisymmetric(gamma=0.1), "adams_bashforth2", [0, 0.1, 0.4], interpolation="constant"),
             Stage(8, "bottleneck", "ssprk3", 1, gradient={"name": "checkpointed", "every": 2}),
@@ -380,7 +380,7 @@ def test_a_warning_names_the_block_the_bound_and_the_fix():
         r"stage 2: Euler is linearly stable up to h = [\d.]+ \(a spectral radius of at most ", line
     )
     factor = int(re.search(r"refine\((\d+)\)", line)[1])
-    same = regrid(warned([0, 5.0]), states=[None, TimeGrid((0.0, 5.0)).refine(factor)]).module
+    same = regrid(warned([0, 5.0]), states=[None, TimeGrid((0.0, 5.0)).refine(factor)])
     assert same.warnings() == []
     assert line.removeprefix("stage 2: ") in str(warned([0, 5.0]))
     assert warned([0, 5.0], norm="tv").warnings() == []
@@ -423,8 +423,8 @@ STAGE = {"width": 4, "field": "parabolic", "integrator": "euler", "states": 2}
         ({"stages": [STAGE], "head": ["relu"]}, "a head is a mapping"),
         ({"stages": [STAGE], "head": {"activation": "rellu"}}, "did you mean 'relu'"),
         ({"stages": [STAGE] * 2, "connector": "layr"}, "unknown connector 'layr'; did you mean 'layer'"),
-        ({"stages": [STAGE] * 2, "connector": 5}, "a connector is a name or a mapping with a name"),
-        ({"stages": [STAGE] * 2, "connector": None}, "a connector is a name or a mapping with a name"),
+        ({"stages": [STAGE] * 2, "connector": 5}, "connector 5: expected a name or a mapping with a name"),
+        ({"stages": [STAGE] * 2, "connector": None}, "connector None: expected a name"),
         (
             {"stages": [STAGE] * 2, "connector": ["layer"] * 3},
             "3 connectors for 2 widths: give 1, or one for all",

@@ -10,9 +10,10 @@ from resode.grids import TimeGrid
 from resode.integrators import integrators
 from resode.models import create, name_and_options
 from resode.models.dynamic import DynamicNet
-from resode.models.regridding import regrid
+from resode.models.regridding import regrid, regridding
 from resode.models.transitions import Connector
 from resode.stages import Stage
+from resode.statistics import estimate_statistics
 from tests.integrators.problems import fixed, orders
 
 
@@ -58,7 +59,7 @@ def test_theta_is_the_same_at_any_time_after_doubling_the_controls(steps, interp
     nodes = [sum(steps[:k]) / 10 for k in range(len(steps) + 1)]
     fine = TimeGrid(tuple(nodes)).refine(4)
     old = network("rk4", fine, nodes, interpolation=interpolation, keep_unused=True)
-    new = regrid(old, controls="double").module
+    new = regrid(old, controls="double")
     assert new.stages[0].controls.grid == TimeGrid(tuple(nodes)).refine()
     for t in (*nodes, *times):
         torch.testing.assert_close(theta(new, t), theta(old, t), rtol=1e-12, atol=1e-13)
@@ -69,14 +70,14 @@ def test_theta_is_the_same_at_any_time_after_doubling_the_controls(steps, interp
 @pytest.mark.parametrize("part", ["F", "G"])
 def test_both_parts_of_a_split_field_are_transferred(part):
     old = network("stormer_verlet", 4, [0, 2, 4])
-    new = regrid(old, controls="double").module
+    new = regrid(old, controls="double")
     for t in (0.0, 0.7, 1.0, 2.5, 4.0):
         torch.testing.assert_close(theta(new, t, part), theta(old, t, part), rtol=1e-13, atol=1e-13)
 
 
 def test_arbitrary_nodes_take_theta_there():
     old = network("rk4", 4, [0, 1, 4])
-    new = regrid(old, controls=[0, 0.3, 2.5, 4]).module
+    new = regrid(old, controls=[0, 0.3, 2.5, 4])
     for j, t in enumerate((0, 0.3, 2.5, 4)):
         at_node = torch.cat([p.flatten() for p in new.stages[0].controls[j].parameters()])
         torch.testing.assert_close(at_node, theta(old, t), rtol=1e-14, atol=1e-15)
@@ -84,7 +85,7 @@ def test_arbitrary_nodes_take_theta_there():
 
 def test_shared_controls_stay_shared():
     old = network("rk4", 2, interpolation="shared")
-    new = regrid(old, states="double", controls="double").module
+    new = regrid(old, states="double", controls="double")
     assert len(new.stages[0].controls) == 1
     assert torch.equal(theta(new, 0.3), theta(old, 0.3))
 
@@ -106,10 +107,10 @@ def test_the_refined_network_approaches_the_flow_at_the_order_of_its_scheme(name
     with torch.no_grad():
         y = net.stem(image(net, 5))
         finest = states.refine(128 if small(name).order == 1 else 32)
-        exact = regrid(net, states=finest).module.stages[0](y)
+        exact = regrid(net, states=finest).stages[0](y)
         errors = []
         for _ in range(3):
-            net = regrid(net, states="double").module
+            net = regrid(net, states="double")
             errors.append((net.stages[0](y) - exact).norm().item())
     assert orders(errors)[-1] == pytest.approx(small(name).order, abs=0.2)
 
@@ -124,7 +125,7 @@ def test_the_flow_equals_that_of_another_scheme(name):
         exact = rk4.stages[0](y)
         errors = []
         for _ in range(3):
-            net = regrid(net, states="double").module
+            net = regrid(net, states="double")
             errors.append((net.stages[0](y) - exact).norm().item())
     assert orders(errors)[-1] == pytest.approx(integrators.of(name).order, abs=0.2)
 
@@ -140,8 +141,10 @@ def test_halving_after_doubling_gives_back_the_network_bit_for_bit(name, interpo
     states = TimeGrid.uniform(3, 0.7)
     old = network(name, states, described=described, interpolation=interpolation)
     old(image(old))
-    fine = regrid(old, states="double", controls="double" if len(old.stages[0].controls) > 1 else None)
-    back = regrid(fine.module, states="halve", controls="halve" if len(old.stages[0].controls) > 1 else None)
+    fine = regridding(old, states="double", controls="double" if len(old.stages[0].controls) > 1 else None)
+    back = regridding(
+        fine.module, states="halve", controls="halve" if len(old.stages[0].controls) > 1 else None
+    )
     before, after = old.state_dict(), back.module.state_dict()
     assert set(before) == set(after)
     assert all(torch.equal(before[n], after[n]) for n in before)
@@ -154,7 +157,7 @@ def test_the_same_grids_give_the_same_network(name):
     """RK4 evaluates three times at some nodes, each with statistics of its own."""
     old = network(name, described={"name": "preactivation", "activation": "tanh"})
     old(image(old))
-    new = regrid(old).module
+    new = regrid(old)
     assert new.stages[0].stage == old.stages[0].stage
     assert new is not old
     state = new.state_dict()
@@ -166,7 +169,7 @@ def test_doubling_the_controls_alone_changes_no_logits():
     described = {"name": "preactivation", "activation": "tanh"}
     old = network("rk4", TimeGrid.uniform(2, 1.0), described=described)
     old(image(old))
-    new = regrid(old, controls="double").module
+    new = regrid(old, controls="double")
     x = image(old)
     torch.testing.assert_close(new.eval()(x), old.eval()(x), rtol=1e-12, atol=1e-12)
 
@@ -176,7 +179,7 @@ def test_statistics_come_from_the_nearest_evaluation_of_the_same_part():
     block = old.stages[0]
     for e, statistics in enumerate(block.statistics):
         statistics.get_buffer("norm.running_mean").fill_(e)
-    new = regrid(old, states="double", controls="states").module.stages[0]
+    new = regrid(old, states="double", controls="states").stages[0]
     found = [s.get_buffer("norm.running_mean")[0].item() for s in new.statistics]
     assert [part for _, part in new.evaluations] == ["F", "G"] * 4
     assert found == [0, 1, 0, 1, 2, 3, 2, 3]
@@ -188,7 +191,7 @@ def test_statistics_come_from_the_nearest_evaluation_of_the_same_part():
 @pytest.mark.parametrize(("name", "number"), [("learned_two_step", "k"), ("imex", "B")])
 def test_learned_coefficients_are_constant_on_each_old_step(name, number):
     old = network(name, TimeGrid((0.0, 1.0, 3.0)))
-    new = regrid(old, states=[0, 0.5, 1, 2, 2.5, 3], controls="states").module
+    new = regrid(old, states=[0, 0.5, 1, 2, 2.5, 3], controls="states")
     values = old.stages[0].scheme[number]
     assert torch.equal(new.stages[0].scheme[number], values[[0, 0, 1, 1, 1]])
 
@@ -196,15 +199,15 @@ def test_learned_coefficients_are_constant_on_each_old_step(name, number):
 def test_optimizer_tensors_are_transferred_by_the_same_map():
     """Linear in the tensors: applied to the parameters it gives the new parameters."""
     old = network("learned_two_step", TimeGrid.uniform(4, 1.0), [0, 0.3, 0.8], keep_unused=True)
-    regridding = regrid(old, states="double", controls=[0, 0.2, 0.5, 0.8])
+    made = regridding(old, states="double", controls=[0, 0.2, 0.5, 0.8])
     parameters = {n: p.detach() for n, p in old.named_parameters()}
-    names = {n for n, _ in regridding.module.named_parameters()}
-    own = regridding.transfer(parameters)
+    names = {n for n, _ in made.module.named_parameters()}
+    own = made.transfer(parameters)
     assert set(own) == names
-    assert all(torch.equal(own[n], p) for n, p in regridding.module.named_parameters())
+    assert all(torch.equal(own[n], p) for n, p in made.module.named_parameters())
     first, second = ({n: torch.randn_like(p) for n, p in parameters.items()} for _ in range(2))
-    both = regridding.transfer({n: 2 * first[n] + second[n] for n in first})
-    each = regridding.transfer(first), regridding.transfer(second)
+    both = made.transfer({n: 2 * first[n] + second[n] for n in first})
+    each = made.transfer(first), made.transfer(second)
     for n in names:
         torch.testing.assert_close(both[n], 2 * each[0][n] + each[1][n])
         assert both[n].shape == own[n].shape
@@ -216,9 +219,9 @@ def test_optimizer_tensors_are_transferred_by_the_same_map():
 
 def test_tensors_that_are_not_given_are_not_transferred():
     old = network()
-    regridding = regrid(old, controls="double")
-    assert set(regridding.transfer({"head.linear.bias": torch.ones(3)})) == {"head.linear.bias"}
-    moved = regridding.transfer({"stages.0.controls.0.conv.weight": torch.ones(4, 4, 3, 3)})
+    made = regridding(old, controls="double")
+    assert set(made.transfer({"head.linear.bias": torch.ones(3)})) == {"head.linear.bias"}
+    moved = made.transfer({"stages.0.controls.0.conv.weight": torch.ones(4, 4, 3, 3)})
     assert set(moved) == {"stages.0.controls.0.conv.weight"}
 
 
@@ -231,7 +234,7 @@ def test_the_rest_of_the_network_and_the_old_one_are_unchanged():
         classes=7,
     ).eval()
     before = {n: t.clone() for n, t in old.state_dict().items()}
-    new = regrid(old, states=["double", None], controls=[None, "states"]).module
+    new = regrid(old, states=["double", None], controls=[None, "states"])
     assert all(torch.equal(t, before[n]) for n, t in old.state_dict().items())
     assert [b.stage.states.steps for b in new.blocks()] == [4, 2]
     assert not new.training
@@ -250,7 +253,7 @@ def test_published_networks_take_finer_grids(name):
     torch.manual_seed(0)
     widths = {"lm_resnet20": (4, 6, 8), "neural_ode": (4, 6, 8)}
     old = create(name, **({} if name == "revnet38" else {"widths": widths.get(name, (4, 6))}))
-    new = regrid(old, states="double").module
+    new = regrid(old, states="double")
     x = torch.randn(4, 3, 8, 8)
     new(x).square().sum().backward()
     assert new(x).isfinite().all()
@@ -294,7 +297,7 @@ def test_frozen_parameters_stay_frozen():
     net = network("euler", 4, described=field("preactivation", norm="batch"))
     net.stem.requires_grad_(False).eval()
     net.stages[0].controls[1].requires_grad_(False)
-    new = regrid(net.train(), states="double", controls="double").module
+    new = regrid(net.train(), states="double", controls="double")
     assert not any(p.requires_grad for p in new.stem.parameters())
     assert new.stages[0].training
     frozen = [not any(p.requires_grad for p in node.parameters()) for node in new.stages[0].controls]
@@ -304,7 +307,7 @@ def test_frozen_parameters_stay_frozen():
 def test_evaluation_mode_is_copied_module_by_module():
     net = network("euler", 4).train()
     net.stem.eval()
-    new = regrid(net, states="double").module
+    new = regrid(net, states="double")
     assert new.training
     assert not new.stem.training
     assert not new.stem.norm.training
@@ -312,7 +315,7 @@ def test_evaluation_mode_is_copied_module_by_module():
 
 @pytest.mark.parametrize("integrator", ["euler", "symplectic_euler", "rk4", "stormer_verlet"])
 def test_both_grids_can_be_halved(integrator):
-    new = regrid(network(integrator, 4), states="halve", controls="halve").module
+    new = regrid(network(integrator, 4), states="halve", controls="halve")
     assert new.stages[0].stage.states.nodes == (0.0, 2.0, 4.0)
     assert new.stages[0].controls.grid.nodes == (
         (0.0, 2.0, 4.0) if integrator in ("rk4", "stormer_verlet") else (0.0, 2.0)
@@ -327,3 +330,29 @@ def test_nodes_that_are_unused_after_halving_are_reported_with_the_fix():
 def test_shared_controls_have_no_other_nodes():
     with pytest.raises(InputError, match="shared controls have one node"):
         regrid(network("rk4", 2, interpolation="shared"), controls=[0, 1, 2])
+
+
+def test_with_images_the_statistics_are_those_of_the_new_network():
+    """Those of one pass over the images, batch by batch; without images, of the nearest old evaluation."""
+    old = network("rk4", 2, described={"name": "preactivation"})
+    images = torch.randn(300, *image(old).shape[1:], dtype=torch.float64)
+    kept = regrid(old, states="double")
+    new = regrid(old, states="double", images=images)
+    estimate_statistics(kept, images.tensor_split(2))
+    for name, tensor in kept.state_dict().items():
+        assert torch.equal(tensor, new.state_dict()[name]), name
+
+
+def test_images_of_a_loaded_network_may_be_pixels():
+    old = network("rk4", 2, described={"name": "preactivation"})
+    old.preprocessing = lambda pixels: pixels.double() / 255
+    pixels = torch.randint(0, 256, (8, *image(old).shape[1:]), dtype=torch.uint8)
+    new = regrid(old, states="double", images=pixels)
+    same = regrid(old, states="double", images=pixels.double() / 255)
+    assert all(map(torch.equal, new.state_dict().values(), same.state_dict().values()))
+    assert new.preprocessing is old.preprocessing
+
+
+def test_only_networks_with_time_grids_have_others():
+    with pytest.raises(InputError, match="regrid: a HeResNet has no time grids; give a DynamicNet"):
+        regrid(create("he_resnet8"), states="double")

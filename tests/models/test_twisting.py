@@ -248,10 +248,10 @@ def test_a_twisted_network_of_blocks_is_built_by_its_specifications(options):
 @pytest.mark.parametrize("where", ["2", None])
 def test_a_twisted_network_is_regridded(options, where):
     made = twist_at_random(resode.twist(generic(options), where))
-    net = resode.regrid(made, controls="keep").module
+    net = resode.regrid(made, controls="keep")
     x = images((3, 8, 8)).double()
     torch.testing.assert_close(net(x), made(x), rtol=1e-12, atol=1e-12)
-    fine = resode.regrid(made, states="double", controls="states").module
+    fine = resode.regrid(made, states="double", controls="states")
     assert {i.stage for i in twisted_convolutions(fine)} == {i.stage for i in twisted_convolutions(made)}
     again = resode.create(*name_and_options(fine)[:1], **name_and_options(fine)[1])
     assert set(again.state_dict()) == set(fine.state_dict())

@@ -55,6 +55,10 @@ class Images:
                     f"give {np.dtype(dtype)} ({shape[0]},), one for each image"
                 )
 
+    def __repr__(self) -> str:
+        count, height, width, channels = self.pixels.shape
+        return f"Images({count:,} of {height}x{width}, {channels} channel{'s' * (channels > 1)})"
+
     @classmethod
     def of(cls, pixels: Pixels, labels: npt.NDArray[np.integer]) -> "Images":
         """Make a split from `pixels` (N, H, W, C) and `labels` (N,); computes the digests.
@@ -106,6 +110,13 @@ class Dataset:
                 f"{self.name}: training images are (H, W, C) = {self.train.pixels.shape[1:]}, "
                 f"test images {self.test.pixels.shape[1:]}; make them equal"
             )
+
+    def __repr__(self) -> str:
+        names = [*self.classes[:4], "...", self.classes[-1]] if len(self.classes) > 6 else self.classes
+        return (
+            f"Dataset({self.name}: train={self.train}, test={self.test}, "
+            f"{len(self.classes)} classes: {', '.join(names)})"
+        )
 
     @classmethod
     def of(

@@ -1,16 +1,21 @@
 """Activations s, applied elementwise, and the properties that the theorems need.
 
-A `--plugin` adds its own: `ACTIVATIONS["cube"] = Activation(lambda y: y**3, firmly_nonexpansive=False)`.
+One of your own is a function that returns it:
+
+@activations.register("cube")
+def cube() -> Activation:
+return Activation(lambda y: y**3, firmly_nonexpansive=False)
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from resode.errors import InputError, nearest
+from resode.registry import Registry
 
 
 @dataclass(frozen=True)
@@ -40,23 +45,28 @@ def identity(y: Tensor) -> Tensor:
     return y
 
 
-ACTIVATIONS = {
-    "relu": Activation(F.relu, firmly_nonexpansive=True, positive=True),
-    "leaky_relu": Activation(F.leaky_relu, firmly_nonexpansive=True),
-    "elu": Activation(F.elu, firmly_nonexpansive=True),
-    "softplus": Activation(F.softplus, firmly_nonexpansive=True, positive=True),
-    "tanh": Activation(torch.tanh, firmly_nonexpansive=True),
-    "sigmoid": Activation(torch.sigmoid, firmly_nonexpansive=True, positive=True),
-    "identity": Activation(identity, firmly_nonexpansive=True),
-    "hardtanh": Activation(F.hardtanh, firmly_nonexpansive=True),
-    "relu6": Activation(F.relu6, firmly_nonexpansive=True, positive=True),
-    "softsign": Activation(F.softsign, firmly_nonexpansive=True),
-    "celu": Activation(F.celu, firmly_nonexpansive=True),
-    "silu": Activation(F.silu, firmly_nonexpansive=False),
-    "gelu": Activation(F.gelu, firmly_nonexpansive=False),
-    "mish": Activation(F.mish, firmly_nonexpansive=False),
-    "selu": Activation(F.selu, firmly_nonexpansive=False),
-}
+activations: Registry[Activation] = Registry("activation", "")
+
+# name, s, firmly nonexpansive, positive
+_BUILT_IN: tuple[tuple[str, Callable[[Tensor], Tensor], bool, bool], ...] = (
+    ("relu", F.relu, True, True),
+    ("leaky_relu", F.leaky_relu, True, False),
+    ("elu", F.elu, True, False),
+    ("softplus", F.softplus, True, True),
+    ("tanh", torch.tanh, True, False),
+    ("sigmoid", torch.sigmoid, True, True),
+    ("identity", identity, True, False),
+    ("hardtanh", F.hardtanh, True, False),
+    ("relu6", F.relu6, True, True),
+    ("softsign", F.softsign, True, False),
+    ("celu", F.celu, True, False),
+    ("silu", F.silu, False, False),
+    ("gelu", F.gelu, False, False),
+    ("mish", F.mish, False, False),
+    ("selu", F.selu, False, False),
+)
+for _name, _function, _nonexpansive, _positive in _BUILT_IN:
+    activations.register(_name)(partial(Activation, _function, _nonexpansive, _positive))
 
 
 def activation(name: str) -> Activation:
@@ -65,7 +75,4 @@ def activation(name: str) -> Activation:
     Raises:
         InputError: no such name; the message gives the nearest one.
     """
-    if name not in ACTIVATIONS:
-        listed = ", ".join(ACTIVATIONS)
-        raise InputError(f"unknown activation {name!r}{nearest(str(name), ACTIVATIONS)} ({listed})")
-    return ACTIVATIONS[name]
+    return activations.build(name)

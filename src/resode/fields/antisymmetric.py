@@ -13,10 +13,12 @@ from torch import Tensor, nn
 
 from resode.errors import InputError
 from resode.fields.activations import Activation, activation
+from resode.fields.catalogue import fields
 from resode.fields.convolutions import ConvolutionalField, TwistedConvolution
 from resode.fields.norms import NormOption, is_number
 
 
+@fields.register("antisymmetric", summary="s((K - K^T - gamma I) y + b): no growth, no decay")
 @dataclass(frozen=True)
 class Antisymmetric(ConvolutionalField):
     """f(y) = s(N((K - K^T - gamma I) y + b)) (Haber & Ruthotto 2017, arXiv:1705.03341).

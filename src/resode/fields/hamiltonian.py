@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from resode.fields.activations import Activation, activation
+from resode.fields.catalogue import fields
 from resode.fields.convolutions import ConvolutionalField
 from resode.fields.norms import NormOption
 
 
+@fields.register("hamiltonian", summary="K^T s(N(K z + b)): half of a pair that conserves energy")
 @dataclass(frozen=True)
 class Hamiltonian(ConvolutionalField):
     """f(z) = K^T s(N(K z + b)) (Chang et al. 2018, arXiv:1709.03698).

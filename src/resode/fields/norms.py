@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from resode.errors import InputError, nearest
 from resode.fields.batch_norm import BatchNorm2d
-from resode.registry import Registry
+from resode.registry import Registry, instance
 
 
 class Norm(ABC):
@@ -52,9 +52,9 @@ def norm_of(value: NormOption) -> Norm | None:
     name = value.get("name") if isinstance(value, Mapping) else value
     if isinstance(name, str) and name not in norms.names():
         raise InputError(f"unknown norm '{name}'{nearest(name, norms.names())} ({_choices()})")
-    norm = norms.of(value)
-    if norm is not None and not isinstance(norm, Norm):
-        raise InputError(f"norm {value!r}: expected a name ({_choices()})")
+    if value is None:
+        return None
+    norm: Norm = instance(norms.of(value), Norm, "norm", f"a name ({_choices()})")
     return norm
 
 

@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from resode.fields.activations import Activation, activation
+from resode.fields.catalogue import fields
 from resode.fields.convolutions import ConvolutionalField
 from resode.fields.norms import NormOption
 
 
+@fields.register("parabolic", summary="-(K^T s(N(K y + b1)) + b2): a nonlinear heat equation")
 @dataclass(frozen=True)
 class Parabolic(ConvolutionalField):
     """f(y) = -(K^T s(N(K y + b1)) + b2) (Ruthotto & Haber 2018, arXiv:1804.04272).

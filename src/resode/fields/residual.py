@@ -13,10 +13,12 @@ from torch import Tensor, nn
 
 from resode.errors import InputError
 from resode.fields.activations import Activation, activation
+from resode.fields.catalogue import fields
 from resode.fields.convolutions import Convolution, ConvolutionalField
 from resode.fields.norms import NormOption
 
 
+@fields.register("preactivation", summary="K2 s(N2 K1 s(N1 y)): the branch of ResNet-v2")
 @dataclass(frozen=True)
 class Preactivation(ConvolutionalField):
     """f(y) = K2 s(N2(K1 s(N1(y)) + b1)) + b2 (He et al. 2016b, arXiv:1603.05027).
@@ -65,6 +67,7 @@ class PreactivationLayer(nn.Module):
         return z
 
 
+@fields.register("double", summary="s(N2 K2 s(N1 K1 y)): the basic residual block without its sum")
 @dataclass(frozen=True)
 class Double(ConvolutionalField):
     """f(y) = s(N2(K2 s(N1(K1 y + b1)) + b2)), the basic residual block without its sum (arXiv:1512.03385).
@@ -119,6 +122,7 @@ class DoubleLayer(nn.Module):
         return self.second(self.norm2(self.conv2(f)))
 
 
+@fields.register("bottleneck", summary="K3 s(N3 K2 s(N2 K1 s(N1 y))): K1 and K3 of size 1x1")
 @dataclass(frozen=True)
 class Bottleneck(ConvolutionalField):
     """f(y) = K3 s(N3(K2 s(N2(K1 s(N1(y)) + b1)) + b2)) + b3, K1 and K3 of size 1x1 (arXiv:1603.05027).

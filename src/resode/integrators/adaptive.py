@@ -16,11 +16,14 @@ from torch import Tensor
 
 from resode.errors import DivergenceError, InputError, nearest
 from resode.grids import TimeGrid
-from resode.integrators.base import Integrator
+from resode.integrators.base import Integrator, integrators
 
 METHODS = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
 
 
+@integrators.register(
+    "adaptive", summary="dopri5 and others from torchdiffeq, steps chosen by the tolerances"
+)
 @dataclass(frozen=True)
 class Adaptive(Integrator):
     """An adaptive solver with tolerances and a limit on the number of steps.

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from resode.errors import InputError
 from resode.grids import Step, TimeGrid
+from resode.registry import Registry, instance
 
 Carry = tuple[Tensor, ...]
 RightHandSide = Callable[[int, Tensor], Tensor]  # f(i, y), the i-th evaluation of a step
@@ -63,6 +64,9 @@ class Integrator(ABC):
         """Raise `InputError` for a grid that the scheme cannot use, with the fix."""
         if grid.steps < 1:
             raise InputError(f"{self.name}: a state grid needs at least two nodes, {grid} has one")
+
+
+integrators: Registry[Integrator] = Registry("integrator", "integrators")
 
 
 class FixedStep(Integrator):
@@ -181,9 +185,11 @@ def solve(
         coefficients: learned coefficients, each of shape (steps, ...) (default: their initial values).
 
     Example:
-        >>> solve(RK4, TimeGrid.uniform(10, end=1.0), lambda t, y: -y, torch.ones(1))[-1]
+        >>> solve(RK4(), TimeGrid.uniform(10, end=1.0), lambda t, y: -y, torch.ones(1))[-1]
         tensor([0.3679])
     """
+    instance(integrator, FixedStep, "integrator", "a scheme with fixed steps")
+    instance(grid, TimeGrid, "grid", "a TimeGrid")
     integrator.check(grid)
     if coefficients is None:
         width = y.shape[1] if y.ndim > 1 else 1

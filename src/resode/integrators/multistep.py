@@ -27,9 +27,10 @@ from torch import Tensor
 
 from resode.errors import InputError, nearest
 from resode.grids import Step, TimeGrid
-from resode.integrators.base import Carry, Coefficients, Evaluation, FixedStep, RightHandSide
+from resode.integrators.base import Carry, Coefficients, Evaluation, FixedStep, RightHandSide, integrators
 
 
+@integrators.register("adams_bashforth2", summary="Adams-Bashforth with variable steps, order 2")
 @dataclass(frozen=True)
 class AdamsBashforth2(FixedStep):
     """Adams-Bashforth of order 2 with variable steps (Hairer, Norsett & Wanner 1993, III.5); Euler starts it.
@@ -100,6 +101,7 @@ class TwoStep(FixedStep):
         return _larger_root(1 + float(a) + c * z, float(a))
 
 
+@integrators.register("learned_two_step", summary="LM-ResNet: two steps with a learned weight")
 @dataclass(frozen=True)
 class LearnedTwoStep(TwoStep):
     """The LM-ResNet step, y_{n+1} = (1 - k) y_n + k y_{n-1} + h f(t_n, y_n) (Lu 2018, arXiv:1710.10121).
@@ -128,6 +130,7 @@ class LearnedTwoStep(TwoStep):
         return max(_larger_root(1 + a + z, a) for a in (0.0, 0.1))
 
 
+@integrators.register("two_step_midpoint", summary="two-step midpoint, order 2, reversible, equal steps")
 @dataclass(frozen=True)
 class TwoStepMidpoint(TwoStep):
     """The two-step midpoint rule, y_{n+1} = y_{n-1} + 2 h f(t_n, y_n) (Chang 2018, arXiv:1709.03698).
@@ -168,6 +171,7 @@ class TwoStepMidpoint(TwoStep):
         return -1.0, s.h if s.before is None and self.first == "euler" else 2 * s.h
 
 
+@integrators.register("leapfrog", summary="leapfrog for y'' = f, order 2, reversible")
 @dataclass(frozen=True)
 class Leapfrog(TwoStep):
     """Leapfrog for y'' = f(t, y), y'(t_0) = 0 (Ruthotto & Haber 2018, arXiv:1804.04272).
@@ -203,6 +207,7 @@ class Leapfrog(TwoStep):
         return h / s.before, h * (s.before + h) / 2
 
 
+@integrators.register("momentum", summary="momentum ResNet, order 1, reversible")
 @dataclass(frozen=True)
 class Momentum(TwoStep):
     """The momentum ResNet, v <- g v + (1 - g) f(t, y), y <- y + h v, v_0 = 0 (Sander 2021, arXiv:2102.07870).

@@ -16,7 +16,15 @@ import torch
 from torch import Tensor
 
 from resode.grids import Step
-from resode.integrators.base import Carry, Coefficients, Evaluation, FixedStep, RightHandSide, halves
+from resode.integrators.base import (
+    Carry,
+    Coefficients,
+    Evaluation,
+    FixedStep,
+    RightHandSide,
+    halves,
+    integrators,
+)
 from resode.integrators.multistep import Leapfrog
 
 
@@ -57,6 +65,7 @@ class Shears(Partitioned):
         return torch.sub(y, f(0, z), alpha=s.h), z
 
 
+@integrators.register("symplectic_euler", summary="Hamiltonian on two halves, order 1, reversible")
 @dataclass(frozen=True)
 class SymplecticEuler(Shears):
     """Symplectic Euler for Y' = F(t, Z), Z' = -G(t, Y), order 1 (Chang 2018, arXiv:1709.03698, as Verlet)."""
@@ -70,22 +79,7 @@ class SymplecticEuler(Shears):
         return 1
 
 
-@dataclass(frozen=True)
-class Coupling(Shears):
-    """The additive coupling of RevNet (Gomez 2017, arXiv:1707.04585), there with h = 1.
-
-    It is the symplectic Euler step of Y' = F(t, Z), Z' = G(t, Y), but published as a layer: no order.
-    """
-
-    sign: ClassVar[float] = 1.0
-    equation = "Y + h F(t, Z), then Z + h G(t, Y)"
-
-    @property
-    def order(self) -> None:
-        """None."""
-        return
-
-
+@integrators.register("stormer_verlet", summary="Hamiltonian on two halves, order 2, reversible")
 @dataclass(frozen=True)
 class StormerVerlet(Partitioned):
     """Stormer-Verlet for Y' = F(t, Z), Z' = -G(t, Y) (Hairer, Lubich & Wanner 2003), order 2.
@@ -121,3 +115,20 @@ class StormerVerlet(Partitioned):
         slope = f(0, y)
         z = torch.add(z, slope, alpha=s.h / 2)
         return (y, z) if s.before is None else (y, z, slope)
+
+
+@integrators.register("coupling", summary="RevNet on two halves, reversible")
+@dataclass(frozen=True)
+class Coupling(Shears):
+    """The additive coupling of RevNet (Gomez 2017, arXiv:1707.04585), there with h = 1.
+
+    It is the symplectic Euler step of Y' = F(t, Z), Z' = G(t, Y), but published as a layer: no order.
+    """
+
+    sign: ClassVar[float] = 1.0
+    equation = "Y + h F(t, Z), then Z + h G(t, Y)"
+
+    @property
+    def order(self) -> None:
+        """None."""
+        return

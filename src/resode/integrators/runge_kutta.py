@@ -18,7 +18,7 @@ from torch import Tensor
 
 from resode.errors import InputError
 from resode.grids import Step
-from resode.integrators.base import Carry, Coefficients, Evaluation, FixedStep, RightHandSide
+from resode.integrators.base import Carry, Coefficients, Evaluation, FixedStep, RightHandSide, integrators
 
 TOLERANCE = 1e-11  # of a condition; coefficients are rounded to float64
 
@@ -174,32 +174,70 @@ def _row(values: Sequence[Any]) -> tuple[float, ...]:
     return tuple(float(Fraction(x)) if isinstance(x, str) else float(x) for x in values)
 
 
-EULER = ExplicitRungeKutta(a=((0,),), b=(1,), c=(0,), order=1, label="Euler")
-MIDPOINT = ExplicitRungeKutta(
-    a=((0, 0), (1 / 2, 0)),
-    b=(0, 1),
-    c=(0, 1 / 2),
-    order=2,
-    label="Midpoint",
-)
-HEUN = ExplicitRungeKutta(
-    a=((0, 0), (1, 0)),
-    b=(1 / 2, 1 / 2),
-    c=(0, 1),
-    order=2,
-    label="Heun",
-)
-SSPRK3 = ExplicitRungeKutta(  # Shu & Osher 1988
-    a=((0, 0, 0), (1, 0, 0), (1 / 4, 1 / 4, 0)),
-    b=(1 / 6, 1 / 6, 2 / 3),
-    c=(0, 1, 1 / 2),
-    order=3,
-    label="SSPRK3",
-)
-RK4 = ExplicitRungeKutta(
-    a=((0, 0, 0, 0), (1 / 2, 0, 0, 0), (0, 1 / 2, 0, 0), (0, 0, 1, 0)),
-    b=(1 / 6, 1 / 3, 1 / 3, 1 / 6),
-    c=(0, 1 / 2, 1 / 2, 1),
-    order=4,
-    label="RK4",
-)
+class _Textbook(ExplicitRungeKutta):
+    """A scheme whose tableau is known: it takes no arguments."""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
+
+@integrators.register("euler", summary="forward Euler, order 1: a ResNet where h = 1")
+@dataclass(frozen=True, repr=False)
+class Euler(_Textbook):
+    """y + h f(t, y)."""
+
+    def __init__(self) -> None:
+        super().__init__(a=((0,),), b=(1,), c=(0,), order=1, label="Euler")
+
+
+@integrators.register("midpoint", summary="explicit midpoint, order 2")
+@dataclass(frozen=True, repr=False)
+class Midpoint(_Textbook):
+    """y + h f(t + h/2, y + h/2 f(t, y))."""
+
+    def __init__(self) -> None:
+        super().__init__(a=((0, 0), (1 / 2, 0)), b=(0, 1), c=(0, 1 / 2), order=2, label="Midpoint")
+
+
+@integrators.register("heun", summary="Heun's method, order 2")
+@dataclass(frozen=True, repr=False)
+class Heun(_Textbook):
+    """y + h/2 (k_1 + k_2): the trapezoidal rule, its end predicted by Euler."""
+
+    def __init__(self) -> None:
+        super().__init__(a=((0, 0), (1, 0)), b=(1 / 2, 1 / 2), c=(0, 1), order=2, label="Heun")
+
+
+@integrators.register("ssprk3", summary="strong-stability-preserving Runge-Kutta, order 3")
+@dataclass(frozen=True, repr=False)
+class SSPRK3(_Textbook):
+    """A convex combination of Euler steps: it keeps a norm that Euler keeps (Shu & Osher 1988)."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            a=((0, 0, 0), (1, 0, 0), (1 / 4, 1 / 4, 0)),
+            b=(1 / 6, 1 / 6, 2 / 3),
+            c=(0, 1, 1 / 2),
+            order=3,
+            label="SSPRK3",
+        )
+
+
+@integrators.register("rk4", summary="the classical Runge-Kutta method, order 4")
+@dataclass(frozen=True, repr=False)
+class RK4(_Textbook):
+    """y + h/6 (k_1 + 2 k_2 + 2 k_3 + k_4): the classical method (Kutta 1901)."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            a=((0, 0, 0, 0), (1 / 2, 0, 0, 0), (0, 1 / 2, 0, 0), (0, 0, 1, 0)),
+            b=(1 / 6, 1 / 3, 1 / 3, 1 / 6),
+            c=(0, 1 / 2, 1 / 2, 1),
+            order=4,
+            label="RK4",
+        )
+
+
+integrators.register("runge_kutta", summary="an explicit Runge-Kutta method from your own tableau")(
+    ExplicitRungeKutta
+)  # here: it is listed after those with a name

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from resode.errors import InputError, nearest
 from resode.grids import Step, TimeGrid
-from resode.integrators.base import Carry, Coefficients, Evaluation, FixedStep, RightHandSide
+from resode.integrators.base import Carry, Coefficients, Evaluation, FixedStep, RightHandSide, integrators
 
 
+@integrators.register("imex", summary="semi-implicit: a learned smoothing solved exactly by FFT, order 1")
 @dataclass(frozen=True)
 class IMEX(FixedStep):
     """The semi-implicit step of IMEXnet (Haber 2019, arXiv:1903.02639), with a learned B for each step.

@@ -5,29 +5,33 @@ the listed ones.
 """
 
 import json
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
 from resode.errors import InputError
 from resode.gradients import Gradient, gradients
+from resode.models.catalogue import CIFAR, by_depth, list_models, models
+
+# In the order of `resode list models`.
+# isort: off
+from resode.models.he import he_resnet, units_per_stage
+from resode.models.resnet import cifar_preact_resnet, cifar_resnet  # noqa: F401  # their decorators register
+from resode.models.dynamic import DynamicNet
 from resode.models import published
+# isort: on
+
 from resode.models.budget import fit_memory, set_gradient
-from resode.models.dynamic import DynamicNet, dynamic
-from resode.models.he import he_preact_resnet, he_resnet, units_per_stage
-from resode.models.regridding import Regridding, regrid
-from resode.models.resnet import DEPTHS, PREACTIVATED, cifar_preact_resnet, cifar_resnet
+from resode.models.regridding import regrid
 from resode.models.twisting import Where, chosen_convolutions
 from resode.models.twisting import twist as twisted_copy
-from resode.registry import Entry, Registry
 
 __all__ = [
     "DynamicNet",
-    "Regridding",
     "create",
     "fit_memory",
+    "list_models",
     "models",
     "name_and_options",
     "regrid",
@@ -35,11 +39,7 @@ __all__ = [
     "twist",
 ]
 
-models: Registry[nn.Module] = Registry("model", "models")
-
-CIFAR = (3, 32, 32)
 _CREATED_AS = "_created_as"  # a plain attribute: copied by deepcopy, absent from the state_dict
-HE_DEPTHS = (20, 32, 44, 56, 110, 1202)
 
 
 def create(name: str, *, classes: int = 10, in_channels: int | None = None, **options: Any) -> nn.Module:
@@ -96,6 +96,8 @@ def twist(model: nn.Module, where: Where = None, **options: Any) -> nn.Module:
     Raises:
         InputError: nothing to twist, an unknown stage or name, an invalid option.
     """
+    if not isinstance(model, nn.Module):
+        raise InputError(f"twist {model!r}: a network is needed, such as resode.create(NAME)")
     new = twisted_copy(model, where, **options)
     created = name_and_options(model)
     if created is not None:
@@ -114,54 +116,6 @@ def _is_json(options: Mapping[str, Any]) -> bool:
     except (TypeError, ValueError):
         return False
     return True
-
-
-def _family(prefix: str, factory: Callable[..., nn.Module], summary: str) -> None:
-    """Register the listed depths of a family, and the family for any other depth 6n + 2."""
-
-    def entry(name: str) -> Entry[nn.Module]:
-        depth = int(name.removeprefix(prefix))
-        units_per_stage(depth)  # raises on an invalid depth before anything is built
-        return Entry(name, partial(factory, depth), summary.format(depth=depth), CIFAR)
-
-    for depth in HE_DEPTHS:
-        models.register(f"{prefix}{depth}", summary=summary.format(depth=depth), shape=CIFAR)(
-            partial(factory, depth)
-        )
-    models.register_family(prefix + r"\d{1,5}", entry)
-
-
-_family("he_resnet", he_resnet, "He et al. 2016: CIFAR ResNet-{depth}")
-_family("he_preact_resnet", he_preact_resnet, "He et al. 2016b: CIFAR pre-activation ResNet-{depth}")
-for _depth in DEPTHS:
-    models.register(
-        f"cifar_resnet{_depth}", summary=f"ResNet-{_depth} with a stem for small images", shape=CIFAR
-    )(partial(cifar_resnet, _depth))
-for _depth in PREACTIVATED:
-    models.register(
-        f"cifar_preact_resnet{_depth}",
-        summary=f"ResNet-{_depth}, pre-activated, for small images",
-        shape=CIFAR,
-    )(partial(cifar_preact_resnet, _depth))
-models.register("dynamic", summary="any network of dynamic blocks, with its stages written out", shape=CIFAR)(
-    dynamic
-)
-models.register(
-    "dynamicblocks", summary="the DynamicBlocks toolbox: parabolic or double, any scheme", shape=CIFAR
-)(published.dynamicblocks)
-models.register(
-    "ruthotto_haber", summary="Ruthotto & Haber 2018: parabolic, Hamiltonian, second order", shape=CIFAR
-)(published.ruthotto_haber)
-models.register("chang", summary="Chang et al. 2018: Hamiltonian, midpoint, leapfrog", shape=CIFAR)(
-    published.chang
-)
-models.register("imex_net", summary="Haber et al. 2019: semi-implicit", shape=CIFAR)(published.imex_net)
-models.register(
-    "pde_resnet", summary="liuyao12 2021: twisted groups, Euler sub-steps with shared weights", shape=CIFAR
-)(published.pde_resnet)
-models.register("neural_ode", summary="Chen et al. 2018: an adaptive solver", shape=CIFAR)(
-    published.neural_ode
-)
 
 
 @models.register("twisted", summary="any of these models with twisted convolutions", shape=CIFAR)
@@ -198,33 +152,29 @@ def twisted(
     return twisted_copy(plain, where, tie=tie, degree=degree, coordinates=coordinates, form=form)
 
 
-def _by_integrator(prefix: str, integrator: str, summary: str) -> None:
-    """Register a family of pre-activation ResNets whose units are steps of an integrator."""
-
-    def entry(name: str) -> Entry[nn.Module]:
-        depth = int(name.removeprefix(prefix))
-        units_per_stage(depth)
-        factory = partial(published.preactivation_net, depth, integrator=integrator)
-        return Entry(name, factory, summary.format(depth=depth), CIFAR)
-
-    for depth in (20, 32, 44, 56):
-        listed = entry(f"{prefix}{depth}")
-        models.register(listed.name, summary=listed.summary, shape=CIFAR)(listed.factory)
-    models.register_family(prefix + r"\d{1,5}", entry)
-
-
-_by_integrator(
-    "lm_resnet", "learned_two_step", "Lu et al. 2018: LM-ResNet-{depth}, a learned two-step scheme"
+_PREACTIVATIONS = (20, 32, 44, 56)
+by_depth(
+    "lm_resnet",
+    _PREACTIVATIONS,
+    summary="Lu et al. 2018: LM-ResNet-{depth}, a learned two-step scheme",
+    check=units_per_stage,
+    integrator="learned_two_step",
+)(published.preactivation_net)
+by_depth(
+    "momentum_resnet",
+    _PREACTIVATIONS,
+    summary="Sander et al. 2021: momentum ResNet-{depth}",
+    check=units_per_stage,
+    integrator="momentum",
+)(published.preactivation_net)
+by_depth("revnet", published.REVNETS, summary="Gomez et al. 2017: RevNet-{depth}, reversible")(
+    published.revnet
 )
-_by_integrator("momentum_resnet", "momentum", "Sander et al. 2021: momentum ResNet-{depth}")
-for _depth in published.REVNETS:
-    models.register(
-        f"revnet{_depth}", summary=f"Gomez et al. 2017: RevNet-{_depth}, reversible", shape=CIFAR
-    )(partial(published.revnet, _depth))
 for _data, _side in (("digits", 8), ("mnist", 28)):
-    for _depth in (8, 14):
-        models.register(
-            f"{_data}_resnet{_depth}",
-            summary=f"He's ResNet-{_depth} for grey {_side}x{_side} images",
-            shape=(1, _side, _side),
-        )(partial(he_resnet, _depth, in_channels=1))
+    by_depth(
+        f"{_data}_resnet",
+        (8, 14),
+        summary=f"He's ResNet-{{depth}} for grey {_side}x{_side} images",
+        shape=(1, _side, _side),
+        in_channels=1,
+    )(he_resnet)

@@ -5,7 +5,7 @@
 Every stage has its own field, integrator, grids and gradient method.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields, replace
 from typing import Any, TypeVar
 
@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from resode import cost
 from resode.blocks import DynamicBlock
 from resode.errors import InputError
+from resode.inputs import check_images, check_shape
+from resode.models.catalogue import CIFAR, models
 from resode.models.layouts import size_mistakes
-from resode.models.transitions import Connector, Head, Identity, Stem, UnitConnector, connectors, to_data
-from resode.registry import Entry
+from resode.models.transitions import Connector, Head, Stem, Transition, connectors, to_data
+from resode.registry import Entry, instance
 from resode.stages import Stage
 
-AnyConnector = Connector | UnitConnector | Identity
 T = TypeVar("T")
 
 
@@ -27,7 +28,7 @@ class DynamicNet(nn.Module):
     """Images (N, in_channels, H, W) to logits (N, classes).
 
         time = TimeGrid.uniform(steps=4)
-        stages = [Stage(32, Parabolic(norm="tv"), RK4, states=time), Stage(64, "parabolic", "rk4", time)]
+        stages = [Stage(32, Parabolic(norm="tv"), RK4(), states=time), Stage(64, "parabolic", "rk4", time)]
         net = DynamicNet(stem=3, stages=stages, classes=10)
 
     Args:
@@ -45,17 +46,22 @@ class DynamicNet(nn.Module):
 
     def __init__(
         self,
-        stages: Sequence[Stage],
+        stages: Iterable[Stage],
         *,
         stem: int | Stem = 3,
-        connector: AnyConnector | Sequence[AnyConnector] = Connector(),  # noqa: B008
+        connector: Transition | Sequence[Transition] = Connector(),  # noqa: B008
         last: int | None = None,
         head: Head = Head(),  # noqa: B008
         classes: int = 10,
     ) -> None:
         super().__init__()
+        if isinstance(stages, Stage | str | Mapping) or not isinstance(stages, Iterable):
+            raise InputError(f"stages {stages!r}: a list of Stage is needed, one for each block")
+        stages = tuple(stages)
+        if not isinstance(stem, int):
+            stem = instance(stem, Stem, "stem", "a Stem, or the channels of an image")
         self.stem_specification = stem if isinstance(stem, Stem) else Stem(stem)
-        self.head_specification, self.last = head, last
+        self.head_specification, self.last = instance(head, Head, "head", "a Head"), last
         last_width = {} if last is None else {"last": last}
         in_channels = self.stem_specification.in_channels
         mistakes = size_mistakes([1], 1, classes=classes, in_channels=in_channels, **last_width)
@@ -70,7 +76,7 @@ class DynamicNet(nn.Module):
             raise InputError(*mistakes)
         widths = [stage.width for stage in stages] + ([] if last is None else [last])
         between = len(widths) - 1
-        self.connector_specifications: tuple[AnyConnector, ...] = (
+        self.connector_specifications: tuple[Transition, ...] = (
             tuple(map(_connector, connector))
             if isinstance(connector, Sequence) and not isinstance(connector, str)
             else (_connector(connector),) * between
@@ -110,7 +116,11 @@ class DynamicNet(nn.Module):
         """Times and states of all blocks in sequence, times continuing from block to block.
 
         The first state of a block is its input, at the end time of the block before it.
+
+        Raises:
+            InputError: x is no input of the network.
         """
+        check_images(self, x, channels=self.stem_specification.in_channels)
         y, clock = self.stem(x), 0.0
         times: list[float] = []
         states: list[Tensor] = []
@@ -125,10 +135,10 @@ class DynamicNet(nn.Module):
 
     def with_stages(
         self,
-        stages: Sequence[Stage],
+        stages: Iterable[Stage],
         *,
         stem: Stem | None = None,
-        connector: Sequence[AnyConnector] | None = None,
+        connector: Sequence[Transition] | None = None,
     ) -> "DynamicNet":
         """A new network with other stages and initial weights; everything else is the same.
 
@@ -187,7 +197,10 @@ class DynamicNet(nn.Module):
             shape: (C, H, W) of an image (default: 32x32).
             batch: the batch size for the memory of a training step.
         """
-        channels, height, width = shape or (self.stem_specification.in_channels, 32, 32)
+        own = self.stem_specification.in_channels
+        channels, height, width = (own, 32, 32) if shape is None else check_shape(shape, own)
+        if size_mistakes([batch], 1):
+            raise InputError(f"batch {batch!r}: a positive integer is needed")
         title = (
             f"DynamicNet, {cost.parameters(self):,} parameters, images {channels}x{height}x{width} to "
             f"{self.classes} classes"
@@ -198,8 +211,11 @@ class DynamicNet(nn.Module):
             lines += [f"    {label:<14} {text}" for label, text in block.explain(*size, batch)]
         return "\n".join(lines)
 
-    def __str__(self) -> str:
-        return self.explain()
+    def __repr__(self) -> str:
+        try:
+            return self.explain()
+        except RuntimeError:  # a field that takes images of another size alone
+            return super().__repr__()
 
 
 def _each(values: Sequence[Any], make: Callable[[Any], T]) -> list[T]:
@@ -215,6 +231,7 @@ def _each(values: Sequence[Any], make: Callable[[Any], T]) -> list[T]:
     return results
 
 
+@models.register("dynamic", summary="any network of dynamic blocks, with its stages written out", shape=CIFAR)
 def dynamic(
     *,
     stages: Sequence[Mapping[str, Any] | Stage],
@@ -244,12 +261,10 @@ def dynamic(
     )
 
 
-def _connector(value: Any) -> AnyConnector:
+def _connector(value: Any) -> Transition:
     """A connector from its specification or plain data."""
-    connector = connectors.of(value)
-    if not isinstance(connector, AnyConnector):
-        known = ", ".join(connectors.names())
-        raise InputError(f"a connector is a name or a mapping with a name ({known}), not {value!r}")
+    expected = f"a name or a mapping with a name ({', '.join(connectors.names())})"
+    connector: Transition = instance(connectors.of(value), Transition, "connector", expected)
     return connector
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from resode.errors import InputError
 from resode.fields.batch_norm import BatchNorm2d
+from resode.models.catalogue import by_depth
 from resode.models.layouts import Layout, LayoutRule, size_mistakes, stride_first, stride_last
 from resode.models.residual import ResidualNetwork
 from resode.models.units import (
@@ -27,6 +28,8 @@ from resode.models.units import (
     stage,
     zero_branches,
 )
+
+LISTED = (20, 32, 44, 56, 110, 1202)  # of the depths 6n + 2
 
 
 class HeResNet(ResidualNetwork):
@@ -109,6 +112,7 @@ def _layout(depth: int, shortcut: str, stride: str, widths: Sequence[int], **siz
     return STRIDES[stride](widths, (n, n, n))
 
 
+@by_depth("he_resnet", LISTED, summary="He et al. 2016: CIFAR ResNet-{depth}", check=units_per_stage)
 def he_resnet(
     depth: int,
     *,
@@ -143,6 +147,12 @@ def he_resnet(
     return network
 
 
+@by_depth(
+    "he_preact_resnet",
+    LISTED,
+    summary="He et al. 2016b: CIFAR pre-activation ResNet-{depth}",
+    check=units_per_stage,
+)
 def he_preact_resnet(
     depth: int,
     *,

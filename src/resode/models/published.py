@@ -10,7 +10,8 @@ from typing import Any
 from resode.errors import InputError, nearest
 from resode.fields import Preactivation, TvNorm, Twist
 from resode.grids import TimeGrid
-from resode.integrators import EULER, Leapfrog
+from resode.integrators import Euler, Leapfrog
+from resode.models.catalogue import CIFAR, models
 from resode.models.dynamic import DynamicNet
 from resode.models.he import units_per_stage
 from resode.models.layouts import size_mistakes
@@ -44,6 +45,9 @@ def _equal_steps(steps: Any, h: Any) -> TimeGrid:
     return TimeGrid.uniform(steps, steps * h)
 
 
+@models.register(
+    "dynamicblocks", summary="the DynamicBlocks toolbox: parabolic or double, any scheme", shape=CIFAR
+)
 def dynamicblocks(
     *,
     scheme: Any = "rk4",
@@ -97,6 +101,9 @@ RUTHOTTO_HABER: Mapping[str, tuple[Any, str]] = {
 }
 
 
+@models.register(
+    "ruthotto_haber", summary="Ruthotto & Haber 2018: parabolic, Hamiltonian, second order", shape=CIFAR
+)
 def ruthotto_haber(
     *,
     kind: str = "parabolic",
@@ -149,6 +156,7 @@ CHANG: Mapping[str, tuple[str, str]] = {
 }
 
 
+@models.register("chang", summary="Chang et al. 2018: Hamiltonian, midpoint, leapfrog", shape=CIFAR)
 def chang(
     *,
     kind: str = "hamiltonian",
@@ -275,6 +283,7 @@ def revnet(
     )
 
 
+@models.register("imex_net", summary="Haber et al. 2019: semi-implicit", shape=CIFAR)
 def imex_net(
     *,
     widths: Sequence[int] = (32, 64, 112),
@@ -308,6 +317,9 @@ def imex_net(
     )
 
 
+@models.register(
+    "pde_resnet", summary="liuyao12 2021: twisted groups, Euler sub-steps with shared weights", shape=CIFAR
+)
 def pde_resnet(
     *,
     widths: Sequence[int] = (32, 64, 128, 128),
@@ -353,7 +365,7 @@ def pde_resnet(
         Stage(
             width,
             field,
-            EULER,
+            Euler(),
             TimeGrid.uniform(steps * count, count),
             TimeGrid(tuple(range(count))),
             interpolation="constant",
@@ -370,6 +382,7 @@ def pde_resnet(
     )
 
 
+@models.register("neural_ode", summary="Chen et al. 2018: an adaptive solver", shape=CIFAR)
 def neural_ode(
     *,
     widths: Sequence[int] = (32, 64, 64),

@@ -17,11 +17,14 @@ from resode.controls import interpolation_weights
 from resode.errors import InputError
 from resode.gradients import Checkpointed, Gradient
 from resode.grids import TimeGrid
+from resode.inputs import check_images
 from resode.integrators.base import Evaluation
 from resode.models.dynamic import DynamicNet
 from resode.stages import Stage
+from resode.statistics import estimate_statistics
 
 Tensors = Mapping[str, Tensor]
+BATCH = 256  # images a batch on which statistics are estimated
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,11 @@ class Regridding:
     module: DynamicNet
     sources: Mapping[str, TensorSource]
 
+    def __repr__(self) -> str:
+        grids = "; ".join(str(block.stage.states) for block in self.module.blocks())
+        mixed = sum(len(source.names) > 1 for source in self.sources.values())
+        return f"Regridding(states {grids}; {len(self.sources)} tensors, {mixed} interpolated)"
+
     @torch.no_grad()
     def transfer(self, tensors: Tensors) -> dict[str, Tensor]:
         """Map tensors by old parameter names (an optimizer's momentum, say) to tensors by new names."""
@@ -70,19 +78,48 @@ class Regridding:
         }
 
 
-def regrid(net: DynamicNet, *, states: Any = None, controls: Any = None) -> Regridding:
-    """Put a network on other time grids.
+def regrid(
+    net: DynamicNet, *, states: Any = None, controls: Any = None, images: Tensor | None = None
+) -> DynamicNet:
+    """A copy of a network on other time grids: the same theta(t), the same flow.
 
     Args:
         net: the old network; unchanged.
         states: `"double"`, `"halve"`, nodes (from the old start to the old end), or None to keep them; a list
             of these gives one for each stage.
         controls: the same for the control nodes; `"states"` puts one at each state node that is evaluated.
+        images: inputs (N, C, H, W) on which running statistics are estimated anew, some thousand training
+            images say (default: those of the nearest old evaluation, good enough to train on). uint8 images
+            are taken for a network that was loaded, with its `preprocessing`.
 
     Raises:
-        InputError: a number of steps that cannot be halved, other end points, control nodes that no
-            evaluation touches.
+        InputError: a network without time grids, a number of steps that cannot be halved, other end points,
+            control nodes that no evaluation touches, or images that are no input of the network.
+
+    Example:
+        >>> net = DynamicNet([Stage(8, "parabolic", "rk4", states=2)])
+        >>> regrid(net, states="double").stages[0].stage.states.steps
+        4
     """
+    new = regridding(net, states=states, controls=controls).module
+    if images is not None:
+        inputs = _inputs(new, images)
+        estimate_statistics(new, inputs.tensor_split(-(-len(inputs) // BATCH)))  # of equal size, up to one
+    return new
+
+
+def _inputs(net: DynamicNet, images: Any) -> Tensor:
+    """Images as the network takes them."""
+    preprocessing = getattr(net, "preprocessing", None)
+    if isinstance(images, Tensor) and images.dtype == torch.uint8 and preprocessing is not None:
+        images = preprocessing(images)
+    return check_images(net, images, "regrid: images", net.stem_specification.in_channels)
+
+
+def regridding(net: DynamicNet, *, states: Any = None, controls: Any = None) -> Regridding:
+    """A network on other time grids, and the map of its tensors; arguments as for `regrid`."""
+    if not isinstance(net, DynamicNet):
+        raise InputError(f"regrid: a {type(net).__name__} has no time grids; give a DynamicNet")
     blocks = list(net.blocks())
     by_stage = zip(blocks, _each(states, len(blocks)), _each(controls, len(blocks)), strict=True)
     stages = [_new_stage(number, block, s, c) for number, (block, s, c) in enumerate(by_stage)]
@@ -102,6 +139,8 @@ def regrid(net: DynamicNet, *, states: Any = None, controls: Any = None) -> Regr
     result = Regridding(new, {name: sources[name] for name in new.state_dict()})
     new.load_state_dict(result.transfer(net.state_dict()))
     _copy_modes(net, result)
+    if (preprocessing := getattr(net, "preprocessing", None)) is not None:  # of a network that was loaded
+        new.preprocessing = preprocessing
     return result
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from resode.errors import InputError
 from resode.fields.batch_norm import BatchNorm2d
+from resode.models.catalogue import by_depth
 from resode.models.layouts import Layout, LayoutRule, bottlenecks, size_mistakes, stride_first
 from resode.models.residual import ResidualNetwork
 from resode.models.units import (
@@ -86,37 +87,7 @@ class PreactivatedResNet(ResidualNetwork):
         return logits
 
 
-def cifar_preact_resnet(
-    depth: int,
-    *,
-    classes: int = 10,
-    in_channels: int = 3,
-    widths: Sequence[int] = (64, 128, 256, 512),
-    gradient: Any = "stored",
-) -> PreactivatedResNet:
-    """ResNet-18 or 34 for small images, with activated pre-activation units.
-
-    Args:
-        depth: 18 or 34.
-        classes: the number of logits.
-        in_channels: the channels of an image.
-        widths: the channels of the four stages.
-        gradient: stored, or checkpointed (`resode.gradients.Checkpointed`).
-
-    Raises:
-        InputError: another depth, or sizes that are not positive.
-    """
-    if depth not in PREACTIVATED:
-        raise InputError(f"no pre-activation ResNet of depth {depth}: choose 18 or 34")
-    mistakes = size_mistakes(widths, 4, classes=classes, in_channels=in_channels)
-    if mistakes:
-        raise InputError(*mistakes)
-    _, rule, counts = DEPTHS[depth]
-    network = PreactivatedResNet(rule(widths, counts), classes=classes, in_channels=in_channels)
-    network.set_gradient(gradient)
-    return network
-
-
+@by_depth("cifar_resnet", DEPTHS, summary="ResNet-{depth} with a stem for small images")
 def cifar_resnet(
     depth: int,
     *,
@@ -148,5 +119,37 @@ def cifar_resnet(
     network = ResNet(unit, rule(widths, counts), classes=classes, in_channels=in_channels)
     if zero_init:
         zero_branches(network)
+    network.set_gradient(gradient)
+    return network
+
+
+@by_depth("cifar_preact_resnet", PREACTIVATED, summary="ResNet-{depth}, pre-activated, for small images")
+def cifar_preact_resnet(
+    depth: int,
+    *,
+    classes: int = 10,
+    in_channels: int = 3,
+    widths: Sequence[int] = (64, 128, 256, 512),
+    gradient: Any = "stored",
+) -> PreactivatedResNet:
+    """ResNet-18 or 34 for small images, with activated pre-activation units.
+
+    Args:
+        depth: 18 or 34.
+        classes: the number of logits.
+        in_channels: the channels of an image.
+        widths: the channels of the four stages.
+        gradient: stored, or checkpointed (`resode.gradients.Checkpointed`).
+
+    Raises:
+        InputError: another depth, or sizes that are not positive.
+    """
+    if depth not in PREACTIVATED:
+        raise InputError(f"no pre-activation ResNet of depth {depth}: choose 18 or 34")
+    mistakes = size_mistakes(widths, 4, classes=classes, in_channels=in_channels)
+    if mistakes:
+        raise InputError(*mistakes)
+    _, rule, counts = DEPTHS[depth]
+    network = PreactivatedResNet(rule(widths, counts), classes=classes, in_channels=in_channels)
     network.set_gradient(gradient)
     return network

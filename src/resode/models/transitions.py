@@ -9,6 +9,7 @@ Each is a frozen specification whose `build` makes the module for given widths. 
 connector and unit can be twisted.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -16,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resode.errors import InputError, nearest
-from resode.fields.activations import ACTIVATIONS, activation
+from resode.fields.activations import activation as activation_of
 from resode.fields.norms import Norm, NormOption, norm_of
 from resode.fields.twists import TwistOption, twist_of
 from resode.models.layouts import UnitSpec
@@ -24,7 +25,24 @@ from resode.models.units import Convolution, PreactivationUnit, shortcut_a, shor
 from resode.operators.twist import TwistConv2d
 from resode.registry import Registry
 
-connectors: Registry[Any] = Registry("connector", "")
+
+class Transition(ABC):
+    """Specification of a connector; every concrete one is a frozen dataclass."""
+
+    @abstractmethod
+    def build(self, inputs: int, outputs: int, last: bool = False) -> nn.Module:
+        """The module (N, inputs, H, W) -> (N, outputs, size(H), size(W)); H x W if it is the last.
+
+        Raises:
+            InputError: widths that it cannot join.
+        """
+
+    @abstractmethod
+    def size(self, side: int) -> int:
+        """The side of the output image, from that of the input."""
+
+
+connectors: Registry[Transition] = Registry("connector", "")
 
 
 class Layer(nn.Module):
@@ -46,7 +64,7 @@ class Layer(nn.Module):
         if bias:
             self.conv.bias = nn.Parameter(self.conv.weight.new_zeros(outputs))
         self.norm = nn.Identity() if norm is None else norm.build(outputs)
-        self.activation = ACTIVATIONS[activation or "identity"].function
+        self.activation = activation_of(activation or "identity").function
 
     def forward(self, y: Tensor) -> Tensor:
         return self.activation(self.norm(self.conv(y)))
@@ -73,7 +91,7 @@ def _validate(value: Any, kernels: tuple[int, ...] = ()) -> None:
     if kernels:
         object.__setattr__(value, "twist", twist_of(value.twist))
     if value.activation is not None:
-        activation(value.activation)
+        activation_of(value.activation)
     bias = getattr(value, "bias", False)
     if not isinstance(bias, bool):
         raise InputError(f"{value.what}: bias {bias!r}; true or false is needed")
@@ -115,7 +133,7 @@ class Stem:
 
 @connectors.register("layer", summary="convolution, norm, activation, then average pooling or a stride")
 @dataclass(frozen=True)
-class Connector:
+class Connector(Transition):
     """y -> pool(s(N(K y))).
 
     Args:
@@ -142,7 +160,6 @@ class Connector:
             raise InputError(f"unknown pool '{self.pool}'{nearest(self.pool, pools)} ({', '.join(pools)})")
 
     def build(self, inputs: int, outputs: int, last: bool = False) -> nn.Module:
-        """The module (N, inputs, H, W) -> (N, outputs, H / 2, W / 2); H x W if it is the last."""
         assert self.norm is None or isinstance(self.norm, Norm)
         kind = Pooled if self.pool == "average" and not last else Layer
         stride = 2 if self.pool == "stride" and not last else 1
@@ -150,13 +167,12 @@ class Connector:
         return kind(inputs, outputs, *options, stride, self.twist)
 
     def size(self, side: int) -> int:
-        """The side of the output image, from that of the input."""
         return {"average": max(1, side // 2), "stride": (side + 1) // 2, "none": side}[self.pool]
 
 
 @connectors.register("unit", summary="an ordinary pre-activation residual unit of stride 2")
 @dataclass(frozen=True)
-class UnitConnector:
+class UnitConnector(Transition):
     """S y + K2 relu(N2 K1 relu(N1 y)): the first unit of a stage in a pre-activation ResNet.
 
     Args:
@@ -174,7 +190,6 @@ class UnitConnector:
             raise InputError(f"unknown shortcut '{self.shortcut}': use A or B")
 
     def build(self, inputs: int, outputs: int, last: bool = False) -> nn.Module:
-        """The module (N, inputs, H, W) -> (N, outputs, H / 2, W / 2)."""
         if self.shortcut == "A" and inputs > outputs:
             raise InputError(f"shortcut A cannot drop channels ({inputs} to {outputs}); use shortcut B")
         spec = UnitSpec(inputs, outputs, outputs, (1 if last else 2, 1))
@@ -184,25 +199,22 @@ class UnitConnector:
         return unit
 
     def size(self, side: int) -> int:
-        """The side of the output image, from that of the input."""
         return (side + 1) // 2
 
 
 @connectors.register("identity", summary="the identity, between two blocks of equal width and resolution")
 @dataclass(frozen=True)
-class Identity:
+class Identity(Transition):
     """y -> y, between two blocks of equal width and resolution."""
 
     what = "connector"
 
     def build(self, inputs: int, outputs: int, last: bool = False) -> nn.Module:
-        """The identity; raises `InputError` if the widths differ."""
         if inputs != outputs:
             raise InputError(f"an identity connector cannot change {inputs} channels to {outputs}")
         return nn.Identity()
 
     def size(self, side: int) -> int:
-        """The side of the output image, from that of the input."""
         return side
 
 
@@ -234,7 +246,7 @@ class Classifier(nn.Module):
     def __init__(self, width: int, classes: int, norm: Norm | None, activation: str | None) -> None:
         super().__init__()
         self.norm = nn.Identity() if norm is None else norm.build(width)
-        self.activation = ACTIVATIONS[activation or "identity"].function
+        self.activation = activation_of(activation or "identity").function
         self.linear = nn.Linear(width, classes)
 
     def forward(self, y: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from resode.blocks import DynamicBlock, dynamic_blocks
 from resode.errors import InputError, nearest
 from resode.fields import ConvolutionalField, Twist
 from resode.models.dynamic import DynamicNet
-from resode.models.transitions import Identity
+from resode.models.transitions import Connector, Transition, UnitConnector
 from resode.operators.twist import TwistConv2d, check_twist
 from resode.stages import Stage
 
@@ -103,6 +103,12 @@ def _twisted_stage(stage: Stage, twist: Twist) -> Stage:
     return replace(stage, field=replace(stage.field, twist=twist))
 
 
+def _twisted_connector(connector: Transition, twist: Twist) -> Transition:
+    if not isinstance(connector, Connector | UnitConnector):
+        raise InputError(f"connector {type(connector).__name__}: has no twist; leave it out of `where`")
+    return replace(connector, twist=twist)
+
+
 def _rebuilt(net: DynamicNet, chosen: Sequence[str], twist: Twist) -> DynamicNet:
     """The network rebuilt from its specifications, the chosen ones twisted, with the same weights."""
     transitions = _transitions(net, chosen)
@@ -112,7 +118,7 @@ def _rebuilt(net: DynamicNet, chosen: Sequence[str], twist: Twist) -> DynamicNet
     ]
     stem = replace(net.stem_specification, twist=twist) if "stem" in transitions else net.stem_specification
     connector = [
-        replace(c, twist=twist) if f"connectors.{i}" in transitions and not isinstance(c, Identity) else c
+        _twisted_connector(c, twist) if f"connectors.{i}" in transitions else c
         for i, c in enumerate(net.connector_specifications)
     ]
     return _with_weights_of(net, lambda: net.with_stages(stages, stem=stem, connector=connector))

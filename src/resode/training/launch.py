@@ -13,6 +13,7 @@ from torch import nn
 from resode import atomic, weights
 from resode.data import hub
 from resode.errors import InputError, ResourceError
+from resode.quantities import duration, percent
 from resode.training.loop import divergence
 from resode.training.loop.progress import Observer
 from resode.training.loop.restarts import allow_restarts, check_restart, ending_on_purpose
@@ -39,6 +40,13 @@ class Result:
     module: nn.Module
     run: Run
     summary: dict[str, Any]
+
+    def __repr__(self) -> str:
+        found = self.summary
+        kinds = [kind for kind in ("test", "validation") if found[kind]]
+        errors = [f", {kind} error {percent(found[kind]['top1_error'])}" for kind in kinds]
+        took = f"{found['status']}, {found['epochs']} epochs in {duration(found['seconds'])}"
+        return f"Result({found['model']}, {took}{''.join(errors)}, {self.run})"
 
     @property
     def test_error(self) -> float | None:

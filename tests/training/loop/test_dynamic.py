@@ -14,12 +14,13 @@ from resode import training, weights
 from resode.blocks import DynamicBlock
 from resode.controls import controls_of
 from resode.errors import DivergenceError, InputError, IntegrityError, Stopped
-from resode.models import DynamicNet, regrid
+from resode.models import DynamicNet
+from resode.models.regridding import regridding
+from resode.statistics import RECALIBRATION, estimate_statistics
 from resode.training import Experiment
 from resode.training.launch import train
 from resode.training.loop.step import Trainer
 from resode.training.optim import optimizers
-from resode.training.optim.averaging import RECALIBRATION, estimate_statistics
 from resode.training.records import checkpoints
 from resode.training.records.locations import weights_file
 from resode.training.setup.preparation import prepare
@@ -361,13 +362,13 @@ def regridded(tmp_path):
     """A run, and its network on doubled grids with the optimizer's state beside it."""
     trained = train(None, dynamic(epochs=1), out=tmp_path / "run")
     source = training.records.locations.locate(trained.run.path)
-    regridding = regrid(training.load(trained.run.path), states="double", controls="double")
+    done = regridding(training.load(trained.run.path), states="double", controls="double")
     file = tmp_path / "fine.safetensors"
-    made = weights.Specification("dynamic", regridding.module.options())
+    made = weights.Specification("dynamic", done.module.options())
     weights.save(
-        regridding.module, file, dataclasses.replace(weights.read_card(source.weights), specification=made)
+        done.module, file, dataclasses.replace(weights.read_card(source.weights), specification=made)
     )
-    optimizers.write_state(file, optimizers.carry_state(source.optimizer, regridding.transfer))
+    optimizers.write_state(file, optimizers.carry_state(source.optimizer, done.transfer))
     return file
 
 

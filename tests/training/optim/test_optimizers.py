@@ -2,8 +2,9 @@ import pytest
 import torch
 from torch import nn
 
+from resode.statistics import estimate_statistics
 from resode.training.optim import muon, optimizers
-from resode.training.optim.averaging import ParameterAverage, estimate_statistics
+from resode.training.optim.averaging import ParameterAverage
 from resode.training.recipe.optimizer import SGD, AdamW, Muon
 
 

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from resode.data import Batch
 from resode.mode import mode
+from resode.quantities import number, percent
 from resode.training.process.distributed import SINGLE, World
 
 _PRECISIONS = {torch.float64: "fp64", torch.bfloat16: "bf16", torch.float16: "fp16"}
@@ -26,6 +27,12 @@ class Scores:
     samples: int
     confusion: Tensor  # (classes, classes) int64 on the CPU; rows are the true classes
     precision: str
+
+    def __repr__(self) -> str:
+        return (
+            f"Scores(top-1 error {percent(self.top1_error)}, loss {number(self.loss)}, "
+            f"{self.samples:,} images, {self.precision})"
+        )
 
     @property
     def correct(self) -> int:

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from resode import weights
 from resode.data import Loader
 from resode.errors import DivergenceError, InputError, Stopped
+from resode.statistics import estimate_statistics
 from resode.training.loop import divergence
 from resode.training.loop.evaluation import Scores, evaluate
 from resode.training.loop.progress import Observer
 from resode.training.loop.step import Position, Trainer
 from resode.training.optim import optimizers
-from resode.training.optim.averaging import estimate_statistics
 from resode.training.process.signals import StopRequest
 from resode.training.records import checkpoints
 from resode.training.records.checkpoints import AVERAGE, GENERATOR, OPTIMIZER

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from resode.data import Batch
+from resode.statistics import RECALIBRATION, estimate_statistics
 from resode.training.loop.cuda_graphs import GraphedStep, cuda_graphs
 from resode.training.loop.progress import Observer
 from resode.training.optim import optimizers
-from resode.training.optim.averaging import RECALIBRATION, ParameterAverage, estimate_statistics
+from resode.training.optim.averaging import ParameterAverage
 from resode.training.optim.schedules import learning_rate
 from resode.training.process.sync_batchnorm import convert_sync_batchnorm
 from resode.training.setup.execution import compiled

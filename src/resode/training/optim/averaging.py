@@ -7,16 +7,10 @@ evaluated or saved (Izmailov et al. 2018, arXiv 1803.05407).
 """
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-
-from resode.mode import mode
-from resode.statistics import Statistics
-
-RECALIBRATION = 5120  # images on which statistics are estimated after a change of time grids
 
 
 class ParameterAverage:
@@ -52,36 +46,3 @@ class ParameterAverage:
         for name, parameter in averaged.named_parameters():
             parameter.copy_(self.parameters[name])
         return averaged
-
-
-def has_statistics(module: nn.Module) -> bool:
-    """Whether a module has batch normalisations with running statistics."""
-    return any(isinstance(m, _BatchNorm) and m.track_running_stats for m in module.modules())
-
-
-@torch.no_grad()
-def estimate_statistics(module: nn.Module, batches: Iterable[Tensor]) -> None:
-    """Re-estimate all running statistics of a module, in place, as their mean over batches.
-
-    Only batch normalisations are in training mode: dropout is off and no random number is drawn.
-
-    Args:
-        module: any module.
-        batches: inputs (N, C, H, W) in batches of equal size.
-    """
-    norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-    if not norms:
-        return
-    momenta = [norm.momentum for norm in norms]
-    per_evaluation = [m for m in module.modules() if isinstance(m, Statistics)]
-    with mode(module, training=False):
-        for norm in norms:
-            norm.train()
-            norm.reset_running_stats()
-            norm.momentum = None  # cumulative mean
-        for statistics in per_evaluation:
-            statistics.reset()
-        for inputs in batches:
-            module(inputs)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum

@@ -176,6 +176,17 @@ class Experiment(Section):
                 raise ValueError(f"the times `{time}` of {key} must increase")
         return self
 
+    def __repr__(self) -> str:
+        network = self.model.name if self.model else "a network of yours"
+        return (
+            f"Experiment({self.name}: {network} on {self.data.source}, epochs {self.epochs}, batch size "
+            f"{self.batch_size}, {self.optimizer.name} lr {self.optimizer.lr:g}, {self.schedule.name}, seed "
+            f"{self.seed}; to_yaml() has every setting)"
+        )
+
+    def __str__(self) -> str:
+        return repr(self)
+
     @property
     def changes(self) -> list[Refinement | Twisting]:
         """Changes of the network during training, in order; refinement first where two coincide."""

@@ -42,6 +42,9 @@ class Run:
 
     path: Path
 
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r})"
+
     @property
     def checkpoints(self) -> Path:
         """The folder of checkpoints."""

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from resode.errors import InputError
-from resode.models import DynamicNet, regrid, twist
+from resode.models import DynamicNet, twist
+from resode.models.regridding import regridding
 from resode.training.recipe.network import Refinement, Twisting
 
 Change = Refinement | Twisting
@@ -44,8 +45,8 @@ def changed(module: nn.Module, change: Change) -> Changed:
     if isinstance(change, Refinement):
         if not isinstance(module, DynamicNet):
             raise InputError("refine: needs a DynamicNet, which has time grids; remove it")
-        regridding = regrid(module, states=change.states, controls=change.controls)
-        return Changed(regridding.module, regridding.transfer, "finer time grids", new_statistics=True)
+        finer = regridding(module, states=change.states, controls=change.controls)
+        return Changed(finer.module, finer.transfer, "finer time grids", new_statistics=True)
     try:
         made = twist(module, change.where or None, **change.options())
     except InputError as error:

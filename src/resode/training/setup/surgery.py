@@ -13,10 +13,11 @@ from torch import nn
 from resode import atomic, cost, weights
 from resode.data.matching import image_size
 from resode.errors import InputError
-from resode.models import DynamicNet, name_and_options, regrid, twist
+from resode.models import DynamicNet, name_and_options, twist
+from resode.models.regridding import regridding
 from resode.models.twisting import Where, explain
+from resode.statistics import RECALIBRATION, estimate_statistics, has_statistics
 from resode.training.optim import optimizers
-from resode.training.optim.averaging import RECALIBRATION, estimate_statistics, has_statistics
 from resode.training.process.device import choose_device, place
 from resode.training.recipe.experiment import Experiment
 from resode.training.records.locations import Location, locate
@@ -80,13 +81,13 @@ def regrid_file(
             f"{path}: holds a {old.card.specification.name}, which has no time grids; "
             "only networks of dynamic blocks do"
         )
-    regridding = regrid(old, states=states, controls=controls)
-    note = _estimate_statistics(regridding.module, old.preprocessing, source, data, device)
+    done = regridding(old, states=states, controls=controls)
+    note = _estimate_statistics(done.module, old.preprocessing, source, data, device)
     digest = atomic.sha256(source.weights)[:12]
     how = f"from {path} ({digest}), states {_grid(states)}, controls {_grid(controls)}"
-    card = old.card.derived(_specification(path, regridding.module), "regridded", how)
-    beside = _write(regridding.module, out, card, source, regridding.transfer)
-    return Surgery(tuple(_grid_changes(old, regridding.module)), (note,), beside)
+    card = old.card.derived(_specification(path, done.module), "regridded", how)
+    beside = _write(done.module, out, card, source, done.transfer)
+    return Surgery(tuple(_grid_changes(old, done.module)), (note,), beside)
 
 
 def twist_file(path: str | Path, out: Path, *, where: Where = None, **options: Any) -> Surgery:
