@@ -13,6 +13,7 @@ from PIL import Image
 
 import resode as library
 from resode.cli import app
+from resode.data import sources
 from resode.models import models
 from tests.cli.conftest import TINY
 
@@ -275,6 +276,29 @@ def test_a_plugin_brings_a_model(resode, tmp_path, monkeypatch):
         answer = resode(*words)
         assert answer.code == 2
         assert "--plugin" in answer.err
+
+
+SIGNALLING = """
+import os, signal
+from resode.data import load, sources
+
+@sources.register("signalling")
+def signalling():
+    os.kill(os.getpid(), signal.{name})
+    return load("digits")
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_signal_while_reading_ends_the_command_and_leaves_no_run(resode, tmp_path, monkeypatch, name):
+    monkeypatch.setattr(sources, "_entries", dict(sources._entries))
+    (tmp_path / "plugin.py").write_text(SIGNALLING.format(name=name))
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    answer = resode("train", "quickstart", "--data", "signalling", "--plugin", "plugin.py", "--out", "run")
+    assert answer.code == 128 + getattr(signal, name)
+    assert answer.lines[-1] == "resode: interrupted"
+    assert not (tmp_path / "run").exists()
+    assert before == {number: signal.getsignal(number) for number in before}
 
 
 def test_ctrl_c_saves_and_resume_goes_on(tmp_path):

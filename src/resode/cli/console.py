@@ -74,7 +74,7 @@ def waiting(what: str) -> Iterator[Callable[[float], None]]:
     def show(share: float) -> None:
         nonlocal due
         now = time.monotonic()
-        if now > due and share < 1:
+        if now > due and 0 < share < 1:
             due = now + 60
             note(f"{what}: {share:.0%} done, about {roughly((now - begin) * (1 / share - 1))} to go")
 

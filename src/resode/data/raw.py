@@ -13,6 +13,7 @@ from typing import Literal
 
 from resode.data.images import Labels, Pixels, check_labels
 from resode.errors import InputError
+from resode.progress import report
 
 Content = bytes | Path | Pixels  # an image file's bytes, its path, or decoded pixels (H, W, C)
 OnBadImage = Literal["error", "skip"]
@@ -73,11 +74,16 @@ def content_key(root: Path, files: Iterable[Path]) -> str:
         InputError: a file cannot be read.
     """
     paths = sorted(files)
+    pool = ThreadPoolExecutor(4)
+    hashes = []
     try:
-        with ThreadPoolExecutor(4) as pool:
-            hashes = list(pool.map(file_hash, paths))
+        for done, found in enumerate(pool.map(file_hash, paths), start=1):
+            hashes.append(found)
+            report(f"checking {root}", done / len(paths))
     except OSError as error:
         raise InputError(f"{error.filename} cannot be read ({error.strerror})") from error
+    finally:
+        pool.shutdown(cancel_futures=True)  # after Ctrl-C no file is waited for but those in work
     lines = (
         f"{digest} {path.relative_to(root).as_posix()}\n" for path, digest in zip(paths, hashes, strict=True)
     )

@@ -101,6 +101,32 @@ def test_a_run_stopped_anywhere_ends_in_the_same_bits(tmp_path, variant):
     assert_same(tmp_path / "whole", tmp_path / "parts")
 
 
+class InterruptedForward(nn.Linear):
+    """A network in whose first training step a signal arrives, as while it is compiled."""
+
+    def __init__(self):
+        super().__init__(64, 10)
+        self.sent = False
+
+    def forward(self, x):
+        if self.training and not self.sent:
+            self.sent = True
+            os.kill(os.getpid(), signal.SIGINT)
+            raise AssertionError("the step went on")
+        return super().forward(x.flatten(1))
+
+
+def test_a_signal_in_the_first_step_ends_it_at_once(tmp_path):
+    """Compilation may take minutes; the run can go on from its beginning."""
+    experiment = Experiment.from_recipe("quickstart", DIGITS_IN_A_FLASH)
+    module = InterruptedForward()
+    with pytest.raises(Stopped, match="stopped in the first step, at iteration 0") as stopped:
+        train(module, experiment, out=tmp_path / "run")
+    assert stopped.value.exit_code == 128 + signal.SIGINT
+    result = train(module, experiment, out=tmp_path / "run", resume=True)
+    assert result.run.finished
+
+
 def test_the_same_seed_gives_the_same_run_and_another_seed_another(tiny, tmp_path):
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         train(None, tiny.replace(seed=seed), out=tmp_path / name)
