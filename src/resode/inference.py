@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from resode import acceleration, weights
 from resode import data as datasets
-from resode.data import Images, Loader
+from resode.data import FolderSplit, Images, Loader
 from resode.data.matching import class_order, image_size
 from resode.data.raw import OnBadImage
 from resode.errors import InputError, IntegrityError, ResodeError
@@ -24,6 +24,7 @@ from resode.training.loop.evaluation import Scores
 from resode.training.loop.evaluation import evaluate as score
 from resode.training.process.device import choose_device, place
 from resode.training.records.locations import weights_file
+from resode.training.setup.data import split_note
 from resode.weights import Loaded, Preprocessing
 
 BATCH = 256  # images at a time in `predict`
@@ -102,13 +103,16 @@ def evaluate(
     if source is None:
         raise InputError(f"{path}: does not say what it was trained on; give --data")
     source = str(source)
-    images, skipped, note = _labelled_images(source, split, on_bad_image, module.preprocessing)
+    same = source == origin.get("data") or str(Path(source).expanduser().resolve()) == origin.get("data")
+    recorded = origin.get("split") if same else None
+    test_split = FolderSplit(recorded["test"], recorded["seed"]) if recorded else None
+    images, skipped, about = _labelled_images(source, split, on_bad_image, module.preprocessing, test_split)
     place(module, choose_device(device))
     network = Frozen(module) if freeze else module
     scores = score(network, _batches(module, images, batch_size), precision=precision)
     if not math.isfinite(scores.loss):
         raise IntegrityError(f"{path}: the loss on {source} is {scores.loss}: the weights are not finite")
-    notes = [note] if note else []
+    notes = list(about)
     if not_averaged := last_step_note(path, module):
         notes.append(not_averaged)
     return Evaluation(
@@ -133,11 +137,15 @@ def last_step_note(path: str | Path, module: Loaded) -> str:
 
 
 def _labelled_images(
-    source: str, split: str, on_bad_image: OnBadImage, preprocessing: Preprocessing
-) -> tuple[Images, tuple[str, ...], str]:
-    """The images of a split at the network's size, in its order of classes; skipped ones; a note."""
+    source: str,
+    split: str,
+    on_bad_image: OnBadImage,
+    preprocessing: Preprocessing,
+    test_split: FolderSplit | None,
+) -> tuple[Images, tuple[str, ...], list[str]]:
+    """The images of a split at the network's size, in its order of classes; skipped ones; notes."""
     side = image_size(source, preprocessing.size)
-    dataset = datasets.load(source, image_size=side, on_bad_image=on_bad_image)
+    dataset = datasets.load(source, image_size=side, on_bad_image=on_bad_image, split=test_split)
     images = dataset.train if split == "train" else dataset.test
     if images is None:
         raise InputError(f"{source}: has no test images; evaluate on --split train, or give other --data")
@@ -147,7 +155,8 @@ def _labelled_images(
             f"{source}: its images have {channels} channels, the network takes {preprocessing.channels}"
         )
     order = class_order(source, dataset.classes, preprocessing.classes)
-    return order.relabel(images), dataset.skipped, order.note
+    notes = [*([order.note] if order.note else []), *([split_note(dataset)] if dataset.split else [])]
+    return order.relabel(images), dataset.skipped, notes
 
 
 def _batches(module: Loaded, images: Images, batch_size: int) -> Loader:

@@ -62,7 +62,7 @@ def decode_dataset(
 
 @contextlib.contextmanager
 def _decoders() -> Iterator[tuple[ThreadPoolExecutor, threading.Event]]:
-    """Threads that decode, and an event that ends their work: after an error or Ctrl-C nothing waits for it."""
+    """Threads that decode, and an event that ends their work early, after an error or Ctrl-C."""
     stop = threading.Event()
     pool = ThreadPoolExecutor(_THREADS)
     try:
@@ -157,8 +157,12 @@ def _unify_shapes(buffers: list[_Buffer]) -> None:
             buffer.widen()
 
 
+class UnequalSizesError(InputError):
+    """Images of different sizes, and no size to bring them to."""
+
+
 def _unequal(first: str, shape: tuple[int, ...], name: str, other: tuple[int, ...]) -> InputError:
-    return InputError(
+    return UnequalSizesError(
         f"images of unequal size: {first} is {shape[0]}x{shape[1]}, {name} is {other[0]}x{other[1]}; "
         "give one size: --set data.image_size=32"
     )

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from resode.data.folder_split import FolderSplit
 from resode.data.images import Labels, Pixels, check_labels
 from resode.errors import InputError
 from resode.progress import report
@@ -37,6 +38,7 @@ class RawDataset:
         train: the training split.
         test: the test split, or None.
         content: computes the cache key from the bytes of its files; None: do not cache.
+        split: how `test` was taken from the images; None: the source has test images of its own, or none.
     """
 
     where: str
@@ -44,6 +46,7 @@ class RawDataset:
     train: RawSplit
     test: RawSplit | None
     content: Callable[[], str] | None = None
+    split: FolderSplit | None = None
 
     def check(self, classes: tuple[str, ...]) -> None:
         """Raise `InputError` if the labels do not match `classes`, before anything is decoded."""

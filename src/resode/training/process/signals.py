@@ -29,7 +29,7 @@ class StopRequest:
 
     @contextlib.contextmanager
     def raising(self) -> Iterator[None]:
-        """Context manager: a signal raises `Interrupted` from whatever runs, instead of being recorded only."""
+        """Context manager: a signal is not only recorded, but raises `Interrupted` from whatever runs."""
         self.at_once = True
         try:
             yield

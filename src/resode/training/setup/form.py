@@ -1,10 +1,9 @@
 """Form: precision and compilation of a training step; `auto` is resolved by timing steps of the network.
 
-The plain form (fp32, eager) is timed first; another one is chosen only where it is a tenth faster. A step on a
-few images comes first: where the other form takes twice as long there, it is not timed any further, since bf16
-is ten times as slow on a processor without it. A GPU that computes in bf16 does so without timing. Compilation
-takes minutes, so it is tried only where a run is long enough to gain them back. Results are cached for each
-network and machine.
+The plain form (fp32, eager) is timed first; another one is chosen only where it is a tenth faster. Before that,
+a step on a few images: a form that takes twice as long there is timed no further, since bf16 is ten times as
+slow on a processor without it. A GPU that computes in bf16 does so without timing. Compilation takes minutes, so
+it is tried only where a run is long enough to gain them back. Results are cached for each network and machine.
 """
 
 import contextlib
