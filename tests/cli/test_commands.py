@@ -117,6 +117,18 @@ def test_predict_agrees_with_the_network(resode, trained, tmp_path):
     assert [row["probability"] for row in rows] == pytest.approx(probabilities.amax(1).tolist(), abs=2e-6)
 
 
+def test_predict_says_what_it_skips_in_a_folder(resode, trained, tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(folder / "good.png")
+    (folder / "a.txt").write_text("no image")
+    (folder / "b.txt").write_text("no image")
+    answer = resode("predict", trained, folder)
+    assert answer.code == 0, answer.err
+    assert answer.out.count("\n") == 1
+    assert answer.lines == [f"skipped 2 files that are no images, the first: {folder / 'a.txt'}"]
+
+
 def test_predict_names_a_bad_file_and_classifies_the_others(resode, trained, tmp_path):
     good = digit_file(tmp_path, 0)
     (tmp_path / "notes.txt").write_text("no image")

@@ -1,9 +1,10 @@
 """Form: precision and compilation of a training step; `auto` is resolved by timing steps of the network.
 
-The plain form (fp32, eager) is timed first; another one is chosen only where it is a tenth faster. Before that,
+The plain form (fp32, eager) is timed first; another one is chosen only where it is a tenth faster. Before,
 a step on a few images: a form that takes twice as long there is timed no further, since bf16 is ten times as
-slow on a processor without it. A GPU that computes in bf16 does so without timing. Compilation takes minutes, so
-it is tried only where a run is long enough to gain them back. Results are cached for each network and machine.
+slow on a processor without it. A GPU that computes in bf16 does so without timing. Compilation takes minutes,
+so it is tried only where a run is long enough to gain them back. Results are cached for each network and
+machine.
 """
 
 import contextlib
