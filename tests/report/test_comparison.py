@@ -17,8 +17,8 @@ def test_runs_that_differ_in_their_seed_are_one_arm(arm):
     groups = grouped([*plain, *wide])
     assert [len(group.runs) for group in groups] == [3, 3]
     first, second = compare(groups).rows
-    assert first.name == "he2016/resnet20"
-    assert second.name == "he2016/resnet20 (model.widths=[20, 40, 80])"
+    assert first.name == "mine/resnet20"
+    assert second.name == "mine/resnet20 (model.widths=[20, 40, 80])"
     assert first.seeds == (0, 1, 2)
     assert first.test.mean == pytest.approx(9)
     assert first.difference is None

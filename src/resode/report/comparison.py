@@ -301,7 +301,9 @@ def _excluded(groups: Sequence[Group]) -> Iterable[str]:
             kept = next(iter(other for other in group.runs.values() if _seed(other) == _seed(run)))
             yield f"{run.path}: left out, the same experiment with the same seed {_seed(run)} as {kept.path}"
         if waiting := len(group.runs) - len(group.finished):
-            yield f"{group.name}: {waiting} of {len(group.runs)} runs not finished, excluded"
+            ends = dict.fromkeys(run.end.status for run in group.runs.values() if run.end is not None)
+            why = f" ({', '.join(ends)})" if ends else ""
+            yield f"{group.name}: {waiting} of {len(group.runs)} runs not finished{why}, excluded"
 
 
 def _missing(groups: Sequence[Group], rows: Sequence[Row], split: str) -> Iterable[str]:

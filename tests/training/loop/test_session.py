@@ -97,7 +97,9 @@ def test_a_run_stopped_anywhere_ends_in_the_same_bits(tmp_path, variant):
         with pytest.raises(Stopped) as stopped:
             train(None, experiment, out=tmp_path / "parts", resume=True, observer=observer)
         assert stopped.value.exit_code == 128 + observer.number
+        assert json.loads((tmp_path / "parts" / "ended.json").read_text())["status"] == "stopped"
     train(None, experiment, out=tmp_path / "parts", resume=True)
+    assert not (tmp_path / "parts" / "ended.json").exists()
     assert_same(tmp_path / "whole", tmp_path / "parts")
 
 
@@ -323,6 +325,8 @@ def test_divergence_names_step_and_layer_and_saves_nothing_of_it(tiny, tmp_path)
     checkpoint, _ = checkpoints.newest(tmp_path / "run" / "checkpoints")
     assert all(torch.isfinite(t).all() for t in load_file(checkpoint.model).values())
     assert not (tmp_path / "run" / "summary.json").exists()
+    ended = json.loads((tmp_path / "run" / "ended.json").read_text())
+    assert ended == {"status": "diverged", "reason": error.value.messages[0]}
 
 
 def test_the_layer_that_breaks_is_the_layer_that_is_named(tiny, tmp_path):
