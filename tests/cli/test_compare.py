@@ -51,7 +51,7 @@ def test_a_folder_with_a_run_and_its_copy(capsys, tmp_path):
     for name in ("a", "b"):
         shutil.copytree(RESULTS / "short-resnet20", tmp_path / name)
     shown = said(capsys, str(tmp_path))
-    assert f"{tmp_path / 'b'}: left out, the same experiment with the same seed 0" in shown.err
+    assert f"{tmp_path / 'b'}: excluded, the same experiment with the same seed 0" in shown.err
     assert shown.out.count("short/resnet20") == 1
 
 

@@ -47,7 +47,7 @@ def test_of_two_runs_with_the_same_seed_the_first_finished_one_stays(arm):
     assert [run.path for run in group.runs.values()] == [first]
     assert [run.path for run in group.repeated] == [late, second]
     remarks = compare([group]).remarks
-    assert f"{second}: left out, the same experiment with the same seed 3 as {first}" in remarks
+    assert f"{second}: excluded, the same experiment with the same seed 3 as {first}" in remarks
     assert len(remarks) == 2
 
 

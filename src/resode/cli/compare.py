@@ -36,7 +36,7 @@ def compare(
 
     Runs that differ only in their seed form one arm, with mean, standard deviation and 95 % interval.
     Differences to the first arm are paired over common seeds. Differing data, splits, epochs or augmentation
-    are reported. Of two equal runs one is left out.
+    are reported. Of equal runs one is kept.
 
     Examples:
 

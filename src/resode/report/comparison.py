@@ -47,7 +47,7 @@ class Group:
     Args:
         name: name of the arm.
         runs: the runs by seed.
-        repeated: runs that repeat one of `runs` (same experiment, same seed), which are left out.
+        repeated: runs that repeat one of `runs` (same experiment, same seed), which are excluded.
     """
 
     name: str
@@ -295,11 +295,11 @@ def _protocol(groups: Sequence[Group]) -> Iterable[tuple[str, str]]:
 
 
 def _excluded(groups: Sequence[Group]) -> Iterable[str]:
-    """Runs that are left out: those not finished, and repetitions."""
+    """Excluded runs: those not finished, and repetitions."""
     for group in groups:
         for run in group.repeated:
             kept = next(iter(other for other in group.runs.values() if _seed(other) == _seed(run)))
-            yield f"{run.path}: left out, the same experiment with the same seed {_seed(run)} as {kept.path}"
+            yield f"{run.path}: excluded, the same experiment with the same seed {_seed(run)} as {kept.path}"
         if waiting := len(group.runs) - len(group.finished):
             ends = dict.fromkeys(run.end.status for run in group.runs.values() if run.end is not None)
             why = f" ({', '.join(ends)})" if ends else ""

@@ -1,8 +1,8 @@
 """Reading of run directories, finished or not: settings, environment, epochs, result.
 
 Reads experiment.yaml, environment.json, metrics.csv, summary.json, ended.json and the names of checkpoints.
-Each file may be missing (an unfinished run has no summary); a damaged one raises an error that names it and the
-mistake. What a recipe publishes and expects is given only where the run keeps to the recipe.
+Each file may be missing (an unfinished run has no summary); a damaged one raises an error that names it and
+the mistake. What a recipe publishes and expects is given only where the run keeps to the recipe.
 """
 
 import csv

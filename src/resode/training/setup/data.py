@@ -167,7 +167,8 @@ class TrainingData:
 
 def _read(section: Data) -> Dataset:
     """The data set, if it is still the one that the run began with."""
-    split = section.split and FolderSplit(section.split.test, section.split.seed)
+    chosen = section.split
+    split = None if chosen is None else FolderSplit(chosen.test, chosen.seed)
     data = load(section.source, image_size=section.image_size, on_bad_image=section.on_bad_image, split=split)
     if len(data.classes) < 2:
         raise InputError(f"{section.source}: has a single class ({data.classes[0]}); two are needed")
