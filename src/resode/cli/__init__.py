@@ -31,7 +31,8 @@ from resode.cli import (
     train,
     twist,
 )
-from resode.cli.interruption import Bars, Interrupted, raising_interrupted
+from resode.cli.bars import Bars
+from resode.cli.interruption import Interrupted, raising_interrupted
 from resode.errors import ResodeError
 from resode.progress import reporting_to
 
