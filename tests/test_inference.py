@@ -89,9 +89,9 @@ def test_probabilities_are_those_of_the_logits_and_unreadable_files_are_listed(d
         best = row.topk(2)
         assert list(each.probabilities) == [str(i) for i in best.indices.tolist()]
         assert list(each.probabilities.values()) == pytest.approx(best.values.tolist(), abs=1e-6)
-    missing, unreadable = map(str, found.errors)
+    (missing,) = map(str, found.errors)
     assert missing == f"{tmp_path / 'missing.png'}: no such file"
-    assert unreadable.startswith(f"{folder / 'notes.txt'} is not an image")
+    assert found.skipped == (folder / "notes.txt",)
 
 
 def test_damaged_weights_give_no_result(digits, tmp_path):
@@ -119,6 +119,24 @@ def test_frozen_logits_are_those_of_the_network(model):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
+def test_what_is_no_image_in_a_folder_is_skipped(digits, tmp_path):
+    """A damaged image is an error, and so is a file that was named, or a folder without images."""
+    folder, texts = tmp_path / "photos", tmp_path / "texts"
+    for each in (folder / "a", texts):
+        each.mkdir(parents=True)
+        (each / "notes.txt").write_text("no image")
+    image = np.zeros((8, 8), np.uint8)
+    Image.fromarray(image).save(folder / "good.png")
+    (folder / "cut.png").write_bytes((folder / "good.png").read_bytes()[:40])
+    found = predict(digits, [folder])
+    assert [each.file.name for each in found.images] == ["good.png"]
+    assert found.skipped == (folder / "a" / "notes.txt",)
+    assert [type(error) for error in found.errors] == [IntegrityError]
+    named = predict(digits, [folder / "a" / "notes.txt", texts])
+    assert [str(error) for error in named.errors][1:] == [f"{texts}: holds no images"]
+    assert "is not an image" in str(named.errors[0])
+
+
 def test_frozen_networks_evaluate_and_predict_the_same(digits, tmp_path, capsys, monkeypatch):
     file, image = digits, tmp_path / "image.png"
     Image.new("L", (8, 8), 100).save(image)

@@ -16,14 +16,17 @@ from torch import Tensor, nn
 
 from resode import acceleration, weights
 from resode import data as datasets
-from resode.data import Images, Loader
+from resode.data import FolderSplit, Images, Loader
+from resode.data.image_file import NoImageError
 from resode.data.matching import class_order, image_size
 from resode.data.raw import OnBadImage
 from resode.errors import InputError, IntegrityError, ResodeError
+from resode.progress import report
 from resode.training.loop.evaluation import Scores
 from resode.training.loop.evaluation import evaluate as score
 from resode.training.process.device import choose_device, place
 from resode.training.records.locations import weights_file
+from resode.training.setup.data import split_note
 from resode.training.setup.execution import own_compiler_cache
 from resode.weights import Loaded, Preprocessing
 
@@ -106,13 +109,23 @@ def evaluate(
     if source is None:
         raise InputError(f"{path}: does not say what it was trained on; give --data")
     source = str(source)
-    images, skipped, note = _labelled_images(source, split, on_bad_image, module.preprocessing)
+    same = source == origin.get("data") or str(Path(source).expanduser().resolve()) == origin.get("data")
+    recorded = origin.get("split") if same else None
+    test_split = FolderSplit(recorded["test"], recorded["seed"]) if recorded else None
+    images, skipped, about = _labelled_images(source, split, on_bad_image, module.preprocessing, test_split)
     place(module, choose_device(device))
     network = Frozen(module) if freeze else module
-    scores = score(network, _batches(module, images, batch_size), precision=precision)
+    done = 0
+
+    def scored(samples: int) -> None:
+        nonlocal done
+        done += samples
+        report(f"evaluating {len(images):,} images", done / len(images))
+
+    scores = score(network, _batches(module, images, batch_size), precision=precision, on_batch=scored)
     if not math.isfinite(scores.loss):
         raise IntegrityError(f"{path}: the loss on {source} is {scores.loss}: the weights are not finite")
-    notes = [note] if note else []
+    notes = list(about)
     if not_averaged := last_step_note(path, module):
         notes.append(not_averaged)
     return Evaluation(
@@ -137,11 +150,15 @@ def last_step_note(path: str | Path, module: Loaded) -> str:
 
 
 def _labelled_images(
-    source: str, split: str, on_bad_image: OnBadImage, preprocessing: Preprocessing
-) -> tuple[Images, tuple[str, ...], str]:
-    """The images of a split at the network's size, in its order of classes; skipped ones; a note."""
+    source: str,
+    split: str,
+    on_bad_image: OnBadImage,
+    preprocessing: Preprocessing,
+    test_split: FolderSplit | None,
+) -> tuple[Images, tuple[str, ...], list[str]]:
+    """The images of a split at the network's size, in its order of classes; skipped ones; notes."""
     side = image_size(source, preprocessing.size)
-    dataset = datasets.load(source, image_size=side, on_bad_image=on_bad_image)
+    dataset = datasets.load(source, image_size=side, on_bad_image=on_bad_image, split=test_split)
     images = dataset.train if split == "train" else dataset.test
     if images is None:
         raise InputError(f"{source}: has no test images; evaluate on --split train, or give other --data")
@@ -151,7 +168,8 @@ def _labelled_images(
             f"{source}: its images have {channels} channels, the network takes {preprocessing.channels}"
         )
     order = class_order(source, dataset.classes, preprocessing.classes)
-    return order.relabel(images), dataset.skipped, order.note
+    notes = [*([order.note] if order.note else []), *([split_note(dataset)] if dataset.split else [])]
+    return order.relabel(images), dataset.skipped, notes
 
 
 def _batches(module: Loaded, images: Images, batch_size: int) -> Loader:
@@ -195,10 +213,17 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Predictions:
-    """Predictions for the files that could be read, and an error for each that could not."""
+    """Predictions for the files that could be read.
+
+    Args:
+        images: the predictions.
+        errors: one for each file that could not be read.
+        skipped: files of folders that are no images.
+    """
 
     images: tuple[Prediction, ...]
     errors: tuple[ResodeError, ...]
+    skipped: tuple[Path, ...] = ()
 
     def __repr__(self) -> str:
         lines = [str(image) for image in self.images[:5]]
@@ -222,7 +247,7 @@ def predict(
 
     Args:
         path: a run, a checkpoint, a .safetensors file or the name of pretrained weights.
-        images: image files; a folder stands for the files in it, by name.
+        images: image files; a folder stands for the images in it, by name.
         top: how many classes to give for an image.
         precision: "fp32", or "bf16" for autocast.
         freeze: compile the network for inference first (`Frozen`).
@@ -232,21 +257,27 @@ def predict(
         InputError: no such weights.
         IntegrityError: corrupt weights, or weights that are not finite.
     """
-    files, missing = _files(images)
+    files, inside, missing = _files(images)
     module = weights.load(weights_file(path))
     module.to(choose_device(device))
     pixels, readable, unreadable = _decoded(files, module.preprocessing)
+    no_images = {file for file, error in unreadable if file in inside and isinstance(error, NoImageError)}
+    errors = [*missing, *(error for file, error in unreadable if file not in no_images)]
+    with_images = {folder for file, folder in inside.items() if file not in no_images}
+    errors += [InputError(f"{each}: holds no images") for each in {*inside.values()} - with_images]
     network = Frozen(module) if freeze else module
     named: list[dict[str, float]] = []
     for start in range(0, len(pixels), BATCH):
         batch = torch.stack(pixels[start : start + BATCH])
         named += _most_probable(network, module, batch, top, precision)
-    return Predictions(tuple(map(Prediction, readable, named)), (*missing, *unreadable))
+        report(f"classifying {len(pixels):,} images", min(1.0, (start + BATCH) / len(pixels)))
+    return Predictions(tuple(map(Prediction, readable, named)), tuple(errors), tuple(sorted(no_images)))
 
 
-def _files(images: Iterable[Path]) -> tuple[list[Path], list[ResodeError]]:
-    """The image files, folders replaced by the files in them, and an error for each path without any."""
+def _files(images: Iterable[Path]) -> tuple[list[Path], dict[Path, Path], list[ResodeError]]:
+    """The files, with those in folders; the folder of each of these; an error for each path without any."""
     files: list[Path] = []
+    inside: dict[Path, Path] = {}
     missing: list[ResodeError] = []
     for image in images:
         if image.is_dir():
@@ -254,24 +285,26 @@ def _files(images: Iterable[Path]) -> tuple[list[Path], list[ResodeError]]:
             if not found:
                 missing.append(InputError(f"{image}: holds no files"))
             files.extend(found)
+            inside |= dict.fromkeys(found, image)
         elif image.is_file():
             files.append(image)
         else:
             missing.append(InputError(f"{image}: no such file"))
-    return files, missing
+    return files, inside, missing
 
 
 def _decoded(
     files: list[Path], preprocessing: Preprocessing
-) -> tuple[list[Tensor], list[Path], list[ResodeError]]:
-    """Pixels (C, H, W) uint8 of the files that are images, these files, and an error for each other."""
+) -> tuple[list[Tensor], list[Path], list[tuple[Path, ResodeError]]]:
+    """Pixels (C, H, W) uint8 of the images, their files, and the other files, each with its error."""
     pixels, readable, errors = [], [], []
-    for file in files:
+    for number, file in enumerate(files, start=1):
+        report(f"reading {len(files):,} files", number / len(files))
         try:
             image = datasets.decode(file, name=str(file))
             image = datasets.resize_and_crop(image, size=preprocessing.size, channels=preprocessing.channels)
         except ResodeError as error:
-            errors.append(error)
+            errors.append((file, error))
             continue
         pixels.append(torch.from_numpy(image).permute(2, 0, 1))
         readable.append(file)

@@ -12,7 +12,7 @@ PURPOSES = {
     name: number
     for number, name in enumerate(
         ("order", "crop_rows", "crop_columns", "flip", "cutout_rows", "cutout_columns", "mixup_weight",
-         "mixup_partner", "validation", "subset", "angle", "scale")
+         "mixup_partner", "validation", "subset", "angle", "scale", "test")
     )
 }  # fmt: skip
 

@@ -11,6 +11,7 @@ from PIL import Image
 import resode as library
 from resode import weights
 from resode.analysis import pde, vector_fields
+from resode.cli import console
 from resode.models import models
 from resode.models.twisting import twisted_convolutions
 from tests.cli.conftest import TINY
@@ -143,3 +144,13 @@ def test_a_network_without_3x3_convolutions_has_nothing_to_read(resode, tmp_path
 
 def test_a_place_that_cannot_be_written_exits_5(resode):
     assert resode("analyze", "digits_resnet8", "--out", "/proc/resode-analysis").code == 5
+
+
+def test_no_column_and_no_name_is_cut_at_80_columns(resode, twisted, monkeypatch):
+    monkeypatch.setattr(console, "out", console.Screen(width=80))
+    out = resode("analyze", twisted, "--out", "pde").out
+    assert max(map(len, out.splitlines())) <= 80
+    assert "\N{HORIZONTAL ELLIPSIS}" not in out
+    for words in ("reaction", "strength", "smoothing", "outside of stages", "layer1.0.conv1", "dilation",
+                  "strain", "explains"):  # fmt: skip
+        assert words in out

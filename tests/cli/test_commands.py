@@ -12,6 +12,7 @@ from PIL import Image
 
 import resode as library
 from resode.cli import app
+from resode.data import sources
 from resode.models import models
 from tests.cli.conftest import TINY
 
@@ -113,6 +114,18 @@ def test_predict_agrees_with_the_network(resode, trained, tmp_path):
     probabilities = module(module.preprocessing(pixels)).softmax(1)
     assert [row["class"] for row in rows] == [str(int(i)) for i in probabilities.argmax(1)]
     assert [row["probability"] for row in rows] == pytest.approx(probabilities.amax(1).tolist(), abs=2e-6)
+
+
+def test_predict_says_what_it_skips_in_a_folder(resode, trained, tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(folder / "good.png")
+    (folder / "a.txt").write_text("no image")
+    (folder / "b.txt").write_text("no image")
+    answer = resode("predict", trained, folder)
+    assert answer.code == 0, answer.err
+    assert answer.out.count("\n") == 1
+    assert answer.lines == [f"skipped 2 files that are no images, the first: {folder / 'a.txt'}"]
 
 
 def test_predict_names_a_bad_file_and_classifies_the_others(resode, trained, tmp_path):
@@ -274,6 +287,29 @@ def test_a_plugin_brings_a_model(resode, tmp_path, monkeypatch):
         answer = resode(*words)
         assert answer.code == 2
         assert "--plugin" in answer.err
+
+
+SIGNALLING = """
+import os, signal
+from resode.data import load, sources
+
+@sources.register("signalling")
+def signalling():
+    os.kill(os.getpid(), signal.{name})
+    return load("digits")
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_signal_while_reading_ends_the_command_and_leaves_no_run(resode, tmp_path, monkeypatch, name):
+    monkeypatch.setattr(sources, "_entries", dict(sources._entries))
+    (tmp_path / "plugin.py").write_text(SIGNALLING.format(name=name))
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    answer = resode("train", "quickstart", "--data", "signalling", "--plugin", "plugin.py", "--out", "run")
+    assert answer.code == 128 + getattr(signal, name)
+    assert answer.lines[-1] == "resode: interrupted"
+    assert not (tmp_path / "run").exists()
+    assert before == {number: signal.getsignal(number) for number in before}
 
 
 def test_ctrl_c_saves_and_resume_goes_on(tmp_path):

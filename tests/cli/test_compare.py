@@ -1,6 +1,7 @@
 """`resode compare` on runs as training leaves them."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,23 @@ def test_the_base_is_chosen_by_name(capsys):
     assert rows[0]["difference"] is None
     for base, message in (("short", "more than one arm of that name"), ("none", "no arm of that name")):
         assert message in said(capsys, *RUNS, "--base", base, code=2).err
+
+
+def test_differences_of_protocol_are_folded_and_listed_on_request(capsys):
+    names = [str(RESULTS / name) for name in ("short-resnet20", "fast-resnet20-cpu-0")]
+    folded, whole = said(capsys, *names).err, said(capsys, *names, "--differences").err
+    assert "protocols differ in epochs, augmentation, image sizes, optimizer" in folded
+    assert sum("protocol" in line or "differences" in line for line in folded.splitlines()) == 2
+    assert "protocols differ in epochs: 10 (short/resnet20); 22 (fast/resnet20-cpu)" in whole
+    assert len(whole.splitlines()) > 5
+
+
+def test_a_folder_with_a_run_and_its_copy(capsys, tmp_path):
+    for name in ("a", "b"):
+        shutil.copytree(RESULTS / "short-resnet20", tmp_path / name)
+    shown = said(capsys, str(tmp_path))
+    assert f"{tmp_path / 'b'}: excluded, the same experiment with the same seed 0" in shown.err
+    assert shown.out.count("short/resnet20") == 1
 
 
 @pytest.mark.parametrize(("columns", "tables"), [(80, 2), (110, 2), (150, 1)])

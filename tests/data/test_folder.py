@@ -3,7 +3,7 @@ import shutil
 import numpy as np
 import pytest
 
-from resode.data import load
+from resode.data import FolderSplit, load
 from resode.errors import InputError, IntegrityError
 from tests.data.conftest import encoded, random_pixels, write_images
 
@@ -138,3 +138,74 @@ def test_images_need_not_be_square(tmp_path):
     write_images(tmp_path / "train" / "a", random_pixels(4)[:, :5])
     assert load(str(tmp_path)).train.pixels.shape == (4, 5, 8, 3)
     assert load(str(tmp_path), image_size=4).train.pixels.shape == (4, 4, 4, 3)
+
+
+# ---------------------------------------------------------------- flat folders
+
+
+@pytest.fixture
+def flat(tmp_path):
+    """Three classes of 10, 5 and 1 images, and a list beside them."""
+    root = tmp_path / "photos"
+    for seed, (name, count) in enumerate({"cat": 10, "dog": 5, "emu": 1}.items()):
+        write_images(root / name, random_pixels(count, seed=seed))
+    (root / "list.csv").write_text("name,class")
+    return root
+
+
+def test_a_flat_folder_is_split_by_class(flat):
+    data = load(str(flat))
+    assert data.classes == ("cat", "dog", "emu")
+    assert np.bincount(data.train.labels).tolist() == [8, 4, 1]
+    assert np.bincount(data.test.labels, minlength=3).tolist() == [2, 1, 0]
+    assert not set(data.train.digests) & set(data.test.digests)
+    assert data.split == FolderSplit(0.2, 0)
+    assert load(str(flat)).fingerprint == data.fingerprint  # from the cache
+    assert load(str(flat)).split == data.split
+
+
+def test_the_split_depends_on_seed_and_share_alone(flat, tmp_path):
+    def test_images(root=flat, size=None, **options):
+        test = load(str(root), image_size=size, split=FolderSplit(**options)).test
+        return sorted(test.digests.tolist())
+
+    usual = test_images()
+    assert any(test_images(seed=seed) != usual for seed in range(1, 4))
+    assert len(test_images(share=0.5)) == 5 + 2
+    assert set(usual) < set(test_images(share=0.5))
+    shutil.copytree(flat, tmp_path / "elsewhere")
+    assert test_images(tmp_path / "elsewhere") == usual
+
+
+def test_images_read_at_another_size_are_split_alike(flat):
+    for path in flat.rglob("*.png"):  # each image one grey level of its own, at any size
+        level = np.full((8, 8, 1), int(path.stem) * 3 + 40 * ord(path.parent.name[0]) % 200, np.uint8)
+        path.write_bytes(encoded(level))
+    whole, small = (load(str(flat), image_size=size).test.pixels[:, 0, 0, 0].tolist() for size in (8, 4))
+    assert whole == small
+
+
+def test_a_train_folder_without_test_images_is_split_on_request(class_folder):
+    shutil.rmtree(class_folder / "test")
+    data = load(str(class_folder), split=FolderSplit(share=0.34))
+    assert (len(data.train), len(data.test)) == (4, 2)
+
+
+def test_test_images_of_its_own_are_not_replaced(class_folder):
+    with pytest.raises(InputError, match=r"has test images of its own.*; remove data\.split"):
+        load(str(class_folder), split=FolderSplit())
+    with pytest.raises(InputError, match=r"digits: data\.split divides a folder"):
+        load("digits", split=FolderSplit())
+
+
+@pytest.mark.parametrize("name", ["Training", "test"])
+def test_a_folder_of_splits_is_no_folder_of_classes(flat, name):
+    (flat / "cat").rename(flat / name)
+    with pytest.raises(InputError, match="holds no data set; expected folders of images <class>/"):
+        load(str(flat))
+
+
+def test_loose_images_beside_the_classes(flat):
+    (flat / "loose.JPG").write_bytes(encoded(PIXELS[0]))
+    with pytest.raises(InputError, match=r"loose\.JPG is outside a class folder"):
+        load(str(flat))

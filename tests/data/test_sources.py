@@ -79,7 +79,7 @@ def test_an_archive_and_an_empty_folder(tmp_path):
     (tmp_path / "cifar-10-python.tar.gz").write_bytes(b"?")
     with pytest.raises(InputError, match="is a file; give its folder, or unpack it"):
         load(str(tmp_path / "cifar-10-python.tar.gz"))
-    with pytest.raises(InputError, match=r"holds no data set; expected train\*\.parquet"):
+    with pytest.raises(InputError, match=r"holds no data set; expected folders of images .*train\*\.parquet"):
         load(str(tmp_path))
 
 

@@ -14,7 +14,7 @@ from resode.models import create
 from resode.weights import Card, Preprocessing, Specification, save
 
 EXPERIMENT = {
-    "name": "he2016/resnet20",
+    "name": "mine/resnet20",
     "about": {
         "summary": "A network of twenty layers.",
         "published": {"top1_error": 8.75, "source": "He et al. 2016, table 6"},
@@ -29,7 +29,7 @@ EXPERIMENT = {
 
 SUMMARY = {
     "status": "finished",
-    "name": "he2016/resnet20",
+    "name": "mine/resnet20",
     "model": "he_resnet20",
     "parameters": 269722,
     "seed": 7,

@@ -17,8 +17,8 @@ def test_runs_that_differ_in_their_seed_are_one_arm(arm):
     groups = grouped([*plain, *wide])
     assert [len(group.runs) for group in groups] == [3, 3]
     first, second = compare(groups).rows
-    assert first.name == "he2016/resnet20"
-    assert second.name == "he2016/resnet20 (model.widths=[20, 40, 80])"
+    assert first.name == "mine/resnet20"
+    assert second.name == "mine/resnet20 (model.widths=[20, 40, 80])"
     assert first.seeds == (0, 1, 2)
     assert first.test.mean == pytest.approx(9)
     assert first.difference is None
@@ -51,10 +51,35 @@ def test_a_file_is_refused(arm):
         grouped([path / "model.safetensors"])
 
 
-def test_the_same_run_twice_is_refused(arm):
-    (path,) = arm("plain", {3: 8.0})
-    with pytest.raises(InputError, match="the same experiment with the same seed 3; remove one"):
-        grouped([path, path])
+def test_of_two_runs_with_the_same_seed_the_first_finished_one_stays(arm):
+    (late,) = arm("late", {3: 8.0}, finished=False)
+    (first,), (second,) = arm("first", {3: 8.0}), arm("second", {3: 9.0})
+    (group,) = grouped([late, first, second, first])
+    assert [run.path for run in group.runs.values()] == [first]
+    assert [run.path for run in group.repeated] == [late, second]
+    remarks = compare([group]).remarks
+    assert f"{second}: excluded, the same experiment with the same seed 3 as {first}" in remarks
+    assert len(remarks) == 2
+
+
+def test_many_differences_of_protocol_fold_into_the_settings_that_differ(arm):
+    other = {"epochs": 10, "batch_size": 64, "augment": {"flip": True, "crop": 2}}
+    found = compare(grouped([*arm("plain", {0: 8.0}), *arm("other", {0: 9.0}, **other)]))
+    assert found.folded
+    assert found.brief == ("protocols differ in epochs, batch size, augmentation",)
+    assert len(found.remarks) == 4
+    assert "- protocols differ in epochs: 4" in as_markdown(found)
+    assert "- protocols differ in epochs, batch size" in as_markdown(found, brief=True)
+    few = compare(grouped([*arm("a", {0: 8.0}), *arm("b", {0: 9.0}, epochs=10)]))
+    assert not few.folded
+    assert few.brief == few.remarks
+
+
+def test_arms_that_differ_in_many_settings_are_named_by_their_folders(arm):
+    settings = {"epochs": 10, "batch_size": 64, "label_smoothing": 0.1, "precision": "fp32"}
+    first, second = grouped([*arm("plain", {0: 8.0}), *arm("other", {0: 9.0}, **settings)])
+    assert first.name.endswith(f"({next(iter(first.runs.values())).path.name})")
+    assert second.name.endswith(f"({next(iter(second.runs.values())).path.name})")
 
 
 @pytest.mark.parametrize(

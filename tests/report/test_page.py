@@ -27,7 +27,7 @@ def test_a_finished_run_shows_its_result(make_run: MakeRun) -> None:
         "8.75 % published test error He et al. 2016, table 6 this run: 3.75 points higher",
         "13.00 % validation error",
         "training images 400 validation images 100 test images 40 epochs 4",
-        "tested once, at the end seed 7 precision bf16, compiled test precision fp32",
+        "tested once, at the end initial weights random seed 7 precision bf16, compiled test precision fp32",
         "parameters 269,722",
         "total time 7 min 01 s training time 6 min 40 s training images per second 430.5 peak memory 641 MB",
         "cat 80.0 % dog 4×",

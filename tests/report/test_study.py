@@ -32,7 +32,7 @@ def test_arms_stand_side_by_side(arm, tmp_path):
     for part in (
         "arms 2 seeds 0, 1, 2 data cifar10 validation split 100 epochs 4 batch size 128 precision bf16",
         "Test error of the last epoch",
-        "he2016/resnet20 (model.widths=[20, 40, 80])",
+        "mine/resnet20 (model.widths=[20, 40, 80])",
         "9.00 ± 1.00 % [6.52, 11.48]",
         "-1.17 [-1.88, -0.45], p 0.02",
         "dashed marks are published errors",
@@ -61,7 +61,7 @@ def test_confusions_are_summed_over_seeds(arm, tmp_path):
     with_confusion(first, [[16, 4], [1, 19]])
     with_confusion(second, [[12, 8], [2, 18]])
     found, _ = pages(tmp_path)
-    assert "Confusion matrix of he2016/resnet20" in found.text
+    assert "Confusion matrix of mine/resnet20" in found.text
     assert "0 28 12 1 3 37" in found.text
     assert "0 30.0 % 1 7.5 %" in found.text  # errors of the classes
 
@@ -96,7 +96,7 @@ def test_mixed_protocols_are_reported(arm, tmp_path):
     arm("long", {0: 7.0}, epochs=10)
     found, _ = pages(tmp_path)
     assert "epochs differs" in found.text
-    assert "protocols differ in epochs: 10 (he2016/resnet20 (epochs=10)); 4 (he2016" in found.text
+    assert "protocols differ in epochs: 10 (mine/resnet20 (epochs=10)); 4 (mine" in found.text
 
 
 def test_hostile_names_stay_text(arm, tmp_path):
@@ -139,22 +139,21 @@ def test_what_is_missing_is_reported(arm, tmp_path):
     environment = json.loads((untested / "environment.json").read_text())
     (untested / "environment.json").write_text(json.dumps({**environment, "threads": 7}))
     found, _ = pages(tmp_path)
-    assert "he2016/resnet20 (batch_size=64): 1 of 2 finished runs have no test error" in found.text
+    assert "mine/resnet20 (batch_size=64): 1 of 2 finished runs have no test error" in found.text
     assert (
-        "(batch_size=32): shares no seed with he2016/resnet20 (batch_size=128), so no difference"
-        in found.text
+        "(batch_size=32): shares no seed with mine/resnet20 (batch_size=128), so no difference" in found.text
     )
     assert "times and memory come from different machines: " in found.text
-    assert "he2016/resnet20 (batch_size=64) 1 7.00 %" in found.text  # n counts the runs with a test error
+    assert "mine/resnet20 (batch_size=64) 1 7.00 %" in found.text  # n counts the runs with a test error
 
 
 def test_arms_of_one_name_also_show_their_folders(arm, tmp_path):
     first, _ = arm("a", {0: 8.0, 1: 9.0})
     (tmp_path / "arms.json").write_text(
-        json.dumps({first.name: "he2016/resnet20"})
+        json.dumps({first.name: "mine/resnet20"})
     )  # the study file has fewer arms now
     groups = report.read_study(tmp_path).groups
-    assert [group.name for group in groups] == ["he2016/resnet20", f"he2016/resnet20 [{tmp_path}]"]
+    assert [group.name for group in groups] == ["mine/resnet20", f"mine/resnet20 [{tmp_path}]"]
     _, source = pages(tmp_path)
     for error in ("8.00 %", "9.00 %"):
         assert source.count(f"seed {0 if error.startswith('8') else 1}: {error}</title>") == 1

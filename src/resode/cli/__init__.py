@@ -4,6 +4,7 @@ Exit codes: 0 done; 2 usage or input; 3 integrity or security; 4 diverged; 5 res
 signal n after saving. An error is one line that names the thing and the fix; `--debug` adds the traceback.
 """
 
+import contextlib
 import errno
 import io
 import os
@@ -30,7 +31,10 @@ from resode.cli import (
     train,
     twist,
 )
+from resode.cli.bars import Bars
+from resode.cli.interruption import Interrupted, raising_interrupted
 from resode.errors import ResodeError
+from resode.progress import reporting_to
 
 app = typer.Typer(
     name="resode",
@@ -81,16 +85,25 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     try:
-        code = app(words, standalone_mode=False)
-    except KeyboardInterrupt:
-        _fail(130, ("interrupted",))
+        bars = Bars()
+        with (
+            contextlib.closing(bars),
+            reporting_to(None if "--json" in words else bars),
+            raising_interrupted(),
+        ):
+            code = app(words, standalone_mode=False)
+    except Interrupted as interrupted:
+        _interrupted(128 + interrupted.number, ("interrupted",), program=arguments is None)
     except BrokenPipeError:  # the reader has closed the pipe (`resode list | head`)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except Exception as error:
         if debug:
             traceback.print_exc()
-        _fail(*_describe(error))
+        code, messages = _describe(error)
+        if code >= 128:
+            _interrupted(code, messages, program=arguments is None)
+        _fail(code, messages)
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -118,8 +131,23 @@ def _describe(error: Exception) -> tuple[int, tuple[str, ...]]:
     return 1, (f"internal error: {type(error).__name__}: {first}; --debug shows where",)
 
 
+def _interrupted(code: int, messages: tuple[str, ...], *, program: bool) -> NoReturn:
+    """End after a signal; a program at once, as the interpreter would spend seconds on leaving in order."""
+    _print(code, messages)
+    if program:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 def _fail(code: int, messages: tuple[str, ...]) -> NoReturn:
+    _print(code, messages)
+    sys.exit(code)
+
+
+def _print(code: int, messages: tuple[str, ...]) -> None:
     rank = os.environ.get("RANK", "0")  # a signal reaches every process: rank 0 reports it for all
     for message in messages if rank == "0" or code < 128 else ():
         print(f"resode: {message}" if rank == "0" else f"resode: rank {rank}: {message}", file=sys.stderr)
-    sys.exit(code)

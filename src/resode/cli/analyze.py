@@ -68,9 +68,9 @@ def analyze(
         return
     if found.kernels:
         stdout.print(_terms(found.terms))
-        stdout.print(_strengths(found.kernels))
+        stdout.print(*_strengths(found.kernels, stdout.width))
     if found.fields:
-        stdout.print(_velocities(found.fields))
+        stdout.print(*_velocities(found.fields, stdout.width))
     for file in files:
         note(f"written: {file}")
 
@@ -86,38 +86,41 @@ def _terms(terms: "Sequence[Term]") -> "Table":
     return shown
 
 
-def _strengths(kernels: "Sequence[KernelDecomposition]") -> "Table":
+def _strengths(kernels: "Sequence[KernelDecomposition]", width: int) -> "list[Table]":
     """The mean of each stage and kind of kernel."""
     from resode.analysis.decomposition import INDEPENDENT, INDEPENDENT_SMOOTHING
     from resode.analysis.reading import kernel_means
-    from resode.cli.console import table
+    from resode.cli.console import fitted
 
-    shown = table("3x3 kernels (means)", *INDEPENDENT, "strength", "smoothing", "count")
+    rows = []
     for mean in kernel_means(kernels):
         stage = "outside of stages" if mean.stage is None else f"stage {mean.stage}"
-        shown.add_row(
-            stage if mean.term == "W" else f"{stage}, {mean.term}",
-            *(f"{100 * mean.shares[part]:.0f} %" for part in INDEPENDENT),
-            f"{mean.strength:.3g}",
-            "-" if mean.smoothing is None else f"{mean.smoothing:+.2f} px²",
-            f"{mean.count:,}",
+        rows.append(
+            [
+                stage if mean.term == "W" else f"{stage}, {mean.term}",
+                *(f"{100 * mean.shares[part]:.0f} %" for part in INDEPENDENT),
+                f"{mean.strength:.3g}",
+                "-" if mean.smoothing is None else f"{mean.smoothing:+.2f} px²",
+                f"{mean.count:,}",
+            ]
         )
     shares = [f"{100 * share:.0f} %" for share in INDEPENDENT.values()]
-    smoothing = f"{INDEPENDENT_SMOOTHING:+.2f} px²"
-    shown.add_row("independent entries, to compare", *shares, "", smoothing, "", style="dim")
-    return shown
+    rows.append(["independent entries, to compare", *shares, "", f"{INDEPENDENT_SMOOTHING:+.2f} px²", ""])
+    heads = ("3x3 kernels (means)", *INDEPENDENT, "strength", "smoothing", "count")
+    return fitted(heads, rows, width=width)
 
 
-def _velocities(fields: "Sequence[VectorField]") -> "Table":
-    from rich.text import Text
-
-    from resode.cli.console import table
+def _velocities(fields: "Sequence[VectorField]", width: int) -> "list[Table]":
+    from resode.cli.console import fitted
 
     names = ("constant", "dilation", "rotation", "strain", "third_order", "even")
-    heads = (*(name.replace("_", " ") for name in names), "pattern explains")
+    heads = ("twisted layer", "tie", *(name.replace("_", "\n") for name in names), "pattern\nexplains")
+    rows = [
+        [
+            field.name, field.tie, *(f"{getattr(field, name):.3g}" for name in names),
+            f"{100 * field.share:.0f} %" if field.share else "-",
+        ]
+        for field in fields
+    ]  # fmt: skip
     title = "velocities in pixels, at X = 1 (the constant one everywhere)"
-    shown = table("twisted layer", "tie", *heads, words=2, title=title)
-    for field in fields:
-        share = f"{100 * field.share:.0f} %" if field.share else "-"
-        shown.add_row(Text(field.name), field.tie, *(f"{getattr(field, n):.3g}" for n in names), share)
-    return shown
+    return fitted(heads, rows, words=2, title=title, width=width)

@@ -1,7 +1,6 @@
 """`resode compare`: runs side by side."""
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -10,8 +9,6 @@ import typer
 from resode.cli.options import JsonOption
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from resode.report.comparison import Comparison
 
 
@@ -29,19 +26,24 @@ def compare(
         Literal["test", "validation"], typer.Option("--on", help="Images whose errors are compared.")
     ] = "test",
     as_: Annotated[Literal["table", "markdown", "csv"], typer.Option("--as", help="Format.")] = "table",
+    differences: Annotated[
+        bool, typer.Option("--differences", help="List every value in which protocols differ.")
+    ] = False,
     json_: JsonOption = False,
 ) -> None:
     """Compare runs: errors of the last epoch over seeds, paired differences, and the cost of each arm.
 
     Runs that differ only in their seed form one arm, with mean, standard deviation and 95 % interval.
     Differences to the first arm are paired over common seeds. Differing data, splits, epochs or augmentation
-    are reported.
+    are reported. Of equal runs one is kept.
 
     Examples:
 
         resode compare runs/a-seed0 runs/a-seed1 runs/b-seed0 runs/b-seed1
 
         resode compare studies/states --base euler --as markdown
+
+        resode compare runs/ --differences
 
         resode compare runs/ --json
 
@@ -59,50 +61,34 @@ def compare(
         print(json.dumps({"rows": tables.records(found), "remarks": found.remarks}, ensure_ascii=False))
         return
     if as_ == "markdown":
-        print(tables.as_markdown(found), end="")
+        print(tables.as_markdown(found, brief=not differences), end="")
     elif as_ == "csv":
         print(tables.as_csv(found), end="")
-        for text in found.remarks:
+        for text in found.remarks if differences else found.brief:
             note(text)
     else:
-        show(found)
+        show(found, every_difference=differences)
 
 
-def show(found: "Comparison") -> None:
-    """Print a comparison, in two tables if one is too wide; remarks go to stderr."""
-    from resode.cli.console import note, out, say
-    from resode.report.tables import COSTS, cells, legend
+def show(found: "Comparison", *, every_difference: bool = False) -> None:
+    """Print a comparison, in several tables if one is too wide; remarks go to stderr.
+
+    Args:
+        found: the comparison.
+        every_difference: list all values in which protocols differ, not only what differs.
+    """
+    from resode.cli.console import fitted, note, out, say
+    from resode.report.tables import cells, legend
 
     heads, rows = cells(found)
-    places = range(len(heads))
-    whole = _table(heads, rows, places)
-    if out.measure(whole, options=out.options.update(width=10**6)).maximum <= out.width:
-        out.print(whole)
-    else:
-        out.print(_table(heads, rows, [place for place in places if heads[place] not in COSTS]))
-        out.print(_table(heads, rows, [place for place in places if not place or heads[place] in COSTS]))
-    for text in found.remarks:
+    lines = [[row[0], *(_lines(cell) for cell in row[1:])] for row in rows]
+    for table in fitted([head.replace(" ", "\n", 1) for head in heads], lines, width=out.width):
+        out.print(table)
+    for text in found.remarks if every_difference else found.brief:
         note(text)
+    if found.folded and not every_difference:
+        note(f"(`resode compare --differences` lists the {len(found.protocol)} values that differ)")
     say(legend(found))
-
-
-def _table(heads: list[str], rows: list[list[str]], places: Iterable[int]) -> "Table":
-    """The columns at `places`; the first one folds, an interval stands on a line of its own."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for place in places:
-        first = place == 0
-        head = heads[place].replace(" ", "\n", 1)
-        table.add_column(
-            head, justify="left" if first else "right", vertical="top", no_wrap=not first, overflow="fold"
-        )
-    for row in rows:
-        lines = [row[place] if place == 0 else _lines(row[place]) for place in places]
-        table.add_row(*map(Text, lines))
-    return table
 
 
 def _lines(cell: str) -> str:

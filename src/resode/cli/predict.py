@@ -37,7 +37,7 @@ def predict(
     """Classify image files with the preprocessing stored with the weights.
 
     An image is turned upright (EXIF), scaled and centre-cropped to the network's size. A file that cannot
-    be read is reported, and the others are still classified.
+    be read is reported, and the others are still classified; what is no image in a folder is skipped.
 
     Examples:
 
@@ -49,7 +49,7 @@ def predict(
     """
     load_plugins(plugin)
     from resode import inference
-    from resode.cli.console import say
+    from resode.cli.console import note, say
 
     found = inference.predict(
         path, images, top=top, precision=precision, freeze=compile_ == "on", device=device or "auto"
@@ -60,6 +60,10 @@ def predict(
         for each in found.images:
             named = ", ".join(f"{name} {100 * p:.1f} %" for name, p in each.probabilities.items())
             say(f"{each.file}: {named}")
+    if found.skipped:
+        number = len(found.skipped)
+        what = "1 file that is no image" if number == 1 else f"{number:,} files that are no images"
+        note(f"skipped {what}{', the first' if number > 1 else ''}: {found.skipped[0]}")
     if found.errors:
         worst = max(found.errors, key=lambda error: error.exit_code)
         raise type(worst)(*(line for error in found.errors for line in error.messages))

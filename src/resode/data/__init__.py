@@ -5,6 +5,7 @@
 
 from resode.data.affine import random_affine
 from resode.data.augment import Augmentation
+from resode.data.folder_split import FolderSplit
 from resode.data.image_file import decode, resize_and_crop
 from resode.data.images import Dataset, Images
 from resode.data.loader import Batch, Loader
@@ -15,6 +16,7 @@ __all__ = [
     "Augmentation",
     "Batch",
     "Dataset",
+    "FolderSplit",
     "Images",
     "Loader",
     "channel_statistics",

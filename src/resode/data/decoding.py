@@ -4,8 +4,10 @@ With `image_size`, images are scaled and cropped to that side (`image_file.resiz
 must have the same size. If any image is in colour the whole data set is RGB; C = 1 only if all are grey.
 """
 
+import contextlib
 import os
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 
@@ -15,8 +17,9 @@ from resode.data.image_file import decode, resize_and_crop
 from resode.data.images import Images, Labels, Pixels
 from resode.data.raw import Content, OnBadImage, RawDataset, RawSplit
 from resode.errors import InputError, ResodeError, ResourceError
+from resode.progress import report
 
-_CHUNK = 256  # images that a thread decodes at a time
+_CHUNK = 64  # images that a thread decodes at a time
 _THREADS = min(8, os.cpu_count() or 1)
 
 
@@ -39,15 +42,34 @@ def decode_dataset(
         ResourceError: the decoded images exceed the memory.
     """
     skipped: list[str] = []
-    with ThreadPoolExecutor(_THREADS) as pool:
+    splits = [split for split in (raw.train, raw.test) if split is not None]
+    total, done = sum(len(split.labels) for split in splits), 0
+
+    def decoded(images: int) -> None:
+        nonlocal done
+        done += images
+        report(f"reading {raw.where}", done / max(total, 1))
+
+    with _decoders() as (pool, stop):
         buffers = [
-            _decode_split(split, pool, image_size, skipped if on_bad_image == "skip" else None)
-            for split in (raw.train, raw.test)
-            if split is not None
+            _decode_split(split, pool, stop, image_size, skipped if on_bad_image == "skip" else None, decoded)
+            for split in splits
         ]
     _unify_shapes(buffers)
     train, *test = [buffer.images(raw.where, skipped) for buffer in buffers]
     return train, test[0] if test else None, tuple(skipped)
+
+
+@contextlib.contextmanager
+def _decoders() -> Iterator[tuple[ThreadPoolExecutor, threading.Event]]:
+    """Threads that decode, and an event that ends their work early, after an error or Ctrl-C."""
+    stop = threading.Event()
+    pool = ThreadPoolExecutor(_THREADS)
+    try:
+        yield pool, stop
+    finally:
+        stop.set()
+        pool.shutdown(cancel_futures=True)
 
 
 class _Buffer:
@@ -84,13 +106,18 @@ class _Buffer:
 
 
 def _decode_split(
-    split: RawSplit, pool: ThreadPoolExecutor, size: int | None, skipped: list[str] | None
+    split: RawSplit,
+    pool: ThreadPoolExecutor,
+    stop: threading.Event,
+    size: int | None,
+    skipped: list[str] | None,
+    on_images: Callable[[int], None],
 ) -> _Buffer:
     buffer = _Buffer(split.labels)
     images, position = split.images(), 0
     while window := list(islice(images, _CHUNK * _THREADS)):
         chunks = [window[start : start + _CHUNK] for start in range(0, len(window), _CHUNK)]
-        for decoded in pool.map(lambda chunk: list(_decode_chunk(chunk, size)), chunks):
+        for decoded in pool.map(lambda chunk: list(_decode_chunk(chunk, size, stop)), chunks):
             for name, result in decoded:
                 if isinstance(result, np.ndarray):
                     buffer.add(position, name, result)
@@ -99,13 +126,16 @@ def _decode_split(
                 else:
                     skipped.extend(result.messages)
                 position += 1
+            on_images(len(decoded))
     return buffer
 
 
 def _decode_chunk(
-    chunk: list[tuple[str, Content]], size: int | None
+    chunk: list[tuple[str, Content]], size: int | None, stop: threading.Event
 ) -> Iterator[tuple[str, Pixels | ResodeError]]:
     for name, content in chunk:
+        if stop.is_set():
+            return
         try:
             image = content if isinstance(content, np.ndarray) else decode(content, name=name)
         except ResodeError as error:
@@ -127,8 +157,12 @@ def _unify_shapes(buffers: list[_Buffer]) -> None:
             buffer.widen()
 
 
+class UnequalSizesError(InputError):
+    """Images of different sizes, and no size to bring them to."""
+
+
 def _unequal(first: str, shape: tuple[int, ...], name: str, other: tuple[int, ...]) -> InputError:
-    return InputError(
+    return UnequalSizesError(
         f"images of unequal size: {first} is {shape[0]}x{shape[1]}, {name} is {other[0]}x{other[1]}; "
         "give one size: --set data.image_size=32"
     )

@@ -1,5 +1,8 @@
 """Image folders: `train/<class>/...`, with test images in `test/<class>/...` or `val/<class>/...`.
 
+A flat folder `<class>/...` is split: some images of each class become the test images (`FolderSplit`), which
+on request also happens to a `train` without `test`.
+
 The classes are the subfolders of `train`, sorted by name as text; a class folder is searched recursively.
 Names that begin with a dot are ignored; every other file counts as an image. `val` (or `validation`) is the
 test set only if there is no `test`.
@@ -11,33 +14,59 @@ from typing import Final
 
 import numpy as np
 
+from resode.data.folder_split import FolderSplit
 from resode.data.raw import Content, RawDataset, RawSplit, content_key
 from resode.errors import InputError, nearest
 
 TEST_FOLDERS: Final = ("test", "val", "validation")
+_SPLIT_FOLDERS: Final = frozenset({"train", "training", "testing", "valid", *TEST_FOLDERS})
+IMAGE_SUFFIXES: Final = frozenset(
+    f".{name}"
+    for name in ("png", "jpg", "jpeg", "jpe", "jfif", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm")
+)  # by which a flat folder is recognised; any file in a class folder counts as an image
 
 
 def find(folder: Path) -> bool:
-    """Whether `folder` has a `train` subfolder."""
-    return (folder / "train").is_dir()
+    """Whether `folder` has a `train` subfolder, or is a flat folder of classes."""
+    return folder.is_dir() and ((folder / "train").is_dir() or is_flat(folder))
 
 
-def read(folder: Path) -> RawDataset:
+def is_flat(folder: Path) -> bool:
+    """Whether the subfolders are classes: one of them holds image files, and none is called train or test."""
+    children = [path for path in _visible(folder) if path.is_dir()]
+    named = any(path.name.lower() in _SPLIT_FOLDERS for path in children)
+    return not named and any(
+        file.suffix.lower() in IMAGE_SUFFIXES for path in children for file in path.iterdir()
+    )
+
+
+def read(folder: Path, split: FolderSplit | None = None) -> RawDataset:
     """Open a folder for which `find` is true.
+
+    Args:
+        folder: the folder.
+        split: takes test images from the others; default: of a flat folder only.
 
     Raises:
         InputError: no class folder, files outside the class folders, an empty class, or a test class that
             `train` does not have.
     """
-    train = folder / "train"
-    classes = tuple(path.name for path in _class_folders(train))
+    flat = not (folder / "train").is_dir()
+    train = folder if flat else folder / "train"
+    classes = tuple(path.name for path in _class_folders(train, flat=flat))
     files = _files(train, classes)
     for name, paths in files.items():
         if not paths:
             raise InputError(f"{train / name} holds no image; add some or remove the folder")
+    if flat:
+        return _divided(folder, folder, files, split or FolderSplit())
     test = next((folder / name for name in TEST_FOLDERS if (folder / name).is_dir()), None)
     if test is None:
         _refuse_misspelt(folder)
+        if split is not None:
+            return _divided(folder, train, files, split)
+    elif split is not None:
+        raise InputError(f"{folder} has test images of its own, in {test}; remove data.split")
     test_files = _test_files(test, classes) if test else {}
     every_file = [path for split in (files, test_files) for paths in split.values() for path in paths]
     return RawDataset(
@@ -46,6 +75,26 @@ def read(folder: Path) -> RawDataset:
         _split(files, classes),
         _split(test_files, classes) if any(test_files.values()) else None,
         lambda: content_key(folder, every_file),
+    )
+
+
+def _divided(folder: Path, images: Path, files: dict[str, list[Path]], split: FolderSplit) -> RawDataset:
+    """A data set whose test images are taken from `files`, which lie in class folders of `images`."""
+    train: dict[str, list[Path]] = {}
+    test: dict[str, list[Path]] = {}
+    for name, paths in files.items():
+        by_name = {path.relative_to(images).as_posix(): path for path in paths}
+        chosen = split.chosen(list(by_name))
+        train[name] = [path for key, path in by_name.items() if key not in chosen]
+        test[name] = [path for key, path in by_name.items() if key in chosen]
+    classes, every_file = tuple(files), [path for paths in files.values() for path in paths]
+    return RawDataset(
+        str(folder),
+        classes,
+        _split(train, classes),
+        _split(test, classes) if any(test.values()) else None,
+        lambda: f"{content_key(folder, every_file)} {split}",
+        split,
     )
 
 
@@ -61,9 +110,12 @@ def _visible(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
 
 
-def _class_folders(folder: Path) -> list[Path]:
+def _class_folders(folder: Path, *, flat: bool = False) -> list[Path]:
     children = _visible(folder)
     files = [path for path in children if not path.is_dir()]
+    if flat:  # beside other things such as a list of the images
+        children = [path for path in children if path.is_dir()]
+        files = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
     if files:
         raise InputError(
             f"{files[0]} is outside a class folder; put each image into {folder}/<class>/"

@@ -32,6 +32,10 @@ _MAGIC: Final = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"MM\0*")
 _GREY: Final = frozenset({"1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N"})
 
 
+class NoImageError(InputError):
+    """A file that is no image of a known format."""
+
+
 def decode(source: str | Path | bytes, *, name: str) -> Pixels:
     """Decode one image file.
 
@@ -43,7 +47,8 @@ def decode(source: str | Path | bytes, *, name: str) -> Pixels:
         `(H, W, 1)` or `(H, W, 3)` uint8.
 
     Raises:
-        InputError: the file cannot be read, is not an image, or its pixels are not of 8 or 16 bits.
+        InputError: the file cannot be read, or its pixels are not of 8 or 16 bits.
+        NoImageError: it is not an image.
         IntegrityError: the image is truncated, corrupt or larger than `MAX_PIXELS`.
     """
     content = source if isinstance(source, bytes) else _read(Path(source), name)
@@ -59,7 +64,7 @@ def decode(source: str | Path | bytes, *, name: str) -> Pixels:
         raise IntegrityError(f"{name}: more than {MAX_PIXELS:,} pixels; such images are refused") from error
     except Exception as error:  # decoders can raise anything on hostile bytes
         if isinstance(error, UnidentifiedImageError) and not _has_image_header(content):
-            raise InputError(f"{name} is not an image ({', '.join(FORMATS)} are read)") from error
+            raise NoImageError(f"{name} is not an image ({', '.join(FORMATS)} are read)") from error
         raise IntegrityError(f"{name}: truncated or corrupt image ({_reason(error)})") from error
 
 

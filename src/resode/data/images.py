@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from resode.data.folder_split import FolderSplit
 from resode.errors import InputError
 
 Pixels = npt.NDArray[np.uint8]
@@ -90,6 +91,7 @@ class Dataset:
         test: test images, or None if the source has none.
         skipped: a message for each image dropped by `on_bad_image="skip"`.
         fingerprint: order-independent content hash of both splits and the class names (hex).
+        split: how the test images were chosen, in a folder that has none of its own.
 
     Raises:
         InputError: no class, a label out of range, a class without training images, or splits of unequal
@@ -102,6 +104,7 @@ class Dataset:
     test: Images | None
     skipped: tuple[str, ...]
     fingerprint: str
+    split: FolderSplit | None = None
 
     def __post_init__(self) -> None:
         check_labels(self.name, self.classes, self.train.labels, self.test.labels if self.test else None)

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from resode.data.folder_split import FolderSplit
 from resode.data.images import Labels, Pixels, check_labels
 from resode.errors import InputError
+from resode.progress import report
 
 Content = bytes | Path | Pixels  # an image file's bytes, its path, or decoded pixels (H, W, C)
 OnBadImage = Literal["error", "skip"]
@@ -36,6 +38,7 @@ class RawDataset:
         train: the training split.
         test: the test split, or None.
         content: computes the cache key from the bytes of its files; None: do not cache.
+        split: how `test` was taken from the images; None: the source has test images of its own, or none.
     """
 
     where: str
@@ -43,6 +46,7 @@ class RawDataset:
     train: RawSplit
     test: RawSplit | None
     content: Callable[[], str] | None = None
+    split: FolderSplit | None = None
 
     def check(self, classes: tuple[str, ...]) -> None:
         """Raise `InputError` if the labels do not match `classes`, before anything is decoded."""
@@ -73,11 +77,16 @@ def content_key(root: Path, files: Iterable[Path]) -> str:
         InputError: a file cannot be read.
     """
     paths = sorted(files)
+    pool = ThreadPoolExecutor(4)
+    hashes = []
     try:
-        with ThreadPoolExecutor(4) as pool:
-            hashes = list(pool.map(file_hash, paths))
+        for done, found in enumerate(pool.map(file_hash, paths), start=1):
+            hashes.append(found)
+            report(f"checking {root}", done / len(paths))
     except OSError as error:
         raise InputError(f"{error.filename} cannot be read ({error.strerror})") from error
+    finally:
+        pool.shutdown(cancel_futures=True)  # after Ctrl-C no file is waited for but those in work
     lines = (
         f"{digest} {path.relative_to(root).as_posix()}\n" for path, digest in zip(paths, hashes, strict=True)
     )

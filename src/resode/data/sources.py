@@ -5,11 +5,12 @@
 2. `hf://OWNER/NAME` or `hf://OWNER/NAME@COMMIT`: any image-classification data set on the hub. The name of
    the result contains the commit.
 3. A folder: parquet files; `cifar-10-batches-py` or `cifar-100-python`, or a folder that holds one;
-   `train/<class>/*.png`.
+   `train/<class>/*.png`, or a flat folder `<class>/*.png`, of which some images become test images.
 
 Images are decoded once and then memory-mapped from a cache keyed by content (`cache`).
 """
 
+import dataclasses
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ import numpy as np
 from resode.data import cache, cifar, digits, folder, hub, parquet
 from resode.data.affine import random_affine
 from resode.data.decoding import decode_dataset
+from resode.data.folder_split import FolderSplit
 from resode.data.images import Dataset, Images
 from resode.data.pinned import PINNED_DATASETS, PinnedDataset
 from resode.data.raw import Content, OnBadImage, RawDataset, RawSplit
@@ -28,7 +30,13 @@ from resode.registry import Registry
 sources: Registry[Dataset] = Registry("data set", "data")
 
 
-def load(data: str, *, image_size: int | None = None, on_bad_image: OnBadImage = "error") -> Dataset:
+def load(
+    data: str,
+    *,
+    image_size: int | None = None,
+    on_bad_image: OnBadImage = "error",
+    split: FolderSplit | None = None,
+) -> Dataset:
     """Load a data set.
 
     Args:
@@ -37,6 +45,8 @@ def load(data: str, *, image_size: int | None = None, on_bad_image: OnBadImage =
             size, which must be equal.
         on_bad_image: "error" raises at the first image that cannot be decoded; "skip" drops such images and
             lists them in `Dataset.skipped`.
+        split: how to choose test images in a folder that has none of its own (default: a fifth of each class
+            of a flat folder, none of `train/<class>/`).
 
     Returns:
         Decoded images, labels, class names and the fingerprint of the content.
@@ -55,31 +65,34 @@ def load(data: str, *, image_size: int | None = None, on_bad_image: OnBadImage =
         raise InputError(f"image_size is {image_size!r}; give a number of pixels, at least 1")
     if on_bad_image not in ("error", "skip"):
         raise InputError(f"on_bad_image is '{on_bad_image}'; give 'error' or 'skip'")
+    path = Path(data).expanduser()
+    if split is not None and not (data not in sources.names() and folder.find(path)):
+        raise InputError(f"{data}: data.split divides a folder <class>/* or train/<class>/*; remove it")
     if data in sources.names():
         options = {"image_size": image_size} if image_size is not None else {}
         return sources.build(data, **options, **({"on_bad_image": "skip"} if on_bad_image == "skip" else {}))
     if data.startswith(hub.PREFIX):
         address, pin = hub.resolve(data)
         return _decode(address, hub.read(data, pin), None, image_size, on_bad_image)
-    path = Path(data).expanduser()
     if not path.is_dir():
         raise _not_found(data, path)
-    return _decode(data, open_folder(path), None, image_size, on_bad_image)
+    raw = open_folder(path, split)
+    return dataclasses.replace(_decode(data, raw, None, image_size, on_bad_image), split=raw.split)
 
 
-def open_folder(path: Path) -> RawDataset:
+def open_folder(path: Path, split: FolderSplit | None = None) -> RawDataset:
     """Open a folder and detect its layout.
 
     Raises:
         InputError: no known layout, several data sets, or a folder that cannot be listed.
     """
     try:
-        return _open(path)
+        return _open(path, split)
     except OSError as error:
         raise InputError(f"{error.filename or path} cannot be read ({error.strerror})") from error
 
 
-def _open(path: Path) -> RawDataset:
+def _open(path: Path, split: FolderSplit | None) -> RawDataset:
     cifar_folders = cifar.find(path)
     if len(cifar_folders) > 1:
         names = ", ".join(each.name for each in cifar_folders)
@@ -89,10 +102,10 @@ def _open(path: Path) -> RawDataset:
     if files := parquet.find(path):
         return parquet.read(str(path), path, *parquet.roles(str(path), files))
     if folder.find(path):
-        return folder.read(path)
+        return folder.read(path, split)
     raise InputError(
-        f"{path} holds no data set; expected train*.parquet, cifar-10-batches-py, cifar-100-python "
-        "or train/<class>/"
+        f"{path} holds no data set; expected folders of images <class>/ or train/<class>/, train*.parquet, "
+        "cifar-10-batches-py or cifar-100-python"
     )
 
 

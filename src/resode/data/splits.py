@@ -81,9 +81,8 @@ def _count(validation: int | float, total: int) -> int:
     else:
         count = validation
     if isinstance(validation, bool) or not 0 <= count < total:
-        raise InputError(
-            f"validation={validation} is impossible; give a count below {total} or a fraction below 1.0"
-        )
+        fix = "give a count below that, or a fraction: --set data.validation=0.1"
+        raise InputError(f"validation={validation} of {total:,} training images is impossible; {fix}")
     return count
 
 

@@ -5,7 +5,7 @@ Remarks name every difference in protocol (data, split, epochs, augmentation, ..
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -21,6 +21,7 @@ from resode.training.records.reader import RunRecord, read
 # follow from the seed (the mean over the training images depends on the split).
 IGNORED = ("seed", "device", "checkpoint", "about", "name", "plugins", "compile")
 IGNORED_DATA = ("mean", "std", "fingerprint")
+NAMED = 3  # the most settings in the name of an arm; with more it has that of its folder
 # Settings that must agree for a fair comparison of errors: label -> path in the experiment.
 PROTOCOL = {
     "data": ("data", "source"),
@@ -46,10 +47,12 @@ class Group:
     Args:
         name: name of the arm.
         runs: the runs by seed.
+        repeated: runs that repeat one of `runs` (same experiment, same seed), which are excluded.
     """
 
     name: str
     runs: Mapping[int, RunRecord]
+    repeated: tuple[RunRecord, ...] = ()
 
     @property
     def finished(self) -> dict[int, RunRecord]:
@@ -91,11 +94,37 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Rows, and remarks on what limits their comparison."""
+    """Rows, and remarks on what limits their comparison.
+
+    Args:
+        rows: the numbers of each arm.
+        protocol: what differs in the protocol, as (setting, line about its values).
+        others: further remarks.
+        split: whose errors are compared.
+    """
 
     rows: tuple[Row, ...]
-    remarks: tuple[str, ...]
+    protocol: tuple[tuple[str, str], ...]
+    others: tuple[str, ...]
     split: str
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """All remarks."""
+        return (*(line for _, line in self.protocol), *self.others)
+
+    @property
+    def folded(self) -> bool:
+        """Whether `brief` names the differences of protocol without their values."""
+        return len(self.protocol) > 2
+
+    @property
+    def brief(self) -> tuple[str, ...]:
+        """All remarks, many differences of protocol folded into one."""
+        if not self.folded:
+            return self.remarks
+        settings = ", ".join(dict.fromkeys(setting for setting, _ in self.protocol))
+        return (f"protocols differ in {settings}", *self.others)
 
 
 def compare(groups: Sequence[Group], split: str = "test") -> Comparison:
@@ -131,19 +160,20 @@ def compare(groups: Sequence[Group], split: str = "test") -> Comparison:
                 peak_memory_bytes=_whole(group.median_of("peak_memory_bytes")),
             )
         )
-    remarks = (*_remarks(groups), *_missing(groups, rows, split))
-    return Comparison(tuple(rows), remarks, split)
+    others = (*_excluded(groups), *_missing(groups, rows, split))
+    return Comparison(tuple(rows), tuple(_protocol(groups)), others, split)
 
 
 def grouped(paths: Iterable[Path]) -> list[Group]:
     """Group runs into arms: the same experiment except for the seed, in the order of `paths`.
 
-    A folder stands for all runs below it.
+    A folder stands for all runs below it. Of runs with the same seed an arm keeps the first finished one.
 
     Raises:
-        InputError: a path holds no run, or an arm has the same seed twice.
+        InputError: a path holds no run.
     """
     found: dict[str, dict[int, RunRecord]] = {}
+    repeated: dict[str, list[RunRecord]] = {}
     arms: dict[str, str] = {}
     for path in paths:
         of_study = _arms(path)
@@ -151,26 +181,26 @@ def grouped(paths: Iterable[Path]) -> list[Group]:
         inside = _runs_in(path)
         for folder in sorted(inside, key=lambda f: places.get(str(f.relative_to(path)), len(places))):
             run = read(folder)
-            seed = int(run.setting("seed") or run.result.seed or 0)
+            seed = _seed(run)
             arm = of_study.get(str(folder.relative_to(path))) if of_study else None
             identity = _identity(run) if arm is None else f"{path}: {arm}"
             if arm is not None:
                 arms[identity] = arm
             members = found.setdefault(identity, {})
-            if seed in members:
-                raise InputError(
-                    f"{folder} and {members[seed].path}: the same experiment with the same seed {seed}; "
-                    "remove one"
-                )
+            if (other := members.get(seed)) is not None:
+                if other.path.resolve() == run.path.resolve():
+                    continue
+                run, other = (other, run) if other.finished or not run.finished else (run, other)
+                repeated.setdefault(identity, []).append(other)
             members[seed] = run
+    ordered = {key: dict(sorted(members.items())) for key, members in found.items()}
     alone = [key for key in found if key not in arms]
-    named = dict(zip(alone, _named([dict(sorted(found[key].items())) for key in alone]), strict=True))
-    return _distinct(
-        [
-            named[key] if key in named else Group(arms[key], dict(sorted(members.items())))
-            for key, members in found.items()
-        ]
-    )
+    names = arms | dict(zip(alone, _names([ordered[key] for key in alone]), strict=True))
+    return _distinct([Group(names[key], ordered[key], tuple(repeated.get(key, ()))) for key in found])
+
+
+def _seed(run: RunRecord) -> int:
+    return int(run.setting("seed") or run.result.seed or 0)
 
 
 def with_base(groups: Sequence[Group], name: str) -> list[Group]:
@@ -201,7 +231,7 @@ def _distinct(groups: Sequence[Group]) -> list[Group]:
         name = group.name if group.name not in seen else f"{group.name} [{folder.parent}]"
         name = name if name not in seen else f"{group.name} [{folder}]"
         seen.add(name)
-        made.append(Group(name, group.runs))
+        made.append(replace(group, name=name))
     return made
 
 
@@ -239,18 +269,19 @@ def _kept(run: RunRecord) -> dict[str, Any]:
     return kept
 
 
-def _named(groups: Sequence[Mapping[int, RunRecord]]) -> list[Group]:
-    """Arms named by their recipe; those of the same recipe also by the settings in which they differ."""
+def _names(groups: Sequence[Mapping[int, RunRecord]]) -> list[str]:
+    """Names of arms: by their recipe; those of the same recipe also by the settings in which they differ."""
     first = [next(iter(members.values())) for members in groups]
     names = [str(run.setting("name") or run.path.name) for run in first]
     made = []
-    for name, members, run in zip(names, groups, first, strict=True):
+    for name, run in zip(names, first, strict=True):
         alike = [other for other, other_name in zip(first, names, strict=True) if other_name == name]
         flat = [_flat(_kept(other)) for other in alike]
         differing = sorted({key for one in flat for key in one if any(o.get(key) != one[key] for o in flat)})
         own = _flat(_kept(run))
-        settings = ", ".join(f"{key}={own[key]}" for key in differing if key in own)
-        made.append(Group(f"{name} ({settings})" if settings else name, members))
+        named = [f"{key}={own[key]}" for key in differing if key in own]
+        settings = ", ".join(named) if len(differing) <= NAMED else run.path.name
+        made.append(f"{name} ({settings})" if settings else name)
     return made
 
 
@@ -264,8 +295,8 @@ def _flat(values: Any, path: str = "") -> dict[str, str]:
     return {path: str(values)}
 
 
-def _remarks(groups: Sequence[Group]) -> Iterable[str]:
-    """Differences in protocol and data, and the number of unfinished runs."""
+def _protocol(groups: Sequence[Group]) -> Iterable[tuple[str, str]]:
+    """Differences in protocol and data: (setting, line about its values)."""
     runs = [(group.name, run) for group in groups for run in group.finished.values()]
     for label, path in PROTOCOL.items():
         flat = [(name, _setting(run, path)) for name, run in runs]
@@ -275,14 +306,23 @@ def _remarks(groups: Sequence[Group]) -> Iterable[str]:
                 by_value.setdefault(values.get(key, "none"), []).append(name)
             if len(by_value) > 1:
                 listed = "; ".join(f"{value} ({_few(names)})" for value, names in by_value.items())
-                yield f"protocols differ in {f'{label}, {key}' if key else label}: {listed}"
+                yield label, f"protocols differ in {f'{label}, {key}' if key else label}: {listed}"
     data = PROTOCOL["data"]
     hashes = {run.result.data.fingerprint for _, run in runs if run.result.data.fingerprint}
     if len(hashes) > 1 and all(_setting(run, data) == _setting(runs[0][1], data) for _, run in runs):
-        yield "protocols differ in data: the same name, but different images"
+        yield "data", "protocols differ in data: the same name, but different images"
+
+
+def _excluded(groups: Sequence[Group]) -> Iterable[str]:
+    """Excluded runs: those not finished, and repetitions."""
     for group in groups:
+        for run in group.repeated:
+            kept = next(iter(other for other in group.runs.values() if _seed(other) == _seed(run)))
+            yield f"{run.path}: excluded, the same experiment with the same seed {_seed(run)} as {kept.path}"
         if waiting := len(group.runs) - len(group.finished):
-            yield f"{group.name}: {waiting} of {len(group.runs)} runs not finished, excluded"
+            ends = dict.fromkeys(run.end.status for run in group.runs.values() if run.end is not None)
+            why = f" ({', '.join(ends)})" if ends else ""
+            yield f"{group.name}: {waiting} of {len(group.runs)} runs not finished{why}, excluded"
 
 
 def _missing(groups: Sequence[Group], rows: Sequence[Row], split: str) -> Iterable[str]:

@@ -52,7 +52,8 @@ def _progress(run: RunRecord) -> Figure:
     value = f"{count(run.epoch)} of {count(planned)}" if planned else count(run.epoch)
     remarks = [] if run.epochs else ["no epoch is complete yet"]
     paces = [e.seconds for e in run.epochs[-5:] if e.seconds is not None and math.isfinite(e.seconds)]
-    if planned and planned > run.epoch and paces:
+    diverged = run.end is not None and run.end.status == "diverged"
+    if planned and planned > run.epoch and paces and not diverged:
         left = sum(paces) / len(paces) * (planned - run.epoch)
         remarks.append(f"about {roughly(left)} to go at the pace of the last epochs")
     if run.checkpoints:
@@ -99,6 +100,7 @@ def protocol(run: RunRecord) -> dict[str, str]:
         "iterations": _known(result.iterations),
         "batch size": run.setting("batch_size") or "",
         "tested": "once, at the end" if test else "",
+        "initial weights": run.initial_weights or "",
         "seed": "" if result.seed is None else str(result.seed),
         "precision": ", ".join(filter(None, (result.precision, "compiled" if result.compile else ""))),
         "test precision": (test.precision or "") if test else "",

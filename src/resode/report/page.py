@@ -112,7 +112,7 @@ def _commands(run: RunRecord) -> dict[str, str]:
             "Use in Python": f"import resode; model = resode.load({str(run.path)!r})",
         }
     commands = {}
-    if not run.finished:
+    if not run.finished and (run.end is None or run.end.status != "diverged"):
         commands["Resume"] = f"resode train {path} --out {path} --resume"
     if run.finished or run.checkpoints:
         commands["Evaluate"] = f"resode evaluate {path}"

@@ -51,7 +51,7 @@ class Study:
     def of_runs(self, paths: Collection[Path]) -> "Study":
         """The study restricted to these runs."""
         kept = (
-            Group(g.name, {seed: run for seed, run in g.runs.items() if run.path in paths})
+            replace(g, runs={seed: run for seed, run in g.runs.items() if run.path in paths}, repeated=())
             for g in self.groups
         )
         return replace(self, groups=tuple(group for group in kept if group.runs))

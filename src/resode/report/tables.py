@@ -68,14 +68,13 @@ def cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     return [HEADS[place] for place in shown], [[row[place] for place in shown] for row in rows]
 
 
-def as_markdown(comparison: Comparison) -> str:
-    """The table as Markdown, with remarks and legend below it."""
+def as_markdown(comparison: Comparison, *, brief: bool = False) -> str:
+    """The table as Markdown, with remarks (`brief`: folded) and legend below it."""
+    remarks = comparison.brief if brief else comparison.remarks
     heads, rows = cells(comparison)
     lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
     lines += [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows]
-    return (
-        "\n".join([*lines, "", *(f"- {text}" for text in (*comparison.remarks, legend(comparison)))]) + "\n"
-    )
+    return "\n".join([*lines, "", *(f"- {text}" for text in (*remarks, legend(comparison)))]) + "\n"
 
 
 def legend(comparison: Comparison) -> str:

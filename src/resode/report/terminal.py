@@ -11,7 +11,7 @@ from resode.training.records.reader import RunRecord, read
 
 
 def table(run: Path) -> Table:
-    """The result of a run: errors, published figure, epochs, seconds, images/s, parameters.
+    """The result of a run: errors, recipe, epochs, initial weights, time, speed, parameters.
 
     Unknown values are omitted; an unfinished run shows its last epoch.
 
@@ -48,11 +48,17 @@ def _rows(run: RunRecord) -> list[tuple[str, str, str]]:
                 f"epoch {count(run.validated.epoch)}",
             )
         )
+    if run.end is not None:
+        rows.append(("", run.end.status, run.end.reason))
     if not run.finished:
         of = f" of {count(result.epochs)}" if result.epochs else ""
         rows.append(("epoch", f"{count(run.epoch)}{of}", result.status))
     elif result.epochs is not None:
         rows.append(("epochs", count(result.epochs), ""))
+    if run.departures:
+        rows.append(("recipe", result.name or "", f"with other {', '.join(run.departures)}"))
+    if (start := run.initial_weights) is not None:
+        rows.append(("initial weights", *(("random", "") if start == "random" else ("a file", start))))
     if result.seconds is not None:
         rows.append(("time", duration(result.seconds), ""))
     if result.images_per_second is not None:

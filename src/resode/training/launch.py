@@ -107,7 +107,8 @@ def _run(session: Session, resumed: bool) -> Result:
     setup, run, observer = session.trainer.setup, session.run, session.observer
     for note in (*setup.notes, *_about_data(setup)):
         observer.message(note)
-    with listening() as stop, _advising_resume(run):
+    record = run.recording_end() if setup.world.first else contextlib.nullcontext()
+    with listening() as stop, _advising_resume(run), record:
         if resumed:
             _resume(session)
         else:

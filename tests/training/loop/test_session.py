@@ -97,8 +97,36 @@ def test_a_run_stopped_anywhere_ends_in_the_same_bits(tmp_path, variant):
         with pytest.raises(Stopped) as stopped:
             train(None, experiment, out=tmp_path / "parts", resume=True, observer=observer)
         assert stopped.value.exit_code == 128 + observer.number
+        assert json.loads((tmp_path / "parts" / "ended.json").read_text())["status"] == "stopped"
     train(None, experiment, out=tmp_path / "parts", resume=True)
+    assert not (tmp_path / "parts" / "ended.json").exists()
     assert_same(tmp_path / "whole", tmp_path / "parts")
+
+
+class InterruptedForward(nn.Linear):
+    """A network in whose first training step a signal arrives, as while it is compiled."""
+
+    def __init__(self):
+        super().__init__(64, 10)
+        self.sent = False
+
+    def forward(self, x):
+        if self.training and not self.sent:
+            self.sent = True
+            os.kill(os.getpid(), signal.SIGINT)
+            raise AssertionError("the step went on")
+        return super().forward(x.flatten(1))
+
+
+def test_a_signal_in_the_first_step_ends_it_at_once(tmp_path):
+    """Compilation may take minutes; the run can go on from its beginning."""
+    experiment = Experiment.from_recipe("quickstart", DIGITS_IN_A_FLASH)
+    module = InterruptedForward()
+    with pytest.raises(Stopped, match="stopped in the first step, at iteration 0") as stopped:
+        train(module, experiment, out=tmp_path / "run")
+    assert stopped.value.exit_code == 128 + signal.SIGINT
+    result = train(module, experiment, out=tmp_path / "run", resume=True)
+    assert result.run.finished
 
 
 def test_the_same_seed_gives_the_same_run_and_another_seed_another(tiny, tmp_path):
@@ -297,6 +325,8 @@ def test_divergence_names_step_and_layer_and_saves_nothing_of_it(tiny, tmp_path)
     checkpoint, _ = checkpoints.newest(tmp_path / "run" / "checkpoints")
     assert all(torch.isfinite(t).all() for t in load_file(checkpoint.model).values())
     assert not (tmp_path / "run" / "summary.json").exists()
+    ended = json.loads((tmp_path / "run" / "ended.json").read_text())
+    assert ended == {"status": "diverged", "reason": error.value.messages[0]}
 
 
 def test_the_layer_that_breaks_is_the_layer_that_is_named(tiny, tmp_path):

@@ -5,7 +5,7 @@ import torch
 
 from resode.models import create
 from resode.training.setup import form
-from resode.training.setup.form import Form, choose, step_seconds
+from resode.training.setup.form import Form, choose, least_seconds, step_seconds
 
 CPU = torch.device("cpu")
 LONG = 10**9  # images of a run that is worth any measurement
@@ -34,6 +34,23 @@ def clock(monkeypatch):
             return found
 
         monkeypatch.setattr(form, "step_seconds", timed)
+        monkeypatch.setattr(form, "probe_seconds", lambda *_: 1.0)
+        return asked
+
+    return given
+
+
+@pytest.fixture
+def probes(monkeypatch):
+    """Replaces the times of first steps on a few images; lists their shapes and forms."""
+    asked = []
+
+    def given(seconds):
+        def probed(module, shape, form, device):
+            asked.append((shape, str(form)))
+            return seconds[str(form)]
+
+        monkeypatch.setattr(form, "probe_seconds", probed)
         return asked
 
     return given
@@ -65,6 +82,57 @@ def test_another_form_is_chosen_where_it_is_a_tenth_faster(network, clock, secon
         assert reason == "compilation fails: no compiler"
     else:
         assert all(f"{1000 * value:.0f} ms in {name}" in reason for name, value in seconds.items())
+
+
+def test_a_form_that_is_far_slower_for_a_few_images_is_timed_no_further(network, clock, probes):
+    asked = clock({})
+    probed = probes({"fp32": 0.1, "bf16": 0.3})
+    best, reason = chosen(network, compile_=False)
+    assert (best, asked) == ("fp32", [])
+    assert [form for _, form in probed] == ["fp32", "bf16"]
+    assert reason == f"a step of {probed[0][0][0]} images takes 3.0 times as long in bf16 as in fp32"
+
+
+def test_compilation_is_timed_apart_against_the_plain_form(network, clock, probes):
+    asked = clock({"fp32": 1, "fp32, compiled": 0.5})
+    probes({"fp32": 0.1, "bf16": 0.3})
+    best, reason = chosen(network)
+    assert best == "fp32, compiled"
+    assert asked == ["fp32", "fp32, compiled"]
+    assert "3.0 times" in reason
+    assert "500 ms in fp32, compiled" in reason
+
+
+def test_both_compiled_forms_are_compared_eagerly_first(network, clock, probes):
+    asked = clock({"bf16, compiled": 1, "fp32, compiled": 1.5})
+    probed = probes({"fp32": 0.1, "bf16": 0.1})
+    assert chosen(network, compile_=True)[0] == "bf16, compiled"
+    assert asked == ["fp32, compiled", "bf16, compiled"]
+    assert [form for _, form in probed] == ["fp32", "bf16"]
+    probes({"fp32": 0.1, "bf16": 0.2})
+    assert chosen(network, compile_=True, batch=30)[0] == "fp32, compiled"
+    assert len(asked) == 2
+
+
+@pytest.mark.parametrize(("step", "calls"), [(0.01, 3), (0.4, 3), (0.6, 2), (6, 1)])
+def test_a_slow_step_is_probed_once(step, calls):
+    now, called = [0.0], []
+
+    def slow():
+        called.append(now[0])
+        now[0] += step
+
+    assert least_seconds(slow, lambda: now[0]) == pytest.approx(step)
+    assert len(called) == calls
+
+
+def test_the_first_step_of_a_fast_form_does_not_count():
+    now, steps = [0.0], iter([0.3, 0.1, 0.2])
+
+    def warming_up():
+        now[0] += next(steps)
+
+    assert least_seconds(warming_up, lambda: now[0]) == pytest.approx(0.1)
 
 
 def test_explicit_settings_are_not_measured(network, clock):
@@ -118,15 +186,17 @@ def test_timing_touches_neither_the_network_nor_the_random_numbers(network):
     assert all(p.grad is None for p in network.parameters())
 
 
-def test_a_large_network_is_timed_on_few_images(clock, monkeypatch):
+def test_a_large_network_is_probed_on_two_small_images_and_timed_on_few(clock, probes, monkeypatch):
     shapes = []
 
     def timed(module, shape, form, device):
-        shapes.append(shape[0])
+        shapes.append(shape)
         return 1.0
 
     monkeypatch.setattr(form, "step_seconds", timed)
+    probed = probes({"fp32": 1, "bf16": 1})
     with torch.device("meta"):
         large = create("he_resnet1202")
     choose(large, (3, 32, 32), precision="auto", compile_=False, batch=128, images=LONG, device=CPU)
-    assert set(shapes) == {2}
+    assert set(shapes) == {(2, 3, 32, 32)}
+    assert {shape for shape, _ in probed} == {(2, 3, 8, 8)}

@@ -21,7 +21,7 @@ from resode.training.loop.evaluation import Scores, evaluate
 from resode.training.loop.progress import Observer
 from resode.training.loop.step import Position, Trainer
 from resode.training.optim import optimizers
-from resode.training.process.signals import StopRequest
+from resode.training.process.signals import Interrupted, StopRequest
 from resode.training.records import checkpoints
 from resode.training.records.checkpoints import AVERAGE, GENERATOR, OPTIMIZER
 from resode.training.records.run import Run, format_row
@@ -46,6 +46,7 @@ class Session:
     def __post_init__(self) -> None:
         self.experiment, self.world = self.trainer.setup.experiment, self.trainer.setup.world
         self.began = self.saved = time.monotonic()
+        self.stepped = False
 
     # ------------------------------------------------------------ the loop
 
@@ -57,7 +58,8 @@ class Session:
             while position.step < trainer.steps:
                 trainer.change_where_due()
                 try:
-                    trainer.step()
+                    with self.interruptible_first_step(stop):
+                        trainer.step()
                 except DivergenceError as error:  # of an adaptive solver
                     raise DivergenceError(
                         f"diverged at iteration {position.iteration}: {error}; nothing of it was saved"
@@ -80,6 +82,27 @@ class Session:
             if last or position.epoch % self.experiment.checkpoint.every == 0:
                 self.save()
         trainer.optimizer.zero_grad()  # frees the gradients
+
+    @contextlib.contextmanager
+    def interruptible_first_step(self, stop: StopRequest) -> Iterator[None]:
+        """The first step of a process may compile for minutes: a signal ends it at once, as nothing is lost.
+
+        Several ranks finish it, since each waits for the others.
+        """
+        if self.stepped or self.world.size > 1:
+            yield
+            return
+        position = self.trainer.position
+        try:
+            with stop.raising():
+                yield
+        except Interrupted:
+            raise Stopped(
+                stop.number or 0,
+                f"stopped in the first step, at iteration {position.iteration}, which is saved; go on with: "
+                f"resode train --resume --out {self.run.path}",
+            ) from None
+        self.stepped = True
 
     def after_step(self, stop: StopRequest) -> tuple[bool, int, bool]:
         """In any rank: has the step diverged, which signal asks to stop (0: none), is a checkpoint due?"""

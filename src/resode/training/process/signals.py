@@ -1,6 +1,8 @@
 """Signals: Ctrl-C, SIGTERM or SIGHUP stops a run after the current step; a second one stops it at once.
 
 SIGHUP is what a terminal sends that is closed; where it was ignored at the start (nohup) it stays ignored.
+The first step of a run may compile for minutes, and there is nothing to save yet: `StopRequest.raising`.
+
 Signals within one second count as one: torchrun and cluster schedulers forward a signal that every process
 has already received.
 """
@@ -15,11 +17,25 @@ from types import FrameType
 from typing import Any
 
 
+class Interrupted(KeyboardInterrupt):
+    """A signal arrived while the request was `raising`."""
+
+
 @dataclass
 class StopRequest:
     """The number of the signal that asked to stop, or None."""
 
     number: int | None = None
+    at_once: bool = False
+
+    @contextlib.contextmanager
+    def raising(self) -> Iterator[None]:
+        """Context manager: a signal is not only recorded, but raises `Interrupted` from whatever runs."""
+        self.at_once = True
+        try:
+            yield
+        finally:
+            self.at_once = False
 
 
 @contextlib.contextmanager
@@ -42,6 +58,8 @@ def listening() -> Iterator[StopRequest]:
         nonlocal first
         if request.number is None:
             request.number, first = number, time.monotonic()
+            if request.at_once:
+                raise Interrupted
         elif time.monotonic() - first > 1:
             signal.signal(number, previous[number])
             signal.raise_signal(number)

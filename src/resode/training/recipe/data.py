@@ -1,10 +1,19 @@
 """Settings of the images: where they come from, how they are augmented, and at which size."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from resode.training.recipe.section import BelowOne, DataSource, Inside, Section
+
+
+class Split(Section):
+    """Choice of test images in a folder that has none of its own, by seed and name of each file."""
+
+    test: Inside = 0.2
+    """Share of each class that becomes test images, above 0 and below 1."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Seed of the choice; runs with other seeds of training keep their test images."""
 
 
 class Data(Section):
@@ -14,8 +23,11 @@ class Data(Section):
     """A data set by name (`resode list data`), a folder, or `hf://OWNER/NAME`."""
     validation: NonNegativeInt | BelowOne = 0
     """Training images held out for validation, stratified by class: a number, or a fraction below 1."""
+    split: Split | None = None
+    """Test images of a folder without its own (default: a fifth of `<class>/*`, none of `train/*`)."""
     image_size: PositiveInt | None = None
-    """Side in pixels to which every image is scaled and cropped (default: the images' own, equal size)."""
+    """Side in pixels to which every image is scaled and cropped (default: their own; where
+    they differ, the usual one of the model)."""
     on_bad_image: Literal["error", "skip"] = "error"
     """What happens with an image that cannot be decoded: `error` stops, `skip` goes on without it."""
     mean: tuple[float, ...] | None = None

@@ -1,10 +1,12 @@
 """Reading of run directories, finished or not: settings, environment, epochs, result.
 
-Reads experiment.yaml, environment.json, metrics.csv, summary.json and the names of checkpoints. Each file may
-be missing (an unfinished run has no summary); a damaged one raises an error that names it and the mistake.
+Reads experiment.yaml, environment.json, metrics.csv, summary.json, ended.json and the names of checkpoints.
+Each file may be missing (an unfinished run has no summary); a damaged one raises an error that names it and
+the mistake. What a recipe publishes and expects is given only where the run keeps to the recipe.
 """
 
 import csv
+import functools
 import io
 import itertools
 import json
@@ -12,7 +14,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import torch
 import yaml
@@ -30,11 +32,13 @@ from pydantic import (
 from resode import cost, weights
 from resode.errors import InputError, IntegrityError
 from resode.training.records import checkpoints
+from resode.training.records.departures import departures
 
 T = TypeVar("T")
 Count = Annotated[int, Field(ge=0, le=10**15)]
 Percent = Annotated[float, Field(ge=0, le=100)]
 
+NOT_RUN = "not run in full here yet"  # of a recipe's expected result
 FROM_WEIGHTS = "weights file"  # the status of a record that was read from a weights file
 MARKS = ("experiment.yaml", "metrics.csv", "summary.json")  # a run directory holds at least one of these
 LARGEST = 64 * 2**20  # bytes of a text file that is read
@@ -94,6 +98,13 @@ class DataRecord(_Record):
     validation: Count | None = None
     test: Count | None = None
     skipped: tuple[str, ...] | Count = ()
+
+
+class End(_Record):
+    """How a run ended that is not finished (ended.json): `stopped` or `diverged`, and a line about it."""
+
+    status: Literal["stopped", "diverged"]
+    reason: str = ""
 
 
 class PublishedError(_Record):
@@ -192,6 +203,19 @@ class RunRecord:
     summary: Summary | None
     checkpoints: tuple[int, ...]
     weights: bool
+    end: End | None = None
+
+    @functools.cached_property
+    def departures(self) -> tuple[str, ...]:
+        """The settings in which the run departs from the recipe of its name, as dotted keys."""
+        return departures(self.experiment)
+
+    @property
+    def initial_weights(self) -> str | None:
+        """Where training began: "random", or the weights file; None where it is not recorded."""
+        if not self.experiment:
+            return None
+        return self.setting("init", "path") or "random"
 
     @property
     def title(self) -> str:
@@ -205,13 +229,24 @@ class RunRecord:
         """Whether the run has finished."""
         return self.summary is not None and self.summary.status in ("finished", FROM_WEIGHTS)
 
-    @property
+    @functools.cached_property
     def result(self) -> Summary:
-        """The summary; for an unfinished run, the settings that are known in advance."""
-        if self.summary is not None:
-            return self.summary
+        """The summary; for an unfinished run, the settings that are known in advance.
+
+        Without published and expected results where the run departs from its recipe.
+        """
+        found = self.summary or self._known()
+        if self.departures:
+            return found.model_copy(update={"published": None, "expected": None})
+        if self.finished and found.expected is not None:  # this run shows it
+            clauses = [text for text in found.expected.split("; ") if text != NOT_RUN]
+            return found.model_copy(update={"expected": "; ".join(clauses) or None})
+        return found
+
+    def _known(self) -> Summary:
+        """What is known of an unfinished run."""
         return Summary(
-            status="unfinished",
+            status=self.end.status if self.end is not None else "unfinished",
             name=self.setting("name"),
             model=self.setting("model", "name") or self.setting("model"),
             seed=_whole(self.setting("seed")),
@@ -262,6 +297,7 @@ def read(path: Path) -> RunRecord:
         summary=summary,
         checkpoints=tuple(int(folder.name) for folder in checkpoints.stored(path / "checkpoints")),
         weights=(path / "model.safetensors").is_file(),
+        end=_json(path / "ended.json", End.model_validate) if summary is None else None,
     )
 
 

@@ -1,7 +1,7 @@
 """The run directory: everything that a training leaves behind; one process at a time writes it.
 
 `experiment.yaml` (resolved), `environment.json`, `metrics.csv` (a row an epoch), `checkpoints/`,
-`model.safetensors` and `summary.json` (once finished), `report.html`.
+`model.safetensors` and `summary.json` (once finished), `ended.json` (stopped or diverged), `report.html`.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from typing import Any
 import filelock
 
 from resode import atomic
-from resode.errors import InputError, ResourceError
+from resode.errors import DivergenceError, InputError, ResourceError, Stopped
 from resode.training.recipe.experiment import Experiment
 from resode.training.records import checkpoints
 from resode.training.records.reader import EpochRow, read_summary
@@ -142,6 +142,18 @@ class Run:
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write the result; the run counts as finished from here on."""
         atomic.write_json(self.path / "summary.json", dict(summary))
+
+    @contextlib.contextmanager
+    def recording_end(self) -> Iterator[None]:
+        """Context manager: write to ended.json why a run within the block stopped or diverged."""
+        path = self.path / "ended.json"
+        path.unlink(missing_ok=True)
+        try:
+            yield
+        except (Stopped, DivergenceError) as error:
+            status = "stopped" if isinstance(error, Stopped) else "diverged"
+            atomic.write_json(path, {"status": status, "reason": error.messages[0]})
+            raise
 
     def read_summary(self) -> dict[str, Any]:
         """Read the result of a finished run.

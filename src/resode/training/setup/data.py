@@ -10,13 +10,25 @@ import torch
 from torch import Tensor
 
 from resode import randomness, weights
-from resode.data import Dataset, Images, Loader, channel_statistics, hub, load, validation_split
+from resode.data import (
+    Dataset,
+    FolderSplit,
+    Images,
+    Loader,
+    channel_statistics,
+    hub,
+    load,
+    validation_split,
+)
+from resode.data.decoding import UnequalSizesError
 from resode.errors import InputError, IntegrityError
 from resode.memory import Shape
-from resode.training.recipe.data import Data
+from resode.training.recipe.data import Data, Split
 from resode.training.recipe.experiment import Experiment
 from resode.training.setup.placement import Placement
 from resode.training.setup.warm_start import StartingPoint
+
+FEW = 100  # training images of a class, below which random initial weights rarely do well
 
 
 class TrainingData:
@@ -29,9 +41,10 @@ class TrainingData:
         section: the settings.
         seed: decides which images are held out.
         start: the weights that training starts from.
+        usual: (C, H, W) of the images that the network is made for; None: not known.
 
     Attributes:
-        section: the settings with source (and its commit), mean, std and fingerprint.
+        section: the settings with source (and its commit), split, size, mean, std and fingerprint.
         dataset: the decoded images.
         train_index: positions of the training images in `dataset.train`.
         validation_index: positions of the images held out.
@@ -41,8 +54,16 @@ class TrainingData:
         IntegrityError: the data has changed since the settings were resolved.
     """
 
-    def __init__(self, section: Data, seed: int, start: StartingPoint) -> None:
-        self.dataset = dataset = _read(section)
+    def __init__(self, section: Data, seed: int, start: StartingPoint, usual: Shape | None = None) -> None:
+        self.usual, self.resized = usual, False
+        try:
+            dataset = _read(section)
+        except UnequalSizesError:
+            if usual is None or usual[1] != usual[2]:
+                raise
+            section, self.resized = section.model_copy(update={"image_size": usual[1]}), True
+            dataset = _read(section)
+        self.dataset = dataset
         start.check_channels(dataset)
         self.train_index, self.validation_index = validation_split(dataset.train, section.validation, seed)
         mean, std = section.mean, section.std
@@ -58,7 +79,10 @@ class TrainingData:
                     f"data.{key}: has {len(values)} numbers, the images have {channels} channels"
                 )
         source = dataset.name if section.source.startswith(hub.PREFIX) else section.source  # with its commit
-        resolved = {"source": source, "mean": mean, "std": std, "fingerprint": dataset.fingerprint}
+        split = dataset.split and Split(test=dataset.split.share, seed=dataset.split.seed)
+        resolved = {
+            "source": source, "split": split, "mean": mean, "std": std, "fingerprint": dataset.fingerprint
+        }  # fmt: skip
         self.section = section.model_copy(update=resolved)
         self.mean, self.std = mean, std
 
@@ -77,6 +101,46 @@ class TrainingData:
         """Size, normalisation and classes, as a weights file records them."""
         channels, *size = self.shape
         return weights.Preprocessing(self.mean, self.std, (size[0], size[1]), channels, self.classes)
+
+    def notes(self) -> Iterator[str]:
+        """What the user should know of these images: the test images, their size, how few they are."""
+        data, (channels, height, width) = self.dataset, self.shape
+        if data.split is not None:
+            yield split_note(data)
+        if self.resized:
+            yield (
+                f"images of different sizes: scaled and cropped to {height}x{width}, as the network is made "
+                "for; --set data.image_size=N for another size"
+            )
+        if self.usual is None or self.usual == self.shape:
+            return
+        usual, shape = ("x".join(map(str, each)) for each in (self.usual, self.shape))
+        pixels = height * width / (self.usual[1] * self.usual[2])
+        if channels != self.usual[0]:
+            kinds = {1: "grey", 3: "in colour"}
+            yield f"the images are {kinds[channels]} ({shape}), the recipe is made for {usual}"
+        if pixels > 2:
+            yield (
+                f"the images have {shape}, the recipe is made for {usual}: a step costs {pixels:.0f} times "
+                f"as much; --set data.image_size={self.usual[1]} scales them"
+            )
+        elif pixels < 0.5:
+            yield f"the images have {shape}, the recipe is made for larger ones ({usual})"
+
+    def few(self) -> Iterator[str]:
+        """A note where there are few training images for a class, or many are held out."""
+        labels, held_out = self.dataset.train.labels, len(self.validation_index)
+        counts = np.bincount(labels[self.train_index], minlength=len(self.classes))
+        if counts.min() < FEW:
+            yield (
+                f"{counts.min():,} training images of class '{self.classes[counts.argmin()]}': few for "
+                "random initial weights; --init starts from trained ones"
+            )
+        if held_out > len(labels) / 2:
+            yield (
+                f"{held_out:,} of {len(labels):,} images are held out; --set data.validation=0.1 holds out a "
+                "tenth"
+            )
 
     def training_loader(self, where: Placement, **options: Any) -> Loader:
         """Augmented batches of the training images (`options` as of `Loader`)."""
@@ -103,7 +167,9 @@ class TrainingData:
 
 def _read(section: Data) -> Dataset:
     """The data set, if it is still the one that the run began with."""
-    data = load(section.source, image_size=section.image_size, on_bad_image=section.on_bad_image)
+    chosen = section.split
+    split = None if chosen is None else FolderSplit(chosen.test, chosen.seed)
+    data = load(section.source, image_size=section.image_size, on_bad_image=section.on_bad_image, split=split)
     if len(data.classes) < 2:
         raise InputError(f"{section.source}: has a single class ({data.classes[0]}); two are needed")
     if section.fingerprint not in (None, data.fingerprint):
@@ -112,6 +178,16 @@ def _read(section: Data) -> Dataset:
             f"{data.fingerprint[:12]}, was {section.fingerprint[:12]})"
         )
     return data
+
+
+def split_note(data: Dataset) -> str:
+    """A line about test images that were taken from a folder without any."""
+    test, split = len(data.test or ()), data.split
+    assert split is not None
+    return (
+        f"{data.name} has no test folder: {test:,} of its {test + len(data.train):,} images, "
+        f"{100 * split.share:g} % of each class, are its test images (data.split.seed={split.seed})"
+    )
 
 
 def image_shape(data: Dataset) -> Shape:

@@ -1,14 +1,18 @@
 """Form: precision and compilation of a training step; `auto` is resolved by timing steps of the network.
 
-The plain form (fp32, eager) is timed first; another one is chosen only where it is a tenth faster. A GPU that
-computes in bf16 does so without timing. Compilation takes minutes, so it is tried only where a run is long
-enough to gain them back. Results are cached for each network and machine.
+The plain form (fp32, eager) is timed first; another one is chosen only where it is a tenth faster. Before,
+a step on a few images: a form that takes twice as long there is timed no further, since bf16 is ten times as
+slow on a processor without it. A GPU that computes in bf16 does so without timing. Compilation takes minutes,
+so it is tried only where a run is long enough to gain them back. Results are cached for each network and
+machine.
 """
 
 import contextlib
 import copy
 import hashlib
 import json
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -21,14 +25,19 @@ from torch.utils.benchmark import Timer
 from resode import acceleration, atomic, cost
 from resode.errors import ResodeError
 from resode.memory import Shape
+from resode.progress import report
 from resode.training.process.device import Precision
 from resode.training.records.environment import environment
 from resode.training.setup.execution import compiled
 
 GAIN = 0.9  # largest time of a chosen form, in that of the plain form
-OPERATIONS = 4e10  # largest number of operations in a step that is timed
+SETTLED = 2.0  # a form that takes this many times as long for a few images is not timed any further
+OPERATIONS = 2e10  # largest number of operations in a step that is timed
+PROBED = 2e9  # and in one of a few images
 SHORT = 1e12  # operations of a run that takes less time than a measurement
 LONG = {"cpu": 1e14, "cuda": 1e16}  # operations of a run that is worth compiling for
+TIMING = "timing steps in fp32 and bf16"
+COMPILING = "compiling the network and timing its steps"
 FAILED = "compilation fails: "
 
 
@@ -89,7 +98,7 @@ def choose(
     key = _key(module, shape, forms, timed_images, device)
     if (cached := _read(key)) is not None:
         return cached
-    chosen = _fastest(module, (timed_images, *shape), forms, device)
+    chosen = _fastest(module, (timed_images, *shape), _few_images(module, shape, timed_images), forms, device)
     if not chosen.reason.startswith(FAILED):
         _write(key, chosen)
     return chosen
@@ -103,37 +112,94 @@ def _operations(module: nn.Module, shape: Shape) -> int | None:
         return None
 
 
-def _fastest(module: nn.Module, shape: tuple[int, ...], forms: list[Form], device: torch.device) -> Form:
-    """The fastest eager form, or its compiled form where that is faster still."""
+def _few_images(module: nn.Module, shape: Shape, images: int) -> tuple[int, ...]:
+    """The shape of a batch of at most `PROBED` operations; two small images where whole ones take more."""
+    work = _operations(module, shape) or 1e9
+    while 2 * work > PROBED and min(shape[1:]) >= 16:
+        smaller = (shape[0], shape[1] // 2, shape[2] // 2)
+        if (less := _operations(module, smaller)) is None:  # it takes images of one size
+            break
+        shape, work = smaller, less
+    return (max(2, min(images, int(PROBED / work))), *shape)
+
+
+def _fastest(
+    module: nn.Module, shape: tuple[int, ...], few: tuple[int, ...], forms: list[Form], device: torch.device
+) -> Form:
+    """The fastest eager form, or its compiled form where that is faster still.
+
+    Args:
+        module: the network.
+        shape: (N, C, H, W) of the batch that is timed.
+        few: the same of a smaller one, which shows whether a form is far slower than the plain one.
+        forms: those allowed.
+        device: where the network lies.
+    """
     eager = [form for form in forms if not form.compile] or forms
-    times = {form: step_seconds(module, shape, form, device) for form in eager}
-    best = eager[0]
-    for form in eager[1:]:
-        if times[form] < GAIN * times[best]:
-            best = form
+    best, times, measured = eager[0], {}, []
+    slow = _far_slower(module, few, eager, device) if len(eager) > 1 else {}
+    for form, ratio in slow.items():
+        measured.append(f"a step of {few[0]} images takes {ratio:.1f} times as long in {form} as in {best}")
+    rest = [form for form in eager if form not in slow]
+    if len(rest) > 1:
+        for place, form in enumerate(rest):
+            report(TIMING, place / len(rest))
+            times[form] = step_seconds(module, shape, form, device)
+            best = form if times[form] < GAIN * times[best] else best
+        report(TIMING, 1)
     candidate = Form(best.precision, compile=True)
-    if candidate in forms and candidate not in times:
+    if candidate in forms and candidate not in eager:
         try:
-            times[candidate] = step_seconds(module, shape, candidate, device)
+            times |= _compiled_seconds(
+                module, shape, [f for f in (best, candidate) if f not in times], device
+            )
         except Exception as error:  # whatever the compiler raises
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             return Form(best.precision, compile=False, reason=f"{FAILED}{reason[:100]}")
         best = candidate if times[candidate] < GAIN * times[best] else best
-    measured = ", ".join(f"{1e3 * seconds:.0f} ms in {form}" for form, seconds in times.items())
-    return Form(best.precision, best.compile, f"a step of {shape[0]} images takes {measured}")
+    if times:
+        steps = ", ".join(f"{1e3 * seconds:.0f} ms in {form}" for form, seconds in times.items())
+        measured.append(f"a step of {shape[0]} images takes {steps}")
+    return Form(best.precision, best.compile, "; ".join(measured))
 
 
-def step_seconds(
-    module: nn.Module, shape: tuple[int, ...], form: Form, device: torch.device, seconds: float = 2.0
-) -> float:
-    """The median time of a forward and backward pass of a copy of `module`.
+def _far_slower(
+    module: nn.Module, shape: tuple[int, ...], forms: list[Form], device: torch.device
+) -> dict[Form, float]:
+    """The forms that take `SETTLED` times as long as the first one in a step of a few images, and how many.
 
-    Args:
-        module: the network.
-        shape: (N, C, H, W) of the batch.
-        form: precision and compilation.
-        device: where the network lies.
-        seconds: the least total time to measure for, after warming up.
+    None is compiled for this.
+    """
+    seconds: list[float] = []
+    for place, form in enumerate(forms):
+        report(TIMING, place / (len(forms) + 1))
+        seconds.append(probe_seconds(module, shape, Form(form.precision, compile=False), device))
+    ratios = {form: each / seconds[0] for form, each in zip(forms[1:], seconds[1:], strict=True)}
+    slow = {form: ratio for form, ratio in ratios.items() if ratio >= SETTLED}
+    if len(slow) == len(ratios):
+        report(TIMING, 1)
+    return slow
+
+
+def _compiled_seconds(
+    module: nn.Module, shape: tuple[int, ...], forms: list[Form], device: torch.device
+) -> dict[Form, float]:
+    """Seconds of a step in the compiled form, and in the eager one where it was not needed before."""
+    times = {}
+    for place, form in enumerate(forms):
+        report(COMPILING, place / len(forms))
+        times[form] = step_seconds(module, shape, form, device)
+    report(COMPILING, 1)
+    return times
+
+
+@contextlib.contextmanager
+def _steps(
+    module: nn.Module, shape: tuple[int, ...], form: Form, device: torch.device
+) -> Iterator[Callable[[], None]]:
+    """A forward and backward pass of a copy of `module` on random images, as a function to call.
+
+    The random state afterwards is the one before.
     """
     network = copy.deepcopy(module).train()
     forward = compiled(network) if form.compile else network
@@ -148,6 +214,39 @@ def step_seconds(
             for parameter in network.parameters():
                 parameter.grad = None
 
+        yield step
+
+
+def probe_seconds(module: nn.Module, shape: tuple[int, ...], form: Form, device: torch.device) -> float:
+    """The least time of up to three steps, as many as a second allows; the arguments of `step_seconds`."""
+    with _steps(module, shape, form, device) as step:
+        return least_seconds(step, time.perf_counter)
+
+
+def least_seconds(step: Callable[[], None], clock: Callable[[], float], enough: float = 1.0) -> float:
+    """The least time of up to three calls; none is begun once `enough` seconds have passed."""
+    begin = clock()
+    seconds: list[float] = []
+    while len(seconds) < 3 and (not seconds or clock() - begin < enough):
+        started = clock()
+        step()
+        seconds.append(clock() - started)
+    return min(seconds)
+
+
+def step_seconds(
+    module: nn.Module, shape: tuple[int, ...], form: Form, device: torch.device, seconds: float = 2.0
+) -> float:
+    """The median time of a forward and backward pass of a copy of `module`.
+
+    Args:
+        module: the network.
+        shape: (N, C, H, W) of the batch.
+        form: precision and compilation.
+        device: where the network lies.
+        seconds: the least total time to measure for, after warming up.
+    """
+    with _steps(module, shape, form, device) as step:
         step()  # compiles
         timer = Timer("step()", globals={"step": step}, num_threads=torch.get_num_threads())
         return timer.blocked_autorange(min_run_time=seconds).median

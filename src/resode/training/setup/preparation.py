@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from resode import cost, weights
-from resode.data import Augmentation, Loader
-from resode.models import DynamicNet, name_and_options
+from resode.data import Augmentation, Loader, sources
+from resode.memory import Shape
+from resode.models import DynamicNet, models, name_and_options
 from resode.training.process.device import choose_device, place
 from resode.training.process.distributed import SINGLE, World
 from resode.training.recipe.experiment import Experiment
@@ -30,7 +31,7 @@ from resode.training.setup.form import Form, choose
 from resode.training.setup.memory import StepMemory
 from resode.training.setup.network import Network
 from resode.training.setup.placement import Placement
-from resode.training.setup.warm_start import read_warm_start
+from resode.training.setup.warm_start import StartingPoint, read_warm_start
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ def prepare(
     settings = ExtensionSettings(experiment.smoothness, experiment.box, experiment.changes)
     settings.check(network.abstract())  # before any data is read
     on_message(f"reading {experiment.data.source}")
-    data = TrainingData(experiment.data, experiment.seed, start)
+    data = TrainingData(experiment.data, experiment.seed, start, _usual_shape(start))
     network = network.resolved(data)
     module = network.build(where.device)
     check_images(module, data, experiment.sizes, experiment.batch_size, where)
@@ -150,10 +151,20 @@ def prepare(
     )  # fmt: skip
     extension = DynamicExtension(module, memory, settings)
     gradients, notes = extension.resolve_gradients(experiment.gradients)
-    notes = (*start.notes, *form.notes(), *notes, *_warnings(experiment.cuda_graph, module, data, where))
+    notes = (
+        *start.notes,
+        *_about_data(data, module, start),
+        *form.notes(),
+        *notes,
+        *_warnings(experiment.cuda_graph, module, data, where),
+    )
     training = _training_loader(experiment, data, where, memory.dtype)
     validation = data.validation_loader(where, experiment.evaluation.batch_size)
-    origin = {"recipe": experiment.name, "data": data.section.source, "seed": experiment.seed}
+    origin: dict[str, Any] = {
+        "recipe": experiment.name, "data": data.section.source, "seed": experiment.seed
+    }  # fmt: skip
+    if data.section.split is not None:
+        origin["split"] = data.section.split.model_dump()
     card = weights.Card(network.specification, data.preprocessing, origin)
     resolved = experiment.replace(
         device=str(where.device), data=data.section, model=network.model, init=start.section,
@@ -163,6 +174,28 @@ def prepare(
         resolved, module, extension, memory, where, data, training, validation, card, notes,
         start.optimizer_state(module),
     )  # fmt: skip
+
+
+def _usual_shape(start: StartingPoint) -> Shape | None:
+    """(C, H, W) that the network is made for: of the initial weights, else of the model."""
+    if start.preprocessing is not None:
+        return (start.preprocessing.channels, *start.preprocessing.size)
+    return None if start.model is None else models.entry(start.model.name).shape
+
+
+def _about_data(data: TrainingData, module: nn.Module, start: StartingPoint) -> Iterator[str]:
+    """What the user should know of images of their own."""
+    if data.section.source in sources.names():
+        return
+    yield from data.notes()
+    shape = "x".join(map(str, data.shape))
+    try:
+        work = f"; the network takes {cost.multiply_adds(module, data.shape) / 1e6:,.1f} M multiply-adds each"
+    except RuntimeError:  # a forward that reads values
+        work = ""
+    yield f"images of {shape} in {len(data.classes)} classes{work}"
+    if start.section is None:
+        yield from data.few()
 
 
 def _form(experiment: Experiment, module: nn.Module, data: TrainingData, where: Placement) -> Form:

@@ -1,0 +1,53 @@
+"""Departures: the settings in which a run departs from the recipe of the package that it is named after.
+
+What a recipe publishes and expects holds for its own data, network, training length and optimizer alone.
+"""
+
+import functools
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+from resode.errors import InputError
+from resode.training.recipe.experiment import Experiment
+from resode.training.recipe.reading import recipes
+
+# Settings that change no result but in rounding or by chance, and those that a run measures or resolves.
+_FREE: Final = frozenset(
+    {
+        "name", "about", "seed", "device", "precision", "compile", "cuda_graph", "sync_batchnorm",
+        "evaluation", "checkpoint", "memory_budget", "gradients", "drift", "plugins", "data.mean", "data.std",
+        "data.fingerprint", "data.on_bad_image", "model.classes", "model.in_channels", "init.sha256",
+        "init.optimizer_sha256",
+    }
+)  # fmt: skip
+
+
+def departures(experiment: Mapping[str, Any]) -> tuple[str, ...]:
+    """Dotted keys in which an experiment, as a run records it, differs from the packaged recipe of its name.
+
+    Empty where no recipe has that name. Keys that an earlier version did not record count as unchanged.
+    """
+    recipe = _recipe(str(experiment.get("name")))
+    return () if recipe is None else tuple(_differing(experiment, recipe, ""))
+
+
+@functools.lru_cache
+def _recipe(name: str) -> Mapping[str, Any] | None:
+    if name not in recipes():
+        return None
+    try:
+        return Experiment.from_recipe(name).model_dump(mode="json")
+    except InputError:  # a recipe needs a plug-in that is not loaded
+        return None
+
+
+def _differing(run: Mapping[str, Any], recipe: Mapping[str, Any], path: str) -> Iterator[str]:
+    for key, value in run.items():
+        dotted = f"{path}{key}"
+        if dotted in _FREE or (key not in recipe and path != "model."):
+            continue
+        other = recipe.get(key)
+        if isinstance(value, Mapping) and isinstance(other, Mapping):
+            yield from _differing(value, other, f"{dotted}.")
+        elif value != other:
+            yield dotted

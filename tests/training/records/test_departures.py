@@ -1,0 +1,95 @@
+"""What a recipe publishes is shown beside runs that keep to it, and beside no others."""
+
+import json
+
+import pytest
+import yaml
+
+from resode import report
+from resode.training import Experiment
+from resode.training.records.departures import departures
+from resode.training.records.reader import read
+
+
+def recorded(recipe, **overrides):
+    return Experiment.from_recipe(recipe, overrides).model_dump(mode="json")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "keys"),
+    [
+        ({}, ()),
+        ({"seed": 3, "device": "cpu", "precision": "bf16", "compile": False, "evaluation.every": 5}, ()),
+        ({"data.mean": [0.5] * 3, "data.std": [0.2] * 3, "model.classes": 10, "model.in_channels": 3}, ()),
+        ({"epochs": 10}, ("epochs",)),
+        ({"model.widths": [4, 4, 8]}, ("model.widths",)),
+        ({"data.validation": 0, "optimizer.lr": 0.05}, ("data.validation", "optimizer.lr")),
+        ({"init.path": "other.safetensors"}, ("init",)),
+        ({"average.decay": 0.9}, ("average",)),
+    ],
+)
+def test_departures_are_the_settings_that_change_a_result(overrides, keys):
+    assert departures(recorded("he2016/resnet20", **overrides)) == keys
+
+
+def test_records_without_later_keys_and_recipes_of_ones_own_do_not_depart():
+    whole = recorded("he2016/resnet20")
+    assert departures({key: whole[key] for key in ("name", "epochs", "batch_size")}) == ()
+    assert departures({**whole, "name": "mine", "epochs": 1}) == ()
+    assert departures({}) == ()
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Write a run of a recipe."""
+
+    def write(recipe, *, finished=True, end=None, **overrides):
+        path = tmp_path / "run"
+        path.mkdir()
+        experiment = recorded(recipe, **overrides)
+        (path / "experiment.yaml").write_text(yaml.safe_dump(experiment))
+        about = {key: experiment["about"][key] for key in ("published", "expected")}
+        if finished:
+            summary = {"status": "finished", "name": recipe, "epochs": experiment["epochs"], **about}
+            (path / "summary.json").write_text(json.dumps(summary))
+        if end is not None:
+            (path / "ended.json").write_text(json.dumps(end))
+        return path
+
+    return write
+
+
+def test_a_full_run_is_not_said_to_be_missing(run):
+    path = run("he2016/resnet32")
+    assert read(path).result.expected == "the published error"
+    assert read(path).result.published.top1_error == 7.51
+    text = report.write(path).read_text()
+    assert "Expected result of this recipe: the published error</p>" in text
+    assert "not run in full here yet</p>" not in text
+    assert "7.51" in text
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_shorter_run_shows_neither_the_published_error_nor_the_summary_of_its_recipe(run, finished):
+    path = run("he2016/resnet32", finished=finished, epochs=2)
+    text = report.write(path).read_text().partition("Provenance")[0]
+    assert "The recipe he2016/resnet32 with other settings: epochs" in text
+    assert "7.51" not in text
+    assert "by the paper's recipe" not in text
+    assert "Expected result" not in text
+
+
+@pytest.mark.parametrize("status", ["stopped", "diverged"])
+def test_reports_say_how_a_run_ended(run, status):
+    path = run("quickstart", finished=False, end={"status": status, "reason": "for a reason"})
+    assert read(path).result.status == status
+    assert not read(path).finished
+    text = report.write(path).read_text()
+    assert f'<span class="status">{status}</span>' in text
+    assert "for a reason" in text
+    assert ("--resume" in text) == (status == "stopped")
+
+
+def test_a_report_names_the_initial_weights(run):
+    path = run("quickstart", **{"init.path": "start.safetensors"})
+    assert "start.safetensors" in report.write(path).read_text().partition("Provenance")[0]
