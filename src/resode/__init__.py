@@ -23,9 +23,10 @@ with contextlib.suppress(ImportError):  # optional: the folder may be deleted
 if TYPE_CHECKING:
     from resode.data import load as load_data
     from resode.grids import TimeGrid
+    from resode.inference import evaluate, predict
     from resode.models import DynamicNet, create, regrid, twist
     from resode.stages import Stage
-    from resode.training import Experiment, evaluate, load, train
+    from resode.training import Experiment, load, train
 
 
 _PUBLIC = {
@@ -34,9 +35,10 @@ _PUBLIC = {
     "Stage": ("resode.stages", "Stage"),
     "TimeGrid": ("resode.grids", "TimeGrid"),
     "create": ("resode.models", "create"),
-    "evaluate": ("resode.training", "evaluate"),
+    "evaluate": ("resode.inference", "evaluate"),
     "load": ("resode.training", "load"),
     "load_data": ("resode.data", "load"),
+    "predict": ("resode.inference", "predict"),
     "regrid": ("resode.models", "regrid"),
     "train": ("resode.training", "train"),
     "twist": ("resode.models", "twist"),
@@ -52,6 +54,7 @@ __all__ = [
     "evaluate",
     "load",
     "load_data",
+    "predict",
     "regrid",
     "train",
     "twist",

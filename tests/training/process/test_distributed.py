@@ -17,7 +17,7 @@ from torch import nn
 from resode.data import Augmentation, Loader, load
 from resode.errors import InputError
 from resode.models import create
-from resode.training import evaluate
+from resode.training.loop.evaluation import evaluate
 from resode.training.process import distributed
 from resode.training.process.sync_batchnorm import (
     SyncBatchNorm2d,

@@ -44,7 +44,7 @@ def test_a_finished_run_is_read_whole(make_run: MakeRun) -> None:
 
 
 def test_the_columns_are_those_that_training_writes() -> None:
-    assert tuple(reader.EpochRow.model_fields) == COLUMNS
+    assert tuple(reader.EpochRow.model_fields) == (*COLUMNS, "further")
 
 
 def test_an_unfinished_run_is_known_by_its_experiment(make_run: MakeRun) -> None:

@@ -29,6 +29,7 @@ class TrainingData:
         section: the settings.
         seed: decides which images are held out.
         start: the weights that training starts from.
+        dataset: the images, where the program holds them; default: read from the source.
 
     Attributes:
         section: the settings with source (and its commit), mean, std and fingerprint.
@@ -41,8 +42,10 @@ class TrainingData:
         IntegrityError: the data has changed since the settings were resolved.
     """
 
-    def __init__(self, section: Data, seed: int, start: StartingPoint) -> None:
-        self.dataset = dataset = _read(section)
+    def __init__(
+        self, section: Data, seed: int, start: StartingPoint, dataset: Dataset | None = None
+    ) -> None:
+        self.dataset = dataset = _read(section, dataset)
         start.check_channels(dataset)
         self.train_index, self.validation_index = validation_split(dataset.train, section.validation, seed)
         mean, std = section.mean, section.std
@@ -73,6 +76,13 @@ class TrainingData:
         return self.dataset.classes
 
     @property
+    def floats(self) -> str:
+        """The range of float pixels that no 8-bit image stands for, in words; empty within 0 to 1."""
+        pixels = self.dataset.train.pixels
+        low, high = (0.0, 1.0) if pixels.dtype == np.uint8 else (float(pixels.min()), float(pixels.max()))
+        return "" if low >= 0 and high <= 1 else f"floats from {low:.3g} to {high:.3g}"
+
+    @property
     def preprocessing(self) -> weights.Preprocessing:
         """Size, normalisation and classes, as a weights file records them."""
         channels, *size = self.shape
@@ -101,9 +111,9 @@ class TrainingData:
         return Loader(images, index, mean=mean, std=std, device=where.device, shard=where.share, **options)
 
 
-def _read(section: Data) -> Dataset:
+def _read(section: Data, given: Dataset | None = None) -> Dataset:
     """The data set, if it is still the one that the run began with."""
-    data = load(section.source, image_size=section.image_size, on_bad_image=section.on_bad_image)
+    data = given or load(section.source, image_size=section.image_size, on_bad_image=section.on_bad_image)
     if len(data.classes) < 2:
         raise InputError(f"{section.source}: has a single class ({data.classes[0]}); two are needed")
     if section.fingerprint not in (None, data.fingerprint):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from resode import cost, weights
-from resode.data import Augmentation, Loader
+from resode.data import Augmentation, Dataset, Loader
 from resode.models import DynamicNet, name_and_options
 from resode.training.process.device import choose_device, place
 from resode.training.process.distributed import SINGLE, World
@@ -27,6 +27,7 @@ from resode.training.setup.data import TrainingData, statistics_index
 from resode.training.setup.execution import cuda_graph_obstacle
 from resode.training.setup.extension import DynamicExtension, Extension, ExtensionSettings
 from resode.training.setup.form import Form, choose
+from resode.training.setup.loss import Loss, checked
 from resode.training.setup.memory import StepMemory
 from resode.training.setup.network import Network
 from resode.training.setup.placement import Placement
@@ -49,6 +50,7 @@ class Setup:
         card: the header of weights files.
         notes: what the user should know.
         optimizer_state: to begin with, as `<state>/<parameter>` -> tensor.
+        loss: a function of the user's to minimise; None: cross-entropy.
     """
 
     experiment: Experiment
@@ -62,6 +64,7 @@ class Setup:
     card: weights.Card
     notes: tuple[str, ...]
     optimizer_state: Mapping[str, Tensor]
+    loss: Loss | None = None
 
     @property
     def device(self) -> torch.device:
@@ -101,8 +104,12 @@ class Setup:
 
     def save_weights(self, module: nn.Module, path: Path, results: Mapping[str, Any] | None = None) -> None:
         """Write a weights file with its origin in the header."""
-        training = {**self.card.training, **(results or {})}
-        weights.save(module, path, weights.Card(self.card.specification, self.card.preprocessing, training))
+        weights.save(module, path, self.card_of(results or {}))
+
+    def card_of(self, results: Mapping[str, Any]) -> weights.Card:
+        """The header of weights with results of their training."""
+        training = {**self.card.training, **results}
+        return weights.Card(self.card.specification, self.card.preprocessing, training)
 
     def peak_memory(self) -> int:
         """Peak memory in bytes: of the allocator on a GPU, the resident set of the process on a CPU."""
@@ -117,6 +124,8 @@ def prepare(
     module: nn.Module | None = None,
     on_message: Callable[[str], None] = lambda text: None,
     world: World = SINGLE,
+    dataset: Dataset | None = None,
+    loss: Loss | None = None,
 ) -> Setup:
     """Resolve an experiment: data, network, precision and compilation, memory.
 
@@ -125,6 +134,8 @@ def prepare(
         module: the network to train, as it is; default: the experiment's model, built and initialised.
         on_message: called with a line before what takes a while.
         world: the processes that train together; each takes its share of every batch.
+        dataset: the images, where the program holds them; default: read from the experiment's source.
+        loss: (logits, labels) -> scalar, where the experiment says that it is the user's.
 
     Raises:
         InputError: data, model, weights and settings that do not fit together.
@@ -138,11 +149,13 @@ def prepare(
     )
     settings = ExtensionSettings(experiment.smoothness, experiment.box, experiment.changes)
     settings.check(network.abstract())  # before any data is read
-    on_message(f"reading {experiment.data.source}")
-    data = TrainingData(experiment.data, experiment.seed, start)
+    if dataset is None:
+        on_message(f"reading {experiment.data.source}")
+    data = TrainingData(experiment.data, experiment.seed, start, dataset)
     network = network.resolved(data)
     module = network.build(where.device)
     check_images(module, data, experiment.sizes, experiment.batch_size, where)
+    loss = checked(loss, experiment, len(data.classes), where.device)
     form = _form(experiment, module, data, where)
     memory = StepMemory(
         data.shape, experiment.batch_size, form.precision, experiment.optimizer, experiment.average,
@@ -154,6 +167,10 @@ def prepare(
     training = _training_loader(experiment, data, where, memory.dtype)
     validation = data.validation_loader(where, experiment.evaluation.batch_size)
     origin = {"recipe": experiment.name, "data": data.section.source, "seed": experiment.seed}
+    if loss is not None:
+        origin["loss"] = experiment.loss
+    if data.floats:
+        origin["pixels"] = data.floats
     card = weights.Card(network.specification, data.preprocessing, origin)
     resolved = experiment.replace(
         device=str(where.device), data=data.section, model=network.model, init=start.section,
@@ -161,7 +178,7 @@ def prepare(
     )  # fmt: skip
     return Setup(
         resolved, module, extension, memory, where, data, training, validation, card, notes,
-        start.optimizer_state(module),
+        start.optimizer_state(module), loss,
     )  # fmt: skip
 
 
