@@ -477,7 +477,8 @@ def predict(
             pretrained weights, or the result of `resode.train`.
         images: image files, folders (which stand for the files in them, by name), PIL images, arrays or
             tensors (H, W), (H, W, C) or (C, H, W): one, or several; or a batch (N, H, W, C), (N, C, H, W) or
-            (N, H, W). Floats are from 0 to 1, before normalisation.
+            (N, H, W), which (3, H, W) is for a network of grey images. Floats are from 0 to 1, before
+            normalisation.
         top: how many classes to give for an image.
         precision: "fp32", or "bf16" for autocast.
         freeze: compile the network for inference first (`Frozen`).

@@ -139,7 +139,7 @@ def test_arrays_to_evaluate_may_lack_classes():
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (None, r"data cannot be left out; give arrays \(images, labels\).*Dataset.*folder.*name"),
+        (None, r"data cannot be None; give arrays \(images, labels\).*Dataset.*folder.*name"),
         (3, "data cannot be of type int"),
         (PIXELS, "images without labels"),
         ((PIXELS, LABELS, PIXELS), "a tuple of 3"),

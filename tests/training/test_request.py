@@ -119,6 +119,15 @@ def test_each_call_has_a_directory_of_its_own():
         train(net(), data=ARRAYS, out=paths[0])
 
 
+def test_results_and_runs_are_short_to_print():
+    result = train(net(), data=ARRAYS, out="run")
+    assert len(repr(result).splitlines()) == 2
+    assert repr(result.run) == "Run('run'): finished"
+    assert repr(Run(result.path / "nothing")).endswith("no run yet")
+    (result.path / "summary.json").write_text("{")
+    assert repr(result.run).endswith("damaged")
+
+
 def test_few_images_have_small_batches_and_no_validation():
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (30, 8, 8), dtype=np.uint8), np.arange(30) % 10
@@ -332,7 +341,7 @@ MISTAKES = {
     "a class": ((nn.Linear,), {}, r"Linear is a class; give a network of it: Linear\(...\)"),
     "nothing": ((None,), {"data": ARRAYS}, "cannot take a value of type NoneType; give a network"),
     "a number": ((3,), {}, "cannot take a value of type int"),
-    "no data": ((net(),), {}, "data cannot be left out"),
+    "no data": ((net(),), {}, "data cannot be None"),
     "data by position": ((net(), ARRAYS), {}, "recipe cannot be of type tuple.*data is a keyword"),
     "two recipes": (("quickstart", "quickstart"), {}, "one recipe"),
     "an unknown recipe": (("quickstrat",), {}, "did you mean 'quickstart'"),

@@ -162,7 +162,7 @@ def _described(data: Any) -> str:
         return f"a {type(data).__name__} of {len(data)}"
     if isinstance(data, np.ndarray | Tensor):
         return "images without labels"
-    return "left out" if data is None else f"of type {type(data).__name__}"
+    return "None" if data is None else f"of type {type(data).__name__}"
 
 
 def _is_map_style(data: Any) -> bool:

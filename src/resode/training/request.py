@@ -25,7 +25,6 @@ from resode.training.loop.callbacks import Callback, Callbacks
 from resode.training.narrator import Narrator
 from resode.training.process.distributed import World
 from resode.training.recipe import reading
-from resode.training.recipe.data import Data
 from resode.training.recipe.experiment import CROSS_ENTROPY, Experiment
 from resode.training.recipe.mistakes import sections_of
 from resode.training.setup.loss import Loss, record_of
@@ -75,7 +74,7 @@ def train(
             there is none.
         progress: show a bar and a line an epoch.
         settings: any other key of an experiment, a section as a mapping: `seed=1`,
-            `augment={"crop": 4, "flip": True}`, `optimizer={"weight_decay": 1e-4}`.
+            `augment={"crop": 4, "flip": True}`, `optimizer="adamw"`, `**{"data.validation": 0}`.
 
     Raises:
         InputError: settings, network, data or directory that do not fit together.
@@ -86,23 +85,14 @@ def train(
     module, recipe = _network_and_recipe(net_or_recipe, recipe)
     _check_callbacks(callbacks)
     _check_settings(settings)
-    narrator = Narrator() if progress and World.from_environment().first else None
     given = None if data is None or isinstance(data, str | PathLike) else dataset_of(data)
-    changes = dict(_flat(settings))
+    changes = _source(data, given) | dict(_flat(settings))
     changes |= _known({"epochs": epochs, "optimizer.lr": lr, "batch_size": batch_size})
-    changes |= _known({"loss": None if loss is None else record_of(loss)})
-    changes |= {"data.source": str(data)} if given is None and data is not None else {}
-    changes = (_settings_of(given) if given is not None else {}) | changes
+    changes |= {"loss": record_of(loss)} if loss is not None else {}
+    narrator = Narrator() if progress and World.from_environment().first else None
     if recipe is None:
         assert module is not None
-        if data is None and "data.source" not in changes:
-            dataset_of(None)  # says what may be given
-        experiment = _experiment(_defaults(module, changes), changes)
-        if given is None:
-            if narrator is not None:
-                narrator.message(f"reading {experiment.data.source}")
-            given = _load(experiment.data)
-        experiment = _experiment(_defaults(module, changes), _fitted(given) | changes)
+        experiment, given = _without_recipe(module, changes, given, narrator or Callback())
     else:
         experiment = _experiment(recipe, changes)
     listeners = [*([narrator] if narrator is not None else []), *callbacks]
@@ -233,6 +223,20 @@ def _defaults(module: nn.Module, changes: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _without_recipe(
+    module: nn.Module, changes: dict[str, Any], given: Dataset | None, callback: Callback
+) -> tuple[Experiment, Dataset]:
+    """The experiment of a network without a recipe, and its images, whose number decides some settings."""
+    if "data.source" not in changes:
+        dataset_of(None)  # says what may be given
+    experiment = _experiment(_defaults(module, changes), changes)
+    if given is None:
+        section = experiment.data
+        callback.message(f"reading {section.source}")
+        given = load(section.source, image_size=section.image_size, on_bad_image=section.on_bad_image)
+    return _experiment(_defaults(module, changes), _fitted(given) | changes), given
+
+
 def _fitted(dataset: Dataset) -> dict[str, Any]:
     """Batch size and validation part for this number of images."""
     count, classes = len(dataset.train), len(dataset.classes)
@@ -240,19 +244,16 @@ def _fitted(dataset: Dataset) -> dict[str, Any]:
     return {"batch_size": batch, "data.validation": 0.1 if count >= 20 * classes else 0}
 
 
-def _settings_of(dataset: Dataset) -> dict[str, Any]:
+def _source(data: Any, dataset: Dataset | None) -> dict[str, Any]:
     """Settings by which the images could be read again, or a source that says that they were given."""
+    if dataset is None:
+        return {} if data is None else {"data.source": str(data)}
     name, size = dataset.name, dataset.train.pixels.shape[1:3]
-    if name.endswith(IN_PYTHON):
-        return {"data.source": name, "data.image_size": None}
-    if name not in sources.names() and not name.startswith(hub.PREFIX) and not Path(name).is_dir():
-        return {"data.source": name + IN_PYTHON, "data.image_size": None}
+    named = name in sources.names() or name.startswith(hub.PREFIX) or Path(name).is_dir()
+    if name.endswith(IN_PYTHON) or not named:
+        return {"data.source": name.removesuffix(IN_PYTHON) + IN_PYTHON, "data.image_size": None}
     skip = {"data.on_bad_image": "skip"} if dataset.skipped else {}
     return {"data.source": name, "data.image_size": image_size(name, (size[0], size[1])), **skip}
-
-
-def _load(section: Data) -> Dataset:
-    return load(section.source, image_size=section.image_size, on_bad_image=section.on_bad_image)
 
 
 def _directory(experiment: Experiment, out: str | PathLike[str] | None, resume: bool) -> Path:

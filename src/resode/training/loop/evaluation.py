@@ -4,7 +4,7 @@ Accuracy is (correct samples) / (samples), never a mean of batch means; full pre
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ class Scores:
 
     loss: float
     samples: int
-    confusion: Tensor  # (classes, classes) int64 on the CPU; rows are the true classes
+    confusion: Tensor = field(repr=False)  # (classes, classes) int64 on the CPU; rows are the true classes
     precision: str
 
     @property

@@ -44,6 +44,13 @@ class Run:
 
     path: Path
 
+    def __repr__(self) -> str:
+        try:
+            state = "finished" if self.finished else "unfinished" if self.exists else "no run yet"
+        except IntegrityError:
+            state = "damaged"
+        return f"Run('{self.path}'): {state}"
+
     @property
     def checkpoints(self) -> Path:
         """The folder of checkpoints."""
