@@ -16,11 +16,15 @@ With --ablation these are the plain loop, the engine in its faster precision, an
 
 A network that never calls a kernel has no row without it; the calls in one step are recorded.
 
+With --callbacks single steps of the engine in fp32 alternate between no callback and ten that do nothing. The
+figures are the ratio of the two times (the median over pairs of steps), and the time of the calls alone over
+that of a step.
+
 A round times each form for a while; the figure of a form is the median of its rate over that of the plain
 loop in the same round, and over that of torch.compile alone in the same round.
 
     python benchmarks/training.py [--recipes short/resnet20,he2016/resnet56] [--rounds 5] [--seconds 4]
-                                  [--compile | --ablation] [--device auto] [--json]
+                                  [--compile | --ablation | --callbacks] [--device auto] [--json]
 """
 
 import argparse
@@ -33,6 +37,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
+from timeit import timeit
 from typing import Any
 from unittest import mock
 
@@ -41,7 +46,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from resode.kernels import convolution, fusion
-from resode.training import Experiment
+from resode.training import Callback, Experiment
+from resode.training.loop.callbacks import Callbacks
 from resode.training.loop.step import Position, Trainer
 from resode.training.process.allocator import keeping_freed_memory
 from resode.training.process.device import choose_device
@@ -213,6 +219,28 @@ def measure(
     }
 
 
+def callbacks(recipe: str, seconds: float, device: str) -> dict[str, Any]:
+    """What ten callbacks that do nothing cost in a step."""
+    trainer = engine(recipe, precision="fp32", compile=False, device=device)
+    idle, ten = Callback(), Callbacks([Callback() for _ in range(10)])
+    for _ in range(5):
+        engine_step(trainer)
+    ratios: list[float] = []
+    times: list[float] = []
+    begin = time.perf_counter()
+    while time.perf_counter() - begin < seconds or len(ratios) < 10:
+        pair = {}
+        for callback in (idle, ten) if len(ratios) % 2 else (ten, idle):  # in turns: neither is always first
+            trainer.callback = callback
+            pair[callback] = seconds_of(lambda: engine_step(trainer), 1e-9)
+        ratios.append(pair[ten] / pair[idle])
+        times.append(pair[idle])
+    step = statistics.median(times)
+    alone = {name: timeit(lambda c=each: c.stepped(0, 0, 0.0), number=10_000) / 10_000 / step  # type: ignore[misc]
+             for name, each in (("none", idle), ("ten", ten))}  # fmt: skip
+    return {"recipe": recipe, "pairs": len(ratios), **quantiles(ratios), "calls_of_a_step": alone}
+
+
 def seconds_of(do: Callable[[], object], seconds: float) -> float:
     """Of one call, on average over at least two; over five where no time is given."""
     wait()
@@ -242,11 +270,15 @@ def main() -> None:
     kinds = parser.add_mutually_exclusive_group()
     kinds.add_argument("--compile", action="store_true")
     kinds.add_argument("--ablation", action="store_true")
+    kinds.add_argument("--callbacks", action="store_true")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     rows = []
     for recipe in arguments.recipes.split(","):
+        if arguments.callbacks:
+            print(json.dumps(callbacks(recipe, arguments.rounds * arguments.seconds, arguments.device)))
+            continue
         row = measure(
             recipe,
             arguments.rounds,

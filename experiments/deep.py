@@ -22,7 +22,7 @@ from typing import Any
 from resode import atomic
 from resode.errors import Stopped
 from resode.models import create
-from resode.training import Experiment, Observer, train
+from resode.training import Callback, Experiment, train
 from resode.training.records.run import Run
 from resode.training.setup.memory import StepMemory
 from resode.training.setup.preparation import Setup
@@ -30,7 +30,7 @@ from resode.training.setup.preparation import Setup
 HERE = Path(__file__).resolve().parent.parent
 
 
-class Watching(Observer):
+class Watching(Callback):
     """Write the loss of each iteration, and stop after the last one."""
 
     def __init__(self, file: Path, iterations: int) -> None:
@@ -109,7 +109,7 @@ def main() -> None:
     resume = (options.out / "experiment.yaml").is_file()
     if len(losses(watching.file)) < options.iterations:
         try:
-            train(None, experiment, out=options.out, resume=resume, observer=watching)
+            train(experiment, out=options.out, resume=resume, callbacks=[watching], progress=False)
         except Stopped as stopped:
             print(stopped)
     found = record(options.out, options)

@@ -27,7 +27,7 @@ from resode.operators.twist import TwistConv2d
 run = sys.argv[1]
 keys = {"epochs": 2, "batch_size": 256, "model.widths": [4, 4, 8], "precision": "fp32", "compile": False}
 experiment = resode.Experiment.from_recipe("quickstart", {**keys, "twist": [{"at": 0.5}]})
-result = resode.train(None, experiment, out=run)
+result = resode.train(experiment, out=run)
 assert any(isinstance(module, TwistConv2d) for module in result.module.modules())
 scores = evaluate(run).scores
 assert scores.samples == 360

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from resode.cli.console import Narrator
 from resode.errors import InputError
 from resode.fields import fields
 from resode.grids import TimeGrid
 from resode.integrators import integrators, solve
 from resode.plugins import load_plugins
+from resode.training import Narrator
 from tests.cli.conftest import resode  # noqa: F401
 
 PLUGIN = Path(__file__).parent.parent / "examples" / "plugin.py"

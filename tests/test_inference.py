@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import TensorDataset
 
 import resode
 from resode.cli import main
+from resode.data import Images
 from resode.errors import InputError, IntegrityError
 from resode.inference import Frozen, evaluate, predict
 from resode.models import create
@@ -71,7 +73,7 @@ def test_scores_are_those_of_the_logits(digits):
 def test_weights_without_data_need_some(digits):
     network = resode.load(digits)
     save(network, digits, Card(network.card.specification, network.card.preprocessing))
-    with pytest.raises(InputError, match="give --data"):
+    with pytest.raises(InputError, match="give data"):
         evaluate(digits)
     assert evaluate(digits, data="digits").data == "digits"
 
@@ -164,3 +166,162 @@ def test_frozen_networks_evaluate_and_predict_the_same(digits, tmp_path, capsys,
     assert frozen["samples"] == plain["samples"]
     assert frozen["top1_error"] == pytest.approx(plain["top1_error"], abs=0.3)
     assert frozen["loss"] == pytest.approx(plain["loss"], rel=1e-4)
+
+
+# ---------------------------------------------------------------- what a user has
+
+
+@pytest.fixture
+def network(digits):
+    """A network with its preprocessing, and digits to give to it."""
+    return resode.load(digits)
+
+
+TEST = resode.load_data("digits").test
+GREY = np.array(TEST.pixels[..., 0])
+FIRST = torch.from_numpy(np.array(TEST.pixels)).permute(0, 3, 1, 2)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        "digits",
+        resode.load_data("digits"),
+        TEST,
+        (TEST.pixels, TEST.labels),
+        (GREY, TEST.labels.tolist()),
+        (FIRST, torch.from_numpy(TEST.labels)),
+        (FIRST / 255, TEST.labels),
+        (FIRST.double() / 255, TEST.labels),
+        TensorDataset(FIRST, torch.from_numpy(TEST.labels)),
+    ],
+)
+def test_evaluate_takes_the_data_that_a_user_has(network, digits, data):
+    expected = evaluate(digits)
+    found = evaluate(network, data)
+    assert found.confusion.tolist() == expected.confusion.tolist()
+    assert found.loss == pytest.approx(expected.loss, rel=1e-5)
+    assert found.classes == expected.classes
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        TEST.pixels[:3],
+        GREY[:3],
+        FIRST[:3],
+        FIRST[:3] / 255,
+        [Image.fromarray(image) for image in GREY[:3]],
+        list(GREY[:3]),
+        list(FIRST[:3]),
+        [GREY[0], FIRST[1], Image.fromarray(GREY[2])],
+        Images.of(TEST.pixels[:3], TEST.labels[:3]),
+    ],
+)
+def test_predict_takes_the_images_that_a_user_has(network, digits, images):
+    logits, _ = logits_of(digits)
+    found = predict(network, images)
+    assert found.classes == [str(i) for i in logits[:3].argmax(1).tolist()]
+    assert found.probabilities == pytest.approx(logits[:3].softmax(1).amax(1).tolist(), abs=1e-6)
+    assert [each.file for each in found] == [None] * 3
+
+
+@pytest.mark.parametrize("image", [TEST.pixels[0], GREY[0], FIRST[0], Image.fromarray(GREY[0])])
+def test_a_single_image_is_one(network, image):
+    assert len(predict(network, image)) == 1
+
+
+def test_pixels_of_another_size_are_fitted_like_files(network, tmp_path):
+    large = Image.fromarray(GREY[0]).resize((30, 20)).convert("RGB")
+    large.save(tmp_path / "large.png")
+    (file,) = predict(network, tmp_path / "large.png")
+    (pixels,) = predict(network, np.array(large))
+    assert file.probabilities == pixels.probabilities
+
+
+def test_a_network_without_preprocessing_gets_pixels_from_0_to_1(network):
+    plain, mode = torch.nn.Sequential(network), network.training
+    found = evaluate(plain, (TEST.pixels, TEST.labels))
+    with torch.inference_mode():
+        right = network(FIRST / 255).argmax(1).numpy() == TEST.labels
+    assert found.scores.correct == right.sum()
+    assert "no preprocessing" in repr(found)
+    assert predict(plain, TEST.pixels).classes == [str(i) for i in network(FIRST / 255).argmax(1).tolist()]
+    assert network.training is mode
+
+
+def test_a_network_keeps_its_mode_and_its_dtype(network):
+    network.train().double()
+    first = evaluate(network, "digits")
+    assert first.scores.precision == "fp64"
+    assert network.training
+    predict(network, TEST.pixels[:1])
+    assert network.training
+
+
+def test_representations_fit_in_a_few_lines(network):
+    assert (
+        repr(evaluate(network, "digits"))
+        .splitlines()[0]
+        .startswith("digits_resnet8 on digits (test, 360 images")
+    )
+    shown = repr(predict(network, TEST.pixels)).splitlines()
+    assert len(shown) == 7
+    assert shown[-1] == "... and 355 more"
+
+
+MISTAKES = {
+    "no path": (lambda net: evaluate("nowhere"), "no such run, checkpoint or file"),
+    "an empty folder": (lambda net: evaluate("."), "holds no run"),
+    "a number": (lambda net: evaluate(3), "a value of type int; give a network"),
+    "a class": (lambda net: evaluate(torch.nn.Linear), r"the class Linear; give .*Linear\(...\)"),
+    "no data": (lambda net: evaluate(torch.nn.Sequential(net)), "does not say what it was trained on"),
+    "a number as data": (lambda net: evaluate(net, 3), "data cannot be of type int"),
+    "another split": (lambda net: evaluate(net, "digits", split="validation"), "give 'test' or 'train'"),
+    "no batch": (lambda net: evaluate(net, "digits", batch_size=0), "batch_size cannot be 0"),
+    "a precision": (lambda net: evaluate(net, "digits", precision="fp8"), "precision cannot be 'fp8'"),
+    "floats to 255": (
+        lambda net: evaluate(net, (GREY * 1.0, TEST.labels)),
+        "floats from 0 to 255; give them in 0",
+    ),
+    "other labels": (
+        lambda net: evaluate(net, (GREY, TEST.labels + 1)),
+        "out of range; the network has classes 0",
+    ),
+    "another size": (lambda net: evaluate(net, (GREY[:, :7], TEST.labels)), "are 7x8, the network takes 8x8"),
+    "colours": (lambda net: evaluate(net, (GREY[..., None].repeat(3, 3), TEST.labels)), "3 channels"),
+    "no image": (lambda net: evaluate(net, (GREY[:0], TEST.labels[:0])), "there is none"),
+    "no memory": (lambda net: evaluate(net.to("meta"), "digits"), "parameters on meta"),
+    "too few logits": (
+        lambda net: evaluate(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 7)), TEST),
+        r"shape \(1, 7\).*10 classes",
+    ),
+    "no logits": (
+        lambda net: evaluate(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LSTM(64, 10)), TEST),
+        "shape tuple",
+    ),
+    "a network of photos": (
+        lambda net: evaluate(torch.nn.Sequential(torch.nn.Conv2d(3, 10, 8)), TEST),
+        "does not take the images",
+    ),
+    "nothing to predict": (lambda net: predict(net, []), "there is none"),
+    "None to predict": (lambda net: predict(net, None), "give files, folders"),
+    "a number to predict": (lambda net: predict(net, [3]), "image 0 is of type int"),
+    "pairs to predict": (lambda net: predict(net, [(GREY[0], 1)]), "image 0 is of type tuple"),
+    "truth values": (lambda net: predict(net, GREY > 9), "dtype bool"),
+    "floats of another size": (lambda net: predict(net, GREY[:2, :7] / 255), "the network takes 8x8x1"),
+    "no class": (lambda net: predict(net, GREY, top=0), "top cannot be 0"),
+    "unequal sizes": (
+        lambda net: predict(torch.nn.Sequential(net), [GREY[0], GREY[1, :7]]),
+        "unequal shape",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_told_in_one_line(network, mistake, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    call, message = MISTAKES[mistake]
+    with pytest.raises(InputError, match=message) as error:
+        call(network)
+    assert len(error.value.messages) == 1

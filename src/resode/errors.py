@@ -21,6 +21,10 @@ class ResodeError(Exception):
         super().__init__("\n".join(messages))
         self.messages = messages
 
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows in place of a traceback."""
+        return [f"{type(self).__name__}: {line}" for line in self.messages]
+
 
 class InputError(ResodeError, ValueError):
     """Wrong usage or input: misspelt names, missing files, wrong shapes (exit code 2)."""

@@ -1,36 +1,157 @@
-"""Inference: evaluate a trained network on labelled images, classify image files, freeze it for speed.
+"""Inference: evaluate a trained network on labelled images, classify images, freeze it for speed.
 
-`evaluate` and `predict` take what a user has: a run, a checkpoint, a .safetensors file, the name of
-pretrained weights. Images get the preprocessing that is stored with the weights.
+`evaluate` and `predict` take what a user has: a network, a run, a checkpoint, a .safetensors file, the name
+of pretrained weights. Images get the preprocessing that is stored with the weights, and that a network keeps
+from `resode.train` and `resode.load` as its attribute `preprocessing`. A network that has none gets 8-bit
+pixels divided by 255, and floats as they are.
 """
 
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from resode import acceleration, weights
 from resode import data as datasets
-from resode.data import FolderSplit, Images, Loader
+from resode.data import Dataset, FolderSplit, Images, Loader
+from resode.data.given import Labelled, labelled, one_image, pixels_from
 from resode.data.image_file import NoImageError
 from resode.data.matching import class_order, image_size
 from resode.data.raw import OnBadImage
 from resode.errors import InputError, IntegrityError, ResodeError
+from resode.mode import mode
 from resode.progress import report
+from resode.training.launch import Result
 from resode.training.loop.evaluation import Scores
 from resode.training.loop.evaluation import evaluate as score
 from resode.training.process.device import choose_device, place
+from resode.training.recipe.experiment import CROSS_ENTROPY
 from resode.training.records.locations import weights_file
+from resode.training.records.run import Run
+from resode.training.setup.checks import check_output
 from resode.training.setup.data import split_note
 from resode.training.setup.execution import own_compiler_cache
-from resode.weights import Loaded, Preprocessing
+from resode.weights import Preprocessing
 
 BATCH = 256  # images at a time in `predict`
+Network = nn.Module | str | PathLike[str] | Run | Result
+_NETWORKS = (
+    "a network (nn.Module), a run, a checkpoint, a .safetensors file, or the name of pretrained weights"
+)
+
+
+@dataclass(frozen=True, eq=False)
+class _Trained:
+    """A network as the user gave it.
+
+    Args:
+        label: for messages.
+        module: on its device.
+        preprocessing: stored with its weights; None: unknown.
+        model: its name.
+        origin: the record of its training.
+        is_file: whether it was read from a file.
+    """
+
+    label: str
+    module: nn.Module
+    preprocessing: Preprocessing | None
+    model: str
+    origin: Mapping[str, Any]
+    is_file: bool
+
+    @property
+    def device(self) -> torch.device:
+        """The device of its parameters."""
+        return next((p.device for p in self.module.parameters()), torch.device("cpu"))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of its parameters."""
+        return next((p.dtype for p in self.module.parameters()), torch.float32)
+
+    def for_images(self, size: tuple[int, ...], channels: int, classes: tuple[str, ...]) -> Preprocessing:
+        """Its preprocessing; where it has none, pixels / 255 for such images."""
+        if self.preprocessing is not None:
+            return replace(self.preprocessing, dtype=self.dtype)
+        return Preprocessing(
+            (0.0,) * channels, (1.0,) * channels, (size[0], size[1]), channels, classes, self.dtype
+        )
+
+    def check_values(self, pixels: npt.NDArray[Any], name: str) -> None:
+        """Raise `InputError` for pixels in another unit than the network was trained on."""
+        trained_on = self.origin.get("pixels")
+        if trained_on is not None and pixels.dtype == np.uint8:
+            raise InputError(
+                f"{name}: have 8-bit pixels, {self.label} was trained on {trained_on}; prepare them so"
+            )
+        if self.preprocessing is None or trained_on is not None or pixels.dtype == np.uint8:
+            return
+        low, high = float(pixels.min()), float(pixels.max())
+        if low < 0 or high > 1:
+            raise InputError(
+                f"{name}: are floats from {low:.3g} to {high:.3g}; give them in 0 to 1, not normalised "
+                f"({self.label} brings its own), or as uint8"
+            )
+
+
+def _trained(net: Network, device: str) -> _Trained:
+    """The network; of a file on the device, else where it is.
+
+    Raises:
+        InputError: no network, or one on another device than is asked for.
+    """
+    if isinstance(net, Result):
+        net = net.module
+    if isinstance(net, Run):
+        net = net.path
+    if isinstance(net, str | PathLike):
+        module: nn.Module = weights.load(weights_file(Path(net) if isinstance(net, PathLike) else net))
+        place(module, choose_device(device))
+        return _described(str(net), module, is_file=True)
+    if not isinstance(net, nn.Module):
+        fix = f": {net.__name__}(...)" if isinstance(net, type) else ""
+        raise InputError(f"cannot evaluate {_kind(net)}; give {_NETWORKS}{fix}")
+    net = getattr(net, "_orig_mod", net)
+    places = sorted({str(p.device) for p in net.parameters()})
+    if len(places) > 1 or "meta" in places:
+        raise InputError(f"the network has parameters on {' and '.join(places)}; move it: net.to('cpu')")
+    if device != "auto" and places and torch.device(places[0]).type != choose_device(device).type:
+        raise InputError(f"the network is on {places[0]}, not on {device}; move it: net.to({device!r})")
+    return _described("the network", net, is_file=False)
+
+
+def _described(label: str, module: nn.Module, *, is_file: bool) -> _Trained:
+    card, preprocessing = getattr(module, "card", None), getattr(module, "preprocessing", None)
+    known = card if isinstance(card, weights.Card) else None
+    specification = known.specification if known is not None else None
+    return _Trained(
+        label,
+        module,
+        preprocessing if isinstance(preprocessing, Preprocessing) else None,
+        type(module).__name__ if specification is None else specification.name,
+        {} if known is None else known.training,
+        is_file,
+    )
+
+
+def _kind(value: object) -> str:
+    return (
+        f"the class {value.__name__}"
+        if isinstance(value, type)
+        else f"a value of type {type(value).__name__}"
+    )
+
+
+# ---------------------------------------------------------------- evaluation
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +166,7 @@ class Evaluation:
         scores: loss, errors and confusions.
         module: the network, on its device.
         network: what was scored: `module`, or `module` frozen.
+        preprocessing: of the images.
         images: what it was scored on, labelled in the network's order of classes.
         skipped: images that could not be decoded, a line each.
         notes: what the user should know, a line each.
@@ -55,14 +177,50 @@ class Evaluation:
     data: str
     split: str
     scores: Scores
-    module: Loaded
+    module: nn.Module
     network: nn.Module
+    preprocessing: Preprocessing
     images: Images
     skipped: tuple[str, ...]
     notes: tuple[str, ...]
 
     def __repr__(self) -> str:
-        return f"Evaluation({self.model} on {self.data}, {self.split} images: {self.scores})"
+        lines = [
+            f"{self.model} on {self.data} ({self.split}, {self.samples:,} images, {self.scores.precision}): "
+            f"top-1 error {self.top1_error:.2f} %, loss {self.loss:.4f}",
+            *self.notes,
+        ]
+        return "\n".join(lines)
+
+    @property
+    def top1_error(self) -> float:
+        """Percent of the images classified incorrectly."""
+        return self.scores.top1_error
+
+    @property
+    def top1_accuracy(self) -> float:
+        """Percent of the images classified correctly."""
+        return self.scores.top1_accuracy
+
+    @property
+    def loss(self) -> float:
+        """Mean cross-entropy."""
+        return self.scores.loss
+
+    @property
+    def samples(self) -> int:
+        """Number of images."""
+        return self.scores.samples
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes, in the order of the logits."""
+        return self.preprocessing.classes
+
+    @property
+    def confusion(self) -> Tensor:
+        """(classes, classes) int64: images of each true class (rows) by the class they were taken for."""
+        return self.scores.confusion
 
     def record(self) -> dict[str, Any]:
         """The evaluation as JSON."""
@@ -76,9 +234,9 @@ class Evaluation:
 
 
 def evaluate(
-    path: str | Path,
+    net: Network,
+    data: Any = None,
     *,
-    data: str | None = None,
     split: str = "test",
     on_bad_image: OnBadImage = "error",
     precision: str = "fp32",
@@ -86,12 +244,18 @@ def evaluate(
     batch_size: int = 500,
     device: str = "auto",
 ) -> Evaluation:
-    """Score trained weights on labelled images, each counted once.
+    """Score a trained network on labelled images, each counted once.
+
+        resode.evaluate("runs/r20").top1_error
+        resode.evaluate(net, (images, labels))
 
     Args:
-        path: a run, a checkpoint, a .safetensors file or the name of pretrained weights.
-        data: a data set as `resode.load_data` takes it (default: the one that the weights were trained on).
-        split: "test" or "train".
+        net: a network, which stays on its device; a run, a checkpoint, a .safetensors file, the name of
+            pretrained weights, or the result of `resode.train`.
+        data: arrays (images, labels), a torch Dataset, a loaded data set, a folder, a name, or a run, whose
+            data is taken (default: the data that the weights were trained on). Class numbers of arrays are
+            those of the logits; named classes are matched by name.
+        split: "test" or "train", where the data has both.
         on_bad_image: "error", or "skip" to skip images that cannot be decoded.
         precision: "fp32", or "bf16" for autocast.
         freeze: compile the network for inference first (`Frozen`).
@@ -102,226 +266,380 @@ def evaluate(
         InputError: no such weights or data; images or classes that do not fit the network.
         IntegrityError: corrupt files, weights that are not finite.
     """
-    module = weights.load(weights_file(path))
-    specification, origin = module.card.specification, module.card.training
-    assert specification is not None  # else it could not have been loaded
-    source = data or origin.get("data")
-    if source is None:
-        raise InputError(f"{path}: does not say what it was trained on; give --data")
-    source = str(source)
-    same = source == origin.get("data") or str(Path(source).expanduser().resolve()) == origin.get("data")
-    recorded = origin.get("split") if same else None
-    test_split = FolderSplit(recorded["test"], recorded["seed"]) if recorded else None
-    images, skipped, about = _labelled_images(source, split, on_bad_image, module.preprocessing, test_split)
-    place(module, choose_device(device))
-    network = Frozen(module) if freeze else module
-    done = 0
+    if split not in ("test", "train"):
+        raise InputError(f"split cannot be {split!r}; give 'test' or 'train'")
+    if type(batch_size) is not int or batch_size < 1:
+        raise InputError(f"batch_size cannot be {batch_size!r}; give a number of images")
+    if precision not in ("fp32", "bf16"):
+        raise InputError(f"precision cannot be {precision!r}; give 'fp32' or 'bf16'")
+    trained = _trained(net, device)
+    found, notes = _images_for(trained, _source(trained, data), split, on_bad_image)
+    size, channels = found.images.pixels.shape[1:3], found.images.pixels.shape[3]
+    preprocessing = trained.for_images(size, channels, found.classes)
+    if not trained.is_file:
+        check_output(trained.module, (channels, *size), len(found.classes), found.name, trained.dtype)
+    network: nn.Module = Frozen(trained.module) if freeze else trained.module
+    batches = Loader(
+        found.images,
+        np.arange(len(found.images)),
+        batch_size=batch_size,
+        mean=preprocessing.mean,
+        std=preprocessing.std,
+        device=trained.device,
+        dtype=trained.dtype,
+    )
+    total, done = len(found.images), 0
 
     def scored(samples: int) -> None:
         nonlocal done
         done += samples
-        report(f"evaluating {len(images):,} images", done / len(images))
+        report(f"evaluating {total:,} images", done / total)
 
-    scores = score(network, _batches(module, images, batch_size), precision=precision, on_batch=scored)
+    scores = score(network, batches, precision=precision, on_batch=scored)
     if not math.isfinite(scores.loss):
-        raise IntegrityError(f"{path}: the loss on {source} is {scores.loss}: the weights are not finite")
-    notes = list(about)
-    if not_averaged := last_step_note(path, module):
-        notes.append(not_averaged)
+        raise IntegrityError(
+            f"{trained.label}: the loss on {found.name} is {scores.loss}: the weights are not finite"
+        )
     return Evaluation(
-        path=str(path),
-        model=specification.name,
-        data=source,
+        path=trained.label,
+        model=trained.model,
+        data=found.name,
         split=split,
         scores=scores,
-        module=module,
+        module=trained.module,
         network=network,
-        images=images,
-        skipped=skipped,
-        notes=tuple(notes),
+        preprocessing=preprocessing,
+        images=found.images,
+        skipped=found.skipped,
+        notes=(*notes, *_about(trained)),
     )
 
 
-def last_step_note(path: str | Path, module: Loaded) -> str:
+def _about(trained: _Trained) -> Iterator[str]:
+    """What the user should know of a network, a line each."""
+    if trained.preprocessing is None:
+        yield "the network has no preprocessing: it got 8-bit pixels divided by 255, and floats as they are"
+    if note := last_step_note(trained.label, trained.module):
+        yield note
+    loss = trained.origin.get("loss", CROSS_ENTROPY)
+    if loss != CROSS_ENTROPY:
+        yield f"the loss is cross-entropy; {trained.label} was trained by {loss}"
+
+
+def last_step_note(path: str | Path, module: nn.Module) -> str:
     """A line about weights of an unfinished run that will be averaged at its end; empty for all others."""
-    if module.card.training.get("averaged") is not False:
+    card = getattr(module, "card", None)
+    if not isinstance(card, weights.Card) or card.training.get("averaged") is not False:
         return ""
     return f"{path}: these are the weights of the last step; averaged ones are written at the end of the run"
 
 
-def _labelled_images(
-    source: str,
-    split: str,
-    on_bad_image: OnBadImage,
-    preprocessing: Preprocessing,
-    test_split: FolderSplit | None,
-) -> tuple[Images, tuple[str, ...], list[str]]:
-    """The images of a split at the network's size, in its order of classes; skipped ones; notes."""
-    side = image_size(source, preprocessing.size)
-    dataset = datasets.load(source, image_size=side, on_bad_image=on_bad_image, split=test_split)
-    images = dataset.train if split == "train" else dataset.test
-    if images is None:
-        raise InputError(f"{source}: has no test images; evaluate on --split train, or give other --data")
-    channels = images.pixels.shape[3]
-    if channels != preprocessing.channels:
-        raise InputError(
-            f"{source}: its images have {channels} channels, the network takes {preprocessing.channels}"
+def _source(trained: _Trained, data: Any) -> Any:
+    """The data: as given, that of a run, or what the network was trained on."""
+    if isinstance(data, str | PathLike) and Run(Path(data)).exists:
+        data = Run(Path(data))
+    if isinstance(data, Run):
+        return data.read_experiment().data.source
+    if data is not None:
+        return str(data) if isinstance(data, PathLike) else data
+    source = trained.origin.get("data")
+    if source is None:
+        raise InputError(f"{trained.label}: does not say what it was trained on; give data (--data)")
+    return str(source)
+
+
+def _images_for(
+    trained: _Trained, source: Any, split: str, on_bad_image: OnBadImage
+) -> tuple[Labelled, list[str]]:
+    """Labelled images as the network takes them, in its order of classes, and notes."""
+    own = trained.preprocessing
+    if isinstance(source, str):
+        side = None if own is None else image_size(source, own.size)
+        dataset = datasets.load(
+            source, image_size=side, on_bad_image=on_bad_image, split=_recorded_split(trained, source)
         )
-    order = class_order(source, dataset.classes, preprocessing.classes)
-    notes = [*([order.note] if order.note else []), *([split_note(dataset)] if dataset.split else [])]
-    return order.relabel(images), dataset.skipped, notes
+        if split == "test" and dataset.test is None:
+            raise InputError(f"{source}: has no test images; evaluate on --split train, or give other --data")
+        found = labelled(dataset, split, None)
+        found, notes = replace(found, name=source), [split_note(dataset)] if dataset.split else []
+    else:
+        found, notes = labelled(source, split, None if own is None else own.classes), []
+    trained.check_values(found.images.pixels, found.name)
+    if own is None:
+        return found, notes
+    channels = found.images.pixels.shape[3]
+    if channels != own.channels:
+        raise InputError(
+            f"{found.name}: its images have {channels} channels, the network takes {own.channels}"
+        )
+    height, width = found.images.pixels.shape[1:3]
+    if not isinstance(source, str) and (height, width) != own.size:
+        raise InputError(
+            f"{found.name}: its images are {height}x{width}, the network takes {own.size[0]}x{own.size[1]}; "
+            "resize them"
+        )
+    if not isinstance(source, str | Dataset):
+        return replace(found, classes=own.classes), notes
+    order = class_order(found.name, found.classes, own.classes)
+    notes = [*notes, *([order.note] if order.note else [])]
+    return replace(found, images=order.relabel(found.images), classes=own.classes), notes
 
 
-def _batches(module: Loaded, images: Images, batch_size: int) -> Loader:
-    """Normalised images in their own order, in the dtype and on the device of the network."""
-    own = next(module.parameters())
-    return Loader(
-        images,
-        np.arange(len(images)),
-        batch_size=batch_size,
-        mean=module.preprocessing.mean,
-        std=module.preprocessing.std,
-        device=own.device,
-        dtype=own.dtype,
-    )
+def _recorded_split(trained: _Trained, source: str) -> FolderSplit | None:
+    """How test images were chosen where the network was trained on this folder."""
+    recorded, data = trained.origin.get("split"), trained.origin.get("data")
+    same = source == data or str(Path(source).expanduser().resolve()) == data
+    return FolderSplit(recorded["test"], recorded["seed"]) if recorded and same else None
 
 
-# ---------------------------------------------------------------- image files
+# ---------------------------------------------------------------- prediction
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """The most probable classes of an image file, in falling order of probability."""
+    """The most probable classes of an image, in falling order of probability.
 
-    file: Path
+    Args:
+        file: of the image; None where it was given as pixels.
+        probabilities: by class.
+    """
+
+    file: Path | None
     probabilities: dict[str, float]
 
     def __repr__(self) -> str:
-        ranked = ", ".join(f"{name} {100 * p:.1f} %" for name, p in self.probabilities.items())
-        return f"{self.file}: {ranked}"
+        shown = ", ".join(f"{name} {100 * p:.1f} %" for name, p in self.probabilities.items())
+        return f"{self.file}: {shown}" if self.file is not None else shown
+
+    @property
+    def class_name(self) -> str:
+        """The most probable class."""
+        return next(iter(self.probabilities))
+
+    @property
+    def probability(self) -> float:
+        """The probability of that class."""
+        return self.probabilities[self.class_name]
 
     def record(self) -> dict[str, Any]:
         """The prediction as JSON."""
-        first, probability = next(iter(self.probabilities.items()))
         return {
-            "file": str(self.file),
-            "class": first,
-            "probability": probability,
+            "file": None if self.file is None else str(self.file),
+            "class": self.class_name,
+            "probability": self.probability,
             "probabilities": self.probabilities,
         }
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """Predictions for the files that could be read.
+    """Predictions in the order of the images, and an error for each file that could not be read.
 
     Args:
-        images: the predictions.
-        errors: one for each file that could not be read.
+        images: a prediction for each image.
+        errors: an error for each file.
         skipped: files of folders that are no images.
     """
 
     images: tuple[Prediction, ...]
-    errors: tuple[ResodeError, ...]
+    errors: tuple[ResodeError, ...] = ()
     skipped: tuple[Path, ...] = ()
 
     def __repr__(self) -> str:
-        lines = [str(image) for image in self.images[:5]]
-        lines += [f"... and {len(self.images) - 5:,} more"] * (len(self.images) > 5)
-        lines += [f"{len(self.errors):,} not read"] * bool(self.errors)
-        return "\n".join((f"Predictions({len(self.images):,} images)", *(f"  {line}" for line in lines)))
+        shown = [f"Predictions for {len(self.images):,} images", *map(repr, self.images[:5])]
+        hidden = len(self.images) - 5
+        more = [f"... and {hidden:,} more"] if hidden > 0 else []
+        bad = (
+            [f"{len(self.errors)} files could not be read; the first: {self.errors[0]}"]
+            if self.errors
+            else []
+        )
+        return "\n".join([*shown, *more, *bad])
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __iter__(self) -> Iterator[Prediction]:
+        return iter(self.images)
+
+    def __getitem__(self, position: int) -> Prediction:
+        return self.images[position]
+
+    @property
+    def classes(self) -> list[str]:
+        """The most probable class of each image."""
+        return [each.class_name for each in self.images]
+
+    @property
+    def probabilities(self) -> list[float]:
+        """The probability of that class, for each image."""
+        return [each.probability for each in self.images]
 
 
 def predict(
-    path: str | Path,
-    images: Iterable[Path],
+    net: Network,
+    images: Any,
     *,
     top: int = 3,
     precision: str = "fp32",
     freeze: bool = False,
     device: str = "auto",
 ) -> Predictions:
-    """Classify image files with the preprocessing that is stored with the weights.
+    """Classify images with the preprocessing that is stored with the weights.
 
-    An image is turned upright (EXIF), scaled and centre-cropped to the network's size.
+        resode.predict("runs/r20", "cat.jpg")[0].class_name
+        resode.predict(net, pixels).classes
+
+    An image of 8-bit pixels is scaled and centre-cropped to the network's size; a file is turned upright
+    (EXIF) before.
 
     Args:
-        path: a run, a checkpoint, a .safetensors file or the name of pretrained weights.
-        images: image files; a folder stands for the images in it, by name.
+        net: a network, which stays on its device; a run, a checkpoint, a .safetensors file, the name of
+            pretrained weights, or the result of `resode.train`.
+        images: image files, folders (which stand for the files in them, by name), PIL images, arrays or
+            tensors (H, W), (H, W, C) or (C, H, W): one, or several; or a batch (N, H, W, C), (N, C, H, W) or
+            (N, H, W), which (3, H, W) is for a network of grey images. Floats are from 0 to 1, before
+            normalisation.
         top: how many classes to give for an image.
         precision: "fp32", or "bf16" for autocast.
         freeze: compile the network for inference first (`Frozen`).
         device: "auto", "cpu", "cuda", ...
 
     Raises:
-        InputError: no such weights.
+        InputError: no such weights; images that are none, or do not fit the network.
         IntegrityError: corrupt weights, or weights that are not finite.
     """
-    files, inside, missing = _files(images)
-    module = weights.load(weights_file(path))
-    module.to(choose_device(device))
-    pixels, readable, unreadable = _decoded(files, module.preprocessing)
-    no_images = {file for file, error in unreadable if file in inside and isinstance(error, NoImageError)}
-    errors = [*missing, *(error for file, error in unreadable if file not in no_images)]
-    with_images = {folder for file, folder in inside.items() if file not in no_images}
-    errors += [InputError(f"{each}: holds no images") for each in {*inside.values()} - with_images]
-    network = Frozen(module) if freeze else module
+    if type(top) is not int or top < 1:
+        raise InputError(f"top cannot be {top!r}; give a number of classes")
+    if precision not in ("fp32", "bf16"):
+        raise InputError(f"precision cannot be {precision!r}; give 'fp32' or 'bf16'")
+    trained = _trained(net, device)
+    decoded = _decoded(_given(images, trained.preprocessing), trained)
+    found = decoded.pixels
+    if found and not trained.is_file:
+        height, width, channels = found[0].shape
+        check_output(trained.module, (channels, height, width), None, "images", trained.dtype)
+    network: nn.Module = Frozen(trained.module) if freeze else trained.module
     named: list[dict[str, float]] = []
-    for start in range(0, len(pixels), BATCH):
-        batch = torch.stack(pixels[start : start + BATCH])
-        named += _most_probable(network, module, batch, top, precision)
-        report(f"classifying {len(pixels):,} images", min(1.0, (start + BATCH) / len(pixels)))
-    return Predictions(tuple(map(Prediction, readable, named)), tuple(errors), tuple(sorted(no_images)))
+    with mode(trained.module, training=False):
+        for start in range(0, len(found), BATCH):
+            batch = torch.from_numpy(np.stack(found[start : start + BATCH])).permute(0, 3, 1, 2)
+            named += _most_probable(network, trained, batch, top, precision)
+            report(f"classifying {len(found):,} images", min(1.0, (start + BATCH) / len(found)))
+    return Predictions(
+        tuple(map(Prediction, decoded.files, named)), tuple(decoded.errors), tuple(decoded.skipped)
+    )
 
 
-def _files(images: Iterable[Path]) -> tuple[list[Path], dict[Path, Path], list[ResodeError]]:
-    """The files, with those in folders; the folder of each of these; an error for each path without any."""
-    files: list[Path] = []
-    inside: dict[Path, Path] = {}
-    missing: list[ResodeError] = []
-    for image in images:
-        if image.is_dir():
-            found = sorted(p for p in image.rglob("*") if p.is_file() and not p.name.startswith("."))
-            if not found:
-                missing.append(InputError(f"{image}: holds no files"))
-            files.extend(found)
-            inside |= dict.fromkeys(found, image)
-        elif image.is_file():
-            files.append(image)
-        else:
-            missing.append(InputError(f"{image}: no such file"))
-    return files, inside, missing
+def _given(images: Any, preprocessing: Preprocessing | None) -> list[Any]:
+    """The images, one by one: paths, PIL images and arrays."""
+    if isinstance(images, Images):
+        return list(images.pixels)
+    if isinstance(images, np.ndarray | Tensor):
+        grey = preprocessing is not None and preprocessing.channels == 1  # (3, H, W) are three grey images
+        one = images.ndim == 3 and (
+            images.shape[2] in (1, 3) or images.shape[0] in ((1,) if grey else (1, 3))
+        )
+        return [images] if one or images.ndim == 2 else list(pixels_from(images))
+    if isinstance(images, str | PathLike | Image.Image):
+        return [images]
+    if not isinstance(images, Iterable) or isinstance(images, Mapping | Dataset | bytes):
+        raise InputError(
+            f"images cannot be {_kind(images)}; give files, folders, PIL images, or arrays (N, H, W, C)"
+        )
+    found = list(images)
+    if not found:
+        raise InputError("images: there is none; give files, folders, PIL images, or arrays (N, H, W, C)")
+    return found
 
 
-def _decoded(
-    files: list[Path], preprocessing: Preprocessing
-) -> tuple[list[Tensor], list[Path], list[tuple[Path, ResodeError]]]:
-    """Pixels (C, H, W) uint8 of the images, their files, and the other files, each with its error."""
-    pixels, readable, errors = [], [], []
-    for number, file in enumerate(files, start=1):
-        report(f"reading {len(files):,} files", number / len(files))
-        try:
-            image = datasets.decode(file, name=str(file))
-            image = datasets.resize_and_crop(image, size=preprocessing.size, channels=preprocessing.channels)
-        except ResodeError as error:
-            errors.append((file, error))
+@dataclass
+class _Decoded:
+    """Pixels (H, W, C) of one shape with their files; errors of paths without images; files skipped."""
+
+    pixels: list[npt.NDArray[Any]] = field(default_factory=list)
+    files: list[Path | None] = field(default_factory=list)
+    errors: list[ResodeError] = field(default_factory=list)
+    skipped: list[Path] = field(default_factory=list)
+
+
+def _decoded(given: list[Any], trained: _Trained) -> _Decoded:
+    """Decode the images; files of folders that are no images are skipped."""
+    decoded = _Decoded()
+    unreadable: list[ResodeError] = []
+    for position, image in enumerate(given):
+        if not isinstance(image, str | PathLike):
+            name = f"image {position}"
+            decoded.pixels.append(_fitted(one_image(image, name), name, trained))
+            decoded.files.append(None)
             continue
-        pixels.append(torch.from_numpy(image).permute(2, 0, 1))
-        readable.append(file)
-    return pixels, readable, errors
+        inside, errors = _files(Path(image))
+        decoded.errors += errors
+        no_images = 0
+        for number, file in enumerate(inside, start=1):
+            report(f"reading {image}", number / len(inside))
+            try:
+                pixels = datasets.decode(file, name=str(file))
+            except ResodeError as error:
+                if isinstance(error, NoImageError) and Path(image).is_dir():
+                    decoded.skipped.append(file)
+                    no_images += 1
+                else:
+                    unreadable.append(error)
+                continue
+            decoded.pixels.append(_fitted(pixels, str(file), trained))
+            decoded.files.append(file)
+        if inside and no_images == len(inside):
+            decoded.errors.append(InputError(f"{image}: holds no images"))
+    shapes = sorted({f"{p.shape} {p.dtype}" for p in decoded.pixels})
+    if len(shapes) > 1:
+        raise InputError(
+            f"images of unequal shape or dtype ({' and '.join(shapes[:2])}); the network says no size: make "
+            "them equal"
+        )
+    decoded.errors += unreadable
+    return decoded
+
+
+def _fitted(pixels: npt.NDArray[Any], name: str, trained: _Trained) -> npt.NDArray[Any]:
+    """An image in the size and with the channels of the network."""
+    trained.check_values(pixels, name)
+    own = trained.preprocessing
+    if own is None or pixels.shape == (*own.size, own.channels):
+        return pixels
+    if pixels.dtype != np.uint8:
+        expected = "x".join(map(str, (*own.size, own.channels)))
+        raise InputError(
+            f"{name}: is {'x'.join(map(str, pixels.shape))}, the network takes {expected}; resize it"
+        )
+    return datasets.resize_and_crop(pixels, size=own.size, channels=own.channels)
+
+
+def _files(path: Path) -> tuple[list[Path], list[ResodeError]]:
+    """The file itself or the files in a folder, or an error."""
+    if path.is_file():
+        return [path], []
+    if not path.is_dir():
+        return [], [InputError(f"{path}: no such file")]
+    found = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
+    return found, [] if found else [InputError(f"{path}: holds no files")]
 
 
 @torch.inference_mode()
 def _most_probable(
-    network: nn.Module, module: Loaded, pixels: Tensor, top: int, precision: str
+    network: nn.Module, trained: _Trained, pixels: Tensor, top: int, precision: str
 ) -> list[dict[str, float]]:
-    """The `top` classes of each image with their probabilities; pixels are (N, C, H, W) uint8."""
-    classes, device = module.preprocessing.classes, next(module.parameters()).device
-    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-        logits = network(module.preprocessing(pixels.to(device)))
+    """The `top` classes of each image with their probabilities; pixels are (N, C, H, W)."""
+    preprocessing = trained.for_images(tuple(pixels.shape[2:]), pixels.shape[1], ())
+    inputs = preprocessing(pixels.to(trained.device))
+    with torch.autocast(trained.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        logits = network(inputs)
     probabilities = logits.float().softmax(1).cpu()
     if not probabilities.isfinite().all():
         raise IntegrityError("the network's outputs are not finite: its weights are damaged")
+    classes = preprocessing.classes or tuple(map(str, range(probabilities.shape[1])))
+    if len(classes) != probabilities.shape[1]:
+        raise InputError(f"the network gives {probabilities.shape[1]} logits for {len(classes)} classes")
     best = probabilities.topk(min(top, probabilities.shape[1]))
     return [
         {classes[i]: round(value, 6) for i, value in zip(indices, values, strict=True)}

@@ -264,18 +264,27 @@ def load(path: str | PathLike[str]) -> Loaded:
         card, tensors = _card(file, path), _tensors(file, path)
     if card.specification is None:
         raise InputError(
-            f"{path}: its module is no registered model; "
-            "build it and use `from resode import weights; weights.load_into(module, path)`"
+            f"{path}: its network is no registered model, but one made in Python; build it, then "
+            f"resode.load({str(path)!r}, into=net)"
         )
     module = _built(card.specification, path)
     try:
         fill(module, tensors)
     except InputError as error:
         raise IntegrityError(f"{path}: does not fit {card.specification.name}: {error}") from None
-    dtype = next((p.dtype for p in module.parameters()), torch.float32)
-    loaded = cast(Loaded, module.eval())
-    loaded.card = replace(card, preprocessing=replace(card.preprocessing, dtype=dtype))
-    loaded.preprocessing = loaded.card.preprocessing
+    return with_card(module.eval(), card)
+
+
+def with_card(module: nn.Module, card: Card) -> Loaded:
+    """The module itself with its card and its preprocessing, for the dtype of its parameters, as attributes.
+
+    A module that has a `preprocessing` of its own keeps it.
+    """
+    loaded = cast(Loaded, module)
+    if isinstance(getattr(module, "preprocessing", None), Preprocessing | None):
+        dtype = next((p.dtype for p in module.parameters()), torch.float32)
+        loaded.card = replace(card, preprocessing=replace(card.preprocessing, dtype=dtype))
+        loaded.preprocessing = loaded.card.preprocessing
     return loaded
 
 

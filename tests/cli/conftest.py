@@ -66,7 +66,7 @@ def trained_once(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("trained") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RESODE_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
-        library.train(None, library.Experiment.from_recipe("quickstart", SETTINGS), out=path)
+        library.train("quickstart", out=path, progress=False, **SETTINGS)
     return path
 
 

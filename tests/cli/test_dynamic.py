@@ -35,7 +35,7 @@ def trained_once(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("trained") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RESODE_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
-        library.train(None, library.Experiment.from_recipe(RECIPE, SETTINGS), out=path)
+        library.train(RECIPE, out=path, progress=False, **SETTINGS)
     return path
 
 

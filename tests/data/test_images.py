@@ -56,8 +56,8 @@ def test_train_and_test_are_told_apart():
         (np.zeros((2, 8, 8), np.uint8), [0, 1], "do not match"),
         (np.zeros((2, 8, 8, 3), np.uint8), [0, 1, 2], "do not match"),
         (np.zeros((2, 8, 8, 3), np.uint8), [0.0, 1.0], "do not match"),
-        (np.zeros((2, 8, 8, 2), np.uint8), [0, 1], r"give uint8 \(N, H, W, 1 or 3\)"),
-        (np.zeros((2, 8, 8, 3), np.float32), [0, 1], r"give uint8 \(N, H, W, 1 or 3\)"),
+        (np.zeros((2, 8, 8, 2), np.uint8), [0, 1], r"give uint8 or float32 \(N, H, W, 1 or 3\)"),
+        (np.zeros((2, 8, 8, 3), np.float64), [0, 1], r"give uint8 or float32 \(N, H, W, 1 or 3\)"),
     ],
 )
 def test_wrong_shapes_and_types_are_named(pixels, labels, message):

@@ -7,8 +7,9 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from resode.errors import Stopped
-from resode.training import Run, train
-from resode.training.loop.progress import Observers
+from resode.training import Run
+from resode.training.launch import train
+from resode.training.loop.callbacks import Callbacks
 from resode.training.tracking import TensorBoard
 from tests.training.loop.test_session import StopAt
 
@@ -37,7 +38,7 @@ def assert_tracked(run):
 def tracked(experiment, run, *others, resume=False):
     tracker = TensorBoard(run)
     try:
-        return train(None, experiment, out=run, resume=resume, observer=Observers(tracker, *others))
+        return train(None, experiment, out=run, resume=resume, callback=Callbacks([tracker, *others]))
     finally:
         tracker.close()
 
@@ -67,10 +68,10 @@ def test_tracking_may_begin_late(tiny, tmp_path):
     """Untracked until its second epoch, and between two parts."""
     run, experiment = tmp_path / "run", tiny.replace(epochs=4)
     with pytest.raises(Stopped):
-        train(None, experiment, out=run, observer=StopAt(iteration=7))
+        train(None, experiment, out=run, callback=StopAt(iteration=7))
     with pytest.raises(Stopped):
         tracked(experiment, run, StopAt(iteration=5), resume=True)
     with pytest.raises(Stopped):
-        train(None, experiment, out=run, resume=True, observer=StopAt(iteration=5))
+        train(None, experiment, out=run, resume=True, callback=StopAt(iteration=5))
     tracked(experiment, run, resume=True)
     assert_tracked(run)

@@ -250,7 +250,7 @@ def robustness(
     work = sum(_PASSES[change] for change, _ in PERTURBATIONS) * len(images)
     wrong: Counter[tuple[str, float]] = Counter()
     done = 0
-    for u, labels in _batches(network, images.pixels, images.labels, batch_size):
+    for u, labels in _batches(network, images.levels, images.labels, batch_size):
         for change, amount in PERTURBATIONS:
             v = _perturb(network, u, labels, change, amount, starts)
             with mode(network, training=False), torch.no_grad():

@@ -2,7 +2,7 @@
 
     found = resode.inference.evaluate("runs/r20")
     changed_errors(found, number=1000).record()
-    corrupted_errors(found, opened("data/CIFAR-10-C", found.module.preprocessing)).record()
+    corrupted_errors(found, opened("data/CIFAR-10-C", found.preprocessing)).record()
 
 `resode.analysis.robustness` has the definitions.
 """
@@ -107,7 +107,7 @@ def changed_errors(
         on_progress: called with the share of the work that is done, up to 1.
     """
     some = robustness.random_subset(found.images, number)
-    network = Preprocessed(found.module, found.module.preprocessing)
+    network = Preprocessed(found.module, found.preprocessing)
     rows = robustness.robustness(network, some, batch_size=batch_size, on_progress=on_progress)
     return ChangedErrors(rows, len(some), len(found.images))
 
@@ -133,7 +133,7 @@ def corrupted_errors(
     """
     of = len(arrays.labels)
     errors = robustness.corruption_errors(
-        Preprocessed(found.network, found.module.preprocessing),
+        Preprocessed(found.network, found.preprocessing),
         arrays,
         number=number,
         batch_size=batch_size,

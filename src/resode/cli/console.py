@@ -4,7 +4,6 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
 
 from rich import box
 from rich.cells import cell_len
@@ -12,18 +11,14 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     Progress,
-    TaskID,
     TaskProgressColumn,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from rich.table import Table
 from rich.text import Text
 
 from resode.quantities import roughly
-from resode.training.loop.progress import Observer
-from resode.training.setup.preparation import Setup
 
 
 class Screen(Console):
@@ -131,87 +126,3 @@ def waiting(what: str) -> Iterator[Callable[[float], None]]:
             note(f"{what}: {share:.0%} done, about {roughly((now - begin) * (1 / share - 1))} to go")
 
     yield show
-
-
-_HEADER = "epoch     lr        train loss   train acc   val loss   val acc   images/s"
-
-
-class Narrator(Observer):
-    """Shows the progress of a training on stderr."""
-
-    def __init__(self) -> None:
-        self.progress: Progress | None = None
-        self.task: TaskID | None = None
-        self.loss: float | None = None
-        self.shown = 0.0
-
-    def message(self, text: str) -> None:
-        """Print a line."""
-        note(text)
-
-    def started(self, setup: Setup, epoch: int) -> None:
-        """Print network and data, then the head of the epoch table."""
-        experiment = setup.experiment
-        name = experiment.model.name if experiment.model else type(setup.module).__name__
-        held_out = f", {setup.validation.samples:,} held out" if setup.validation else ""
-        self.message(
-            f"{name} ({setup.parameters:,} parameters) on {experiment.data.source}: "
-            f"{setup.training.samples:,} training images{held_out}; "
-            f"{experiment.epochs} epochs of {setup.training.steps} steps, "
-            f"batch {experiment.batch_size}, {experiment.precision}, {setup.device}"
-        )
-        self.epochs, self.steps, self.total = experiment.epochs, setup.training.steps, setup.training.samples
-        self.message(_HEADER)
-        if err.is_terminal:
-            self.progress = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                TextColumn("{task.completed}/{task.total} {task.fields[note]}"),
-                TimeElapsedColumn(),
-                TimeRemainingColumn(),
-                console=err,
-                transient=True,
-            )
-            self.task = self.progress.add_task(self._title(epoch), total=self.steps, note="")
-            self.progress.start()
-
-    def _title(self, epoch: int) -> str:
-        return f"epoch {min(epoch + 1, self.epochs)}/{self.epochs}"
-
-    def stepped(self, epoch: int, step: int, loss: float | None) -> None:
-        """Update the bar, a few times a second."""
-        if self.progress is None or self.task is None:
-            return
-        if loss is not None:
-            self.loss = loss if self.loss is None else 0.95 * self.loss + 0.05 * loss
-        now = time.monotonic()
-        if now - self.shown > 0.1 or step + 1 == self.steps:
-            self.shown = now
-            note = "" if self.loss is None else f"loss {self.loss:.3f}"
-            title = self._title(epoch)
-            self.progress.update(
-                self.task, completed=step + 1, total=self.steps, description=title, note=note
-            )
-
-    def evaluating(self, done: int, samples: int) -> None:
-        """Update the bar during an evaluation."""
-        if self.progress is not None and self.task is not None:
-            self.progress.update(self.task, completed=done, total=samples, note="evaluated")
-
-    def epoch_ended(self, row: dict[str, Any]) -> None:
-        """Print a row of the epoch table."""
-        held_out = row["validation_accuracy"] is not None
-        loss = f"{row['validation_loss']:8.4f}" if held_out else "       -"
-        accuracy = f"{row['validation_accuracy']:6.2f} %" if held_out else "       -"
-        self.message(
-            f"{row['epoch']:5d}   {row['learning_rate']:<10.3g}{row['train_loss']:10.4f}   "
-            f"{row['train_accuracy']:7.2f} %   {loss}  {accuracy}   {row['images_per_second']:8,.0f}"
-        )
-        if self.progress is not None and self.task is not None:
-            self.progress.reset(self.task, total=self.steps, description=self._title(row["epoch"]), note="")
-
-    def close(self) -> None:
-        """Remove the bar."""
-        if self.progress is not None:
-            self.progress.stop()
-            self.progress = None

@@ -113,19 +113,20 @@ def train(
 
 def _train(experiment: "Experiment", out: Path | None, resume: bool, track: str | None) -> None:
     from resode import report, training
-    from resode.cli.console import Narrator, note
+    from resode.cli.console import err, note
     from resode.cli.console import out as stdout
-    from resode.training.loop.progress import Observers
+    from resode.training.narrator import Narrator
     from resode.training.process.distributed import World
     from resode.training.tracking import TensorBoard
 
-    observers: list[Narrator | TensorBoard] = [Narrator()]
+    folder = out or training.default_directory(experiment)
+    callbacks: list[Narrator | TensorBoard] = [Narrator(err)]
     if track is not None:
-        observers.append(TensorBoard(out or training.default_directory(experiment)))
+        callbacks.append(TensorBoard(folder))
     try:
-        result = training.train(None, experiment, out=out, resume=resume, observer=Observers(*observers))
+        result = training.train(experiment, out=folder, resume=resume, callbacks=callbacks, progress=False)
     finally:
-        for each in observers:
+        for each in callbacks:
             each.close()
     if not World.from_environment().first:
         return

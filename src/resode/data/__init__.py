@@ -6,6 +6,7 @@
 from resode.data.affine import random_affine
 from resode.data.augment import Augmentation
 from resode.data.folder_split import FolderSplit
+from resode.data.given import dataset_of
 from resode.data.image_file import decode, resize_and_crop
 from resode.data.images import Dataset, Images
 from resode.data.loader import Batch, Loader
@@ -20,6 +21,7 @@ __all__ = [
     "Images",
     "Loader",
     "channel_statistics",
+    "dataset_of",
     "decode",
     "load",
     "random_affine",

@@ -57,7 +57,7 @@ def decode(source: str | Path | bytes, *, name: str) -> Pixels:
             if image.width * image.height > MAX_PIXELS:
                 raise Image.DecompressionBombError
             ImageOps.exif_transpose(image, in_place=True)
-            return _pixels(image, name)
+            return pixels_of(image, name)
     except (InputError, MemoryError):
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -100,7 +100,12 @@ def _read(path: Path, name: str) -> bytes:
         raise InputError(f"{name} cannot be read ({error.strerror or error})") from error
 
 
-def _pixels(image: Image.Image, name: str) -> Pixels:
+def pixels_of(image: Image.Image, name: str) -> Pixels:
+    """The pixels of an opened image: `(H, W, 1)` or `(H, W, 3)` uint8.
+
+    Raises:
+        InputError: its pixels are not of 8 or 16 bits.
+    """
     if image.mode.startswith("I"):
         return _sixteen_bits(np.asarray(image), name)
     if image.mode == "F":

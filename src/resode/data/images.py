@@ -1,4 +1,4 @@
-"""A decoded data set: 8-bit pixels, integer labels, and a hash of each image's content.
+"""A decoded data set: pixels of 8 bits or in float32, integer labels, and a hash of each image's content.
 
     digest(image)  = BLAKE2b-64(height, width, channels, label, pixels)
     fingerprint    = SHA-256(classes, shape and sorted digests of each split)
@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -19,10 +20,12 @@ from resode.data.folder_split import FolderSplit
 from resode.errors import InputError
 
 Pixels = npt.NDArray[np.uint8]
+Values = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
 Digests = npt.NDArray[np.uint64]
 
 _CHUNK = 4096  # images hashed at a time
+_DTYPES = (np.uint8, np.float32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +33,8 @@ class Images:
     """One split, in the order of its source.
 
     Attributes:
-        pixels: `(N, H, W, C)` uint8 with C = 1 (grey) or 3 (RGB); memory-mapped if read from the cache.
+        pixels: `(N, H, W, C)` uint8 with C = 1 (grey) or 3 (RGB), memory-mapped if read from the cache; or
+            float32, as arrays given in Python may be. 8-bit pixels p stand for the values p / 255.
         labels: `(N,)` int64.
         digests: `(N,)` uint64, the content hash of each (pixels, label).
 
@@ -38,15 +42,16 @@ class Images:
         InputError: an array has another shape or dtype.
     """
 
-    pixels: Pixels
+    pixels: Pixels | Values
     labels: Labels
     digests: Digests
 
     def __post_init__(self) -> None:
         shape = self.pixels.shape
-        if len(shape) != 4 or shape[3] not in (1, 3) or 0 in shape or self.pixels.dtype != np.uint8:
+        if len(shape) != 4 or shape[3] not in (1, 3) or 0 in shape or self.pixels.dtype not in _DTYPES:
             raise InputError(
-                f"images have shape {shape} and dtype {self.pixels.dtype}; give uint8 (N, H, W, 1 or 3)"
+                f"images have shape {shape} and dtype {self.pixels.dtype}; "
+                "give uint8 or float32 (N, H, W, 1 or 3)"
             )
         for name, dtype in (("labels", np.int64), ("digests", np.uint64)):
             array = getattr(self, name)
@@ -61,7 +66,7 @@ class Images:
         return f"Images({count:,} of {height}x{width}, {channels} channel{'s' * (channels > 1)})"
 
     @classmethod
-    def of(cls, pixels: Pixels, labels: npt.NDArray[np.integer]) -> "Images":
+    def of(cls, pixels: Pixels | Values, labels: npt.NDArray[np.integer]) -> "Images":
         """Make a split from `pixels` (N, H, W, C) and `labels` (N,); computes the digests.
 
         Raises:
@@ -75,6 +80,22 @@ class Images:
             )
         integers: Labels = labels.astype(np.int64)
         return cls(pixels, integers, digests(pixels, integers))
+
+    @property
+    def unit(self) -> int:
+        """What pixels are divided by to get the values that mean and std refer to."""
+        return 255 if self.pixels.dtype == np.uint8 else 1
+
+    @property
+    def levels(self) -> Pixels:
+        """The pixels as grey levels from 0 to 255.
+
+        Raises:
+            InputError: they are float32.
+        """
+        if self.pixels.dtype != np.uint8:
+            raise InputError("these images are floats; grey levels are needed: give uint8 pixels")
+        return cast(Pixels, self.pixels)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -160,14 +181,18 @@ def check_labels(where: str, classes: Sequence[str], train: Labels, test: Labels
         raise InputError(f"{where}: no training image of class {names}; add some or remove the class")
 
 
-def digests(pixels: Pixels, labels: Labels) -> Digests:
+def digests(pixels: Pixels | Values, labels: Labels) -> Digests:
     """Content hash of each (pixels, label): `(N,)` uint64; takes about 4 microseconds for 3 kB."""
     count, shape = len(pixels), pixels.shape[1:]
     head = np.empty((min(count, _CHUNK), 4), dtype="<i8")
     head[:, :3] = shape
     hashes = bytearray()
     for start in range(0, count, _CHUNK):
-        chunk = np.ascontiguousarray(pixels[start : start + _CHUNK]).reshape(-1, int(np.prod(shape)))
+        chunk = (
+            np.ascontiguousarray(pixels[start : start + _CHUNK])
+            .reshape(-1, int(np.prod(shape)))
+            .view(np.uint8)
+        )
         head[: len(chunk), 3] = labels[start : start + _CHUNK]
         rows = np.concatenate([head[: len(chunk)].view(np.uint8), chunk], axis=1)
         for row in rows:

@@ -1,4 +1,4 @@
-"""Augmented batches of images that are kept on the device as 8-bit pixels.
+"""Augmented batches of images that are kept on the device, as 8-bit pixels if they come as such.
 
 The images are padded once. Any W adjacent pixels in a row of a padded image are one row of an overlapping
 view, so that the random crops of a batch are a single gather of H rows an image. The augmentation of a
@@ -68,8 +68,8 @@ class Loader:
         images: one split.
         index: `(n,)` positions in `images` of the samples, each at most once.
         batch_size: images a batch; the last batch of an epoch may be smaller.
-        mean: mean of each channel of pixels / 255.
-        std: standard deviation of each channel of pixels / 255, above 0.
+        mean: mean of each channel of pixels / 255 (of float32 pixels as they are).
+        std: standard deviation of each channel of the same, above 0.
         device: device of the pixels and the batches.
         dtype: dtype of the inputs; float16 and bfloat16 are rounded from float32.
         augmentation: augmentation of the training batches.
@@ -117,7 +117,7 @@ class Loader:
         self._position[self._index] = torch.arange(self.samples, device=self.device)
         self._labels = torch.from_numpy(images.labels[index]).to(self.device)
         self._pixels = _padded(images, index, augmentation, self.device)
-        self._scale, self._shift = self._normalisation(mean, std)
+        self._scale, self._shift = self._normalisation(images.unit, mean, std)
         self._windows = _row_windows(self._pixels, self._size[1])
         self._rows = torch.arange(self._size[0], device=self.device) * self._pixels.shape[2]
         self._epoch: _Epoch | None = None
@@ -214,17 +214,17 @@ class Loader:
         inputs.mul_(1 - inside(row, height)[:, :, None] * columns[:, None, :])
 
     def _normalised(self, pixels: Tensor) -> Tensor:
-        """(pixels / 255 - mean) / std for `(B, H, W C)`; long rows let it vectorise."""
-        return pixels.to(self._scale.dtype).mul_(self._scale).add_(self._shift)
+        """(pixels / unit - mean) / std for `(B, H, W C)`; long rows let it vectorise."""
+        return pixels.to(self._scale.dtype, copy=True).mul_(self._scale).add_(self._shift)
 
     def _finished(self, inputs: Tensor) -> Tensor:
         return inputs.to(self.dtype).view(-1, *self._size).permute(0, 3, 1, 2)
 
-    def _normalisation(self, mean: Sequence[float], std: Sequence[float]) -> tuple[Tensor, Tensor]:
+    def _normalisation(self, unit: int, mean: Sequence[float], std: Sequence[float]) -> tuple[Tensor, Tensor]:
         dtype = torch.float64 if self.dtype == torch.float64 else torch.float32
         mean64, std64 = (torch.tensor(values, dtype=torch.float64) for values in (mean, std))
         width = self._size[1]
-        scale, shift = (1 / (255 * std64)).repeat(width), (-mean64 / std64).repeat(width)
+        scale, shift = (1 / (unit * std64)).repeat(width), (-mean64 / std64).repeat(width)
         return scale.to(self.device, dtype), shift.to(self.device, dtype)
 
 
@@ -254,14 +254,15 @@ def _check(
 def _padded(
     images: Images, index: npt.NDArray[np.integer], augmentation: Augmentation, device: torch.device
 ) -> Tensor:
-    """The padded images of `index` on the device: `(n, H + 2p, W + 2p, C)` uint8."""
+    """The padded images of `index` on the device: `(n, H + 2p, W + 2p, C)` in the dtype of the pixels."""
     pad = augmentation.crop
     height, width, channels = images.pixels.shape[1:]
     shape = (len(index), height + 2 * pad, width + 2 * pad, channels)
     try:
-        table = torch.empty(shape, dtype=torch.uint8, device=device)
+        dtype = torch.uint8 if images.pixels.dtype == np.uint8 else torch.float32
+        table = torch.empty(shape, dtype=dtype, device=device)
     except RuntimeError as error:  # torch.OutOfMemoryError on an accelerator, RuntimeError on the CPU
-        size = math.prod(shape) / 2**30
+        size = math.prod(shape) * images.pixels.itemsize / 2**30
         raise ResourceError(f"{len(index):,} images need {size:,.1f} GiB on {device}; use fewer") from error
     mode: Literal["reflect", "constant"] = "reflect" if augmentation.padding == "reflect" else "constant"
     for start in range(0, len(index), _CHUNK):

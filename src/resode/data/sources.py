@@ -13,6 +13,7 @@ Images are decoded once and then memory-mapped from a cache keyed by content (`c
 import dataclasses
 import os
 from collections.abc import Iterator
+from os import PathLike
 from pathlib import Path
 
 import numpy as np
@@ -28,10 +29,11 @@ from resode.errors import InputError, IntegrityError, nearest
 from resode.registry import Registry
 
 sources: Registry[Dataset] = Registry("data set", "data")
+IN_PYTHON = " given in Python"  # the name of data that no name, folder or hub stands for ends so
 
 
 def load(
-    data: str,
+    data: str | PathLike[str],
     *,
     image_size: int | None = None,
     on_bad_image: OnBadImage = "error",
@@ -61,10 +63,18 @@ def load(
         >>> load("digits").train.pixels.shape
         (1437, 8, 8, 1)
     """
+    if not isinstance(data, str | PathLike):
+        raise InputError(f"a data set has a name or a folder, not the type {type(data).__name__}")
+    data = str(data)
     if image_size is not None and (type(image_size) is not int or image_size < 1):
         raise InputError(f"image_size is {image_size!r}; give a number of pixels, at least 1")
     if on_bad_image not in ("error", "skip"):
         raise InputError(f"on_bad_image is '{on_bad_image}'; give 'error' or 'skip'")
+    if data.endswith(IN_PYTHON):
+        raise InputError(
+            f"the run was trained on {data}, which it does not store; give them again: data=... in Python, "
+            "--data NAME on the command line"
+        )
     path = Path(data).expanduser()
     if split is not None and not (data not in sources.names() and folder.find(path)):
         raise InputError(f"{data}: data.split divides a folder <class>/* or train/<class>/*; remove it")

@@ -51,6 +51,8 @@ def channel_statistics(
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel of `pixels / 255`, over the images of `index`.
 
+    Of float32 pixels, as they are: the moments are summed in float64.
+
     From the exact integer sums S of p and Q of p^2 over n pixels: mean = S / (255 n) and the population
     standard deviation std = sqrt(n Q - S^2) / (255 n).
 
@@ -59,6 +61,8 @@ def channel_statistics(
     """
     if not len(index):
         raise InputError("channel statistics of no image; keep some training images")
+    if images.pixels.dtype != np.uint8:
+        return _float_statistics(images, index)
     height, width, channels = images.pixels.shape[1:]
     first, second = np.zeros((2, height * width * channels), dtype=np.uint64)
     for start in range(0, len(index), _CHUNK):
@@ -71,6 +75,21 @@ def channel_statistics(
     mean = tuple(s / (255 * count) for s in sums)
     std = tuple(math.sqrt(count * q - s * s) / (255 * count) for s, q in zip(sums, squared, strict=True))
     return mean, std
+
+
+def _float_statistics(
+    images: Images, index: npt.NDArray[np.integer]
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Channel statistics of float32 pixels, the deviations taken from the mean."""
+    chunks = [index[start : start + _CHUNK] for start in range(0, len(index), _CHUNK)]
+    count = len(index) * math.prod(images.pixels.shape[1:3])
+
+    def average(power: int, centre: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        sums = [((images.pixels[c].astype(np.float64) - centre) ** power).sum((0, 1, 2)) for c in chunks]
+        return np.asarray(sum(sums) / count)
+
+    mean = average(1, np.zeros(images.pixels.shape[3]))
+    return tuple(mean.tolist()), tuple(np.sqrt(average(2, mean)).tolist())
 
 
 def _count(validation: int | float, total: int) -> int:

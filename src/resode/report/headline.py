@@ -51,6 +51,8 @@ def _progress(run: RunRecord) -> Figure:
     planned = run.result.epochs
     value = f"{count(run.epoch)} of {count(planned)}" if planned else count(run.epoch)
     remarks = [] if run.epochs else ["no epoch is complete yet"]
+    if run.result.stopped is not None:
+        return Figure("epoch", value, (f"stopped: {run.result.stopped.reason}",))
     paces = [e.seconds for e in run.epochs[-5:] if e.seconds is not None and math.isfinite(e.seconds)]
     diverged = run.end is not None and run.end.status == "diverged"
     if planned and planned > run.epoch and paces and not diverged:

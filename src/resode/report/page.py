@@ -5,7 +5,7 @@ Templates escape everything that comes from files. The same run gives the same b
 
 import json
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from resode import atomic, quantities
 from resode.errors import InputError
 from resode.report import classes, curves, headline, templating
 from resode.training.records.reader import EpochRow, RunRecord, read
+from resode.training.records.run import call_to_resume, given_in_python
 
 
 def write(run: Path, out: Path | None = None) -> Path:
@@ -78,6 +79,8 @@ def _columns(run: RunRecord) -> dict[str, list[str]]:
         "peak memory": lambda e: quantities.size(e.peak_memory_bytes),
     }
     columns = {name: [cell(epoch) for epoch in run.epochs] for name, cell in make.items()}
+    for name in dict.fromkeys(name for epoch in run.epochs for name in epoch.further):
+        columns[name] = [quantities.number(epoch.further.get(name)) for epoch in run.epochs]
     return {name: cells for name, cells in columns.items() if any(c != quantities.MISSING for c in cells)}
 
 
@@ -111,6 +114,9 @@ def _commands(run: RunRecord) -> dict[str, str]:
             "Predict": f"resode predict {path} IMAGE...",
             "Use in Python": f"import resode; model = resode.load({str(run.path)!r})",
         }
+    given = given_in_python(run.experiment)
+    if given:
+        return _calls(run, given)
     commands = {}
     if not run.finished and (run.end is None or run.end.status != "diverged"):
         commands["Resume"] = f"resode train {path} --out {path} --resume"
@@ -123,6 +129,19 @@ def _commands(run: RunRecord) -> dict[str, str]:
     if run.finished:
         commands["Repeat the run"] = f"resode train {path} --out {shlex.quote(str(run.path) + '-again')}"
     return commands
+
+
+def _calls(run: RunRecord, given: Collection[str]) -> dict[str, str]:
+    """Calls for the next steps of a run whose network, data or loss only a program has."""
+    path, calls = repr(str(run.path)), {}
+    net = f"resode.load({path}, into=net)" if "net" in given else f"resode.load({path})"
+    if not run.finished:
+        calls["Resume"] = call_to_resume(run.path, given)
+    if run.finished or run.checkpoints:
+        calls["Use in Python"] = f"import resode; net = {net}"
+        calls["Evaluate"] = f"resode.evaluate(net{', (images, labels)' if 'data' in given else ''})"
+        calls["Predict"] = "resode.predict(net, images)"
+    return calls
 
 
 def _plain(key: str, value: Any) -> str:

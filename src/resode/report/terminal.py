@@ -52,7 +52,8 @@ def _rows(run: RunRecord) -> list[tuple[str, str, str]]:
         rows.append(("", run.end.status, run.end.reason))
     if not run.finished:
         of = f" of {count(result.epochs)}" if result.epochs else ""
-        rows.append(("epoch", f"{count(run.epoch)}{of}", result.status))
+        reason = "" if result.stopped is None else f": {result.stopped.reason}"
+        rows.append(("epoch", f"{count(run.epoch)}{of}", result.status + reason))
     elif result.epochs is not None:
         rows.append(("epochs", count(result.epochs), ""))
     if run.departures:

@@ -1,21 +1,21 @@
 """Launch: from an experiment to a finished run: start or resume, train, evaluate once on the test images."""
 
 import contextlib
+import csv
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from resode import atomic, weights
-from resode.data import hub
+from resode import atomic, quantities, weights
+from resode.data import Dataset, hub
 from resode.errors import InputError, ResourceError
-from resode.quantities import duration, percent
 from resode.training.loop import divergence
-from resode.training.loop.progress import Observer
+from resode.training.loop.callbacks import Callback
 from resode.training.loop.restarts import allow_restarts, check_restart, ending_on_purpose
 from resode.training.loop.session import Session
 from resode.training.loop.step import Trainer
@@ -29,29 +29,67 @@ from resode.training.records import checkpoints
 from resode.training.records.environment import environment
 from resode.training.records.run import Run
 from resode.training.setup.changes import changed
+from resode.training.setup.loss import Loss
 from resode.training.setup.network import model_of
 from resode.training.setup.preparation import Setup, prepare
 
 
 @dataclass(frozen=True)
 class Result:
-    """A finished run: the trained network (in evaluation mode) and its summary."""
+    """A finished run, or one that a callback stopped.
 
-    module: nn.Module
+    Args:
+        module: the trained network, in evaluation mode.
+        run: the run directory.
+        summary: the content of its summary.json.
+    """
+
+    module: nn.Module = field(repr=False)
     run: Run
-    summary: dict[str, Any]
+    summary: dict[str, Any] = field(repr=False)
 
     def __repr__(self) -> str:
-        found = self.summary
-        kinds = [kind for kind in ("test", "validation") if found[kind]]
-        errors = [f", {kind} error {percent(found[kind]['top1_error'])}" for kind in kinds]
-        took = f"{found['status']}, {found['epochs']} epochs in {duration(found['seconds'])}"
-        return f"Result({found['model']}, {took}{''.join(errors)}, {self.run})"
+        of = self.summary
+        errors = [
+            f"{split} error {of[split]['top1_error']:.2f} %" for split in ("test", "validation") if of[split]
+        ]
+        train = f"training accuracy {of['train']['accuracy']:.2f} %"
+        stopped = f" of {of['epochs']}, stopped: {of['stopped']['reason']}" if self.stopped else ""
+        return (
+            f"Result: {', '.join(errors or [train])}; {self.epochs} epochs{stopped}, "
+            f"{quantities.duration(of['seconds'])}\n{of['model']} on {of['data']['name']}, run {self.path}"
+        )
+
+    @property
+    def path(self) -> Path:
+        """The run directory."""
+        return self.run.path
 
     @property
     def test_error(self) -> float | None:
         """Top-1 error on the test images in percent; None without test images."""
         return self.summary["test"]["top1_error"] if self.summary["test"] else None
+
+    @property
+    def validation_error(self) -> float | None:
+        """Top-1 error on the images held out in percent, after the last epoch; None without such images."""
+        return self.summary["validation"]["top1_error"] if self.summary["validation"] else None
+
+    @property
+    def stopped(self) -> str:
+        """Why a callback ended the training early; empty if it trained for all epochs."""
+        return self.summary["stopped"]["reason"] if "stopped" in self.summary else ""
+
+    @property
+    def epochs(self) -> int:
+        """Epochs that were trained."""
+        return int(self.summary["stopped"]["epoch"] if self.stopped else self.summary["epochs"])
+
+    @property
+    def metrics(self) -> list[dict[str, float | None]]:
+        """The rows of metrics.csv, one for each epoch; None: not measured."""
+        rows = csv.DictReader((self.path / "metrics.csv").read_text(encoding="utf-8").splitlines())
+        return [{name: float(value) if value else None for name, value in row.items()} for row in rows]
 
 
 def default_directory(experiment: Experiment) -> Path:
@@ -66,7 +104,9 @@ def train(
     *,
     out: str | Path | None = None,
     resume: bool = False,
-    observer: Observer | None = None,
+    callback: Callback | None = None,
+    dataset: Dataset | None = None,
+    loss: Loss | None = None,
 ) -> Result:
     """Train a network as the experiment says, in a run directory.
 
@@ -76,7 +116,9 @@ def train(
         experiment: `Experiment.from_recipe("he2016/resnet20")`.
         out: the run directory (default: `runs/<recipe>-seed<seed>`).
         resume: continue the run in that directory from its last checkpoint; start one if there is none.
-        observer: callbacks.
+        callback: is called on the way.
+        dataset: the images, where the program holds them; default: read from the experiment's source.
+        loss: (logits, labels) -> scalar, where the experiment says that it is the user's.
 
     Raises:
         InputError: settings, network, data or directory that do not fit together.
@@ -90,23 +132,23 @@ def train(
         if any(world.all_gather(restarted_by_torchrun())):
             check_restart(run, world)
             resume = True
-        observer = observer if observer is not None and world.first else Observer()
+        callback = callback if callback is not None and world.first else Callback()
         with ending_on_purpose(run, world), _held(run, resume, world) as resumed:
             if resumed:
                 experiment = agreed(experiment, run, module)
                 if world.broadcast(run.finished):
-                    return _finished(run, module, observer)
+                    return _finished(run, module, callback)
                 experiment = experiment.replace(init=None)  # the checkpoint replaces these weights
-            setup = _prepared(experiment, module, observer, world)
-            session = Session(Trainer(setup, observer), run, observer)
+            setup = _prepared(experiment, module, callback, world, dataset, loss)
+            session = Session(Trainer(setup, callback), run, callback)
             return _run(session, resumed)
 
 
 def _run(session: Session, resumed: bool) -> Result:
     """Start or resume, and train to the end."""
-    setup, run, observer = session.trainer.setup, session.run, session.observer
+    setup, run, callback = session.trainer.setup, session.run, session.callback
     for note in (*setup.notes, *_about_data(setup)):
-        observer.message(note)
+        callback.message(note)
     record = run.recording_end() if setup.world.first else contextlib.nullcontext()
     with listening() as stop, _advising_resume(run), record:
         if resumed:
@@ -114,7 +156,7 @@ def _run(session: Session, resumed: bool) -> Result:
         else:
             _begin(session)
         allow_restarts(run, setup.world)
-        observer.started(setup, session.trainer.position.epoch)
+        callback.started(setup, session.trainer.position.epoch)
         session.train(stop)
         return _finish(session, stop)
 
@@ -213,15 +255,22 @@ def _differences(asked: Any, kept: Any, path: str = "") -> list[tuple[str, Any, 
 # ---------------------------------------------------------------- start and resume
 
 
-def _prepared(experiment: Experiment, module: nn.Module | None, observer: Observer, world: World) -> Setup:
+def _prepared(
+    experiment: Experiment,
+    module: nn.Module | None,
+    callback: Callback,
+    world: World,
+    dataset: Dataset | None,
+    loss: Loss | None,
+) -> Setup:
     """The set-up: rank 0 resolves the experiment and fills the cache of data; the others use its results."""
     own = experiment.replace(device=world.device(experiment.device))
     if world.first:
-        setup = prepare(own, module, observer.message, world)
+        setup = prepare(own, module, callback.message, world, dataset, loss)
         world.broadcast(setup.experiment)
         return setup
     resolved = world.broadcast(own).replace(device=own.device)
-    setup = prepare(resolved, module, observer.message, world)
+    setup = prepare(resolved, module, callback.message, world, dataset, loss)
     torch.manual_seed(resolved.seed + (world.rank << 32))  # each rank has dropout masks of its own
     return setup
 
@@ -267,25 +316,26 @@ def _begin(session: Session) -> None:
 
 def _resume(session: Session) -> None:
     """Return to the newest whole checkpoint."""
-    run, observer, setup = session.run, session.observer, session.trainer.setup
+    run, callback, setup = session.run, session.callback, session.trainer.setup
     checkpoint, damaged = checkpoints.newest(run.checkpoints)
     for line in damaged:
-        observer.message(f"{line}; an older checkpoint is used")
+        callback.message(f"{line}; an older checkpoint is used")
     if checkpoint is None:
         raise InputError(f"{run.path}: holds no checkpoint; start anew with another --out")
     session.restore(checkpoint)
     position = session.trainer.position
     position.resumes += 1
     if setup.world.first:
+        run.reopen()
         run.write_rows(session.rows)
-        _note_environment(run, environment(setup.device, setup.world.size), observer)
-    observer.message(
+        _note_environment(run, environment(setup.device, setup.world.size), callback)
+    callback.message(
         f"resuming at iteration {position.iteration} (epoch {position.epoch + 1}, step {position.step} "
         f"of {session.trainer.steps})"
     )
 
 
-def _note_environment(run: Run, now: dict[str, Any], observer: Observer) -> None:
+def _note_environment(run: Run, now: dict[str, Any], callback: Callback) -> None:
     """Add the present environment to the record where it differs from the last."""
     path = run.path / "environment.json"
     try:
@@ -300,11 +350,11 @@ def _note_environment(run: Run, now: dict[str, Any], observer: Observer) -> None
     ]
     differing = [f"{key} {last.get(key)} -> {now[key]}" for key in keys if last.get(key) != now[key]]
     if differing:
-        observer.message(
+        callback.message(
             f"the machine has changed ({', '.join(differing)}): the run goes on, but not in the same bits"
         )
     if (count := now["processes"]) != (earlier := last["processes"]):
-        observer.message(
+        callback.message(
             f"{count} processes instead of {earlier}: order and augmentation of the images stay the same; "
             "rounding, dropout and the batches of BatchNorm do not (sync_batchnorm: whole batches)"
         )
@@ -322,7 +372,7 @@ def _finish(session: Session, stop: StopRequest) -> Result:
     module, loader = session.evaluated_module(), setup.test()
     test = session.evaluate(module, loader, stop) if loader is not None else None
     result = summary(session, test)
-    origin: dict[str, Any] = {"epochs": setup.experiment.epochs}
+    origin: dict[str, Any] = {"epochs": trainer.position.epoch}
     if trainer.average is not None:
         origin["averaged"] = True
     if test is not None:
@@ -331,22 +381,24 @@ def _finish(session: Session, stop: StopRequest) -> Result:
         run.check_held()
         setup.save_weights(module, run.model, origin)
         run.write_summary(result)
-        session.observer.finished(result)
+        session.callback.finished(result)
     revert_sync_batchnorm(trainer.module)
     if module is not trainer.module:
         trainer.module.load_state_dict(module.state_dict())
-    return Result(trainer.module.eval(), run, result)
+    trained = weights.with_card(trainer.module.eval(), setup.card_of(origin))
+    return Result(trained, run, result)
 
 
-def _finished(run: Run, module: nn.Module | None, observer: Observer) -> Result:
+def _finished(run: Run, module: nn.Module | None, callback: Callback) -> Result:
     """The result of a run that was finished before."""
     result = run.read_summary()
-    observer.message(f"{run.path}: this run is finished; nothing is left to do")
-    observer.finished(result)
+    callback.message(f"{run.path}: this run is finished; nothing is left to do")
+    callback.finished(result)
     if module is None:
         module = weights.load(run.model)
     else:
         for change in run.read_experiment().changes:
             module = changed(module, change).module
         weights.load_into(module, run.model)
+        module = weights.with_card(module.eval(), weights.read_card(run.model))
     return Result(module.eval(), run, result)

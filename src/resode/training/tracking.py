@@ -13,12 +13,12 @@ from typing import Any
 
 from resode import atomic
 from resode.errors import InputError
-from resode.training.loop.progress import Observer
+from resode.training.loop.callbacks import Callback
 from resode.training.records.run import Run
 from resode.training.setup.preparation import Setup
 
 
-class TensorBoard(Observer):
+class TensorBoard(Callback):
     """Writes each column of metrics.csv by epoch, the test error, and the resolved experiment.
 
     Args:
@@ -54,7 +54,8 @@ class TensorBoard(Observer):
         if self.writer is None:  # the run had been finished before
             self._open(summary["epochs"])
         if summary["test"] and "test_error" not in self.written:
-            self.writer.add_scalar("test_error", summary["test"]["top1_error"], summary["epochs"])
+            epochs = summary.get("stopped", {}).get("epoch", summary["epochs"])
+            self.writer.add_scalar("test_error", summary["test"]["top1_error"], epochs)
 
     def close(self) -> None:
         """Flush and close the event file."""

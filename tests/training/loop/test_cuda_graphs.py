@@ -73,7 +73,7 @@ def test_replayed_steps_equal_eager_ones(tmp_path, monkeypatch, tapes, case):
     """For whole batches, last ones, other sizes, on finer grids, at every learning rate."""
     experiment = experiment_of(*CASES[case])
     listener = Listener()
-    train(None, experiment, out=tmp_path / "replayed", observer=listener)
+    train(None, experiment, out=tmp_path / "replayed", callback=listener)
     assert sum(tape.captures for tape in tapes) >= 2  # a whole batch and a last one
     assert not [line for line in listener.lines if "CUDA" in line]
     monkeypatch.setattr(cuda_graphs, "WARM_UP", 10**9)
@@ -86,7 +86,7 @@ def test_a_run_of_replayed_steps_stopped_anywhere_ends_in_the_same_bits(tmp_path
     train(None, experiment, out=tmp_path / "whole")
     for iteration in (1, 4, 3):
         with pytest.raises(Stopped):
-            train(None, experiment, out=tmp_path / "parts", resume=True, observer=StopAt(iteration))
+            train(None, experiment, out=tmp_path / "parts", resume=True, callback=StopAt(iteration))
     train(None, experiment, out=tmp_path / "parts", resume=True)
     assert_same(tmp_path / "whole", tmp_path / "parts")
 
@@ -114,7 +114,7 @@ def test_what_cannot_be_captured_runs_eagerly(tmp_path, monkeypatch, blind):
         module = prepare(experiment).module
         module.bn1 = nn.Sequential(module.bn1, Reader())
         listener = Listener()
-        train(module, experiment, out=tmp_path / name, observer=listener)
+        train(module, experiment, out=tmp_path / name, callback=listener)
         lines = [line for line in listener.lines if "CUDA graph" in line]
         assert len(lines) == (warm == 1)
         assert all("_local_scalar_dense.default waits" in line for line in lines)
@@ -162,7 +162,7 @@ def test_a_run_may_be_resumed_without_graphs(tmp_path):
     """The setting changes no result."""
     experiment = experiment_of("quickstart", {})
     with pytest.raises(Stopped):
-        train(None, experiment, out=tmp_path / "run", observer=StopAt(2))
+        train(None, experiment, out=tmp_path / "run", callback=StopAt(2))
     changed = experiment.replace(cuda_graph=False)
     result = train(None, changed, out=tmp_path / "run", resume=True)
     assert result.summary["status"] == "finished"
@@ -323,7 +323,7 @@ def test_a_gpu_trains_every_network_alike_with_graphs(tmp_path, case):
     for graph in (True, False):
         listener = Listener()
         experiment = experiment_of(*CASES[case]).replace(device="cuda", cuda_graph=graph, epochs=6)
-        run = train(None, experiment, out=tmp_path / str(graph), observer=listener).run
+        run = train(None, experiment, out=tmp_path / str(graph), callback=listener).run
         assert not [line for line in listener.lines if "CUDA graph" in line]
         rows[graph] = [float(row["train_loss"]) for row in metrics(run.path)]
     assert rows[True] == pytest.approx(rows[False], rel=0.05)
@@ -352,5 +352,5 @@ def test_a_gpu_runs_eagerly_what_it_cannot_capture(tmp_path):
     module = prepare(experiment).module
     module.bn1 = nn.Sequential(module.bn1, Reader(), nn.Dropout(0.1))
     listener = Listener()
-    train(module, experiment, out=tmp_path / "run", observer=listener)
+    train(module, experiment, out=tmp_path / "run", callback=listener)
     assert [line for line in listener.lines if "it waits for the GPU" in line]

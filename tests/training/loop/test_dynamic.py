@@ -74,16 +74,16 @@ def test_a_refined_run_stopped_anywhere_ends_in_the_same_bits(tmp_path, variant)
     """Stopped before, at and after the refinements at iterations 2 and 4, and in the test evaluation."""
     experiment = dynamic(**MULTILEVEL, **variant)
     train(None, experiment, out=tmp_path / "whole")
-    for observer in (StopAt(1), StopAt(1), StopAt(1), StopAt(1), StopAt(None, 2)):
+    for callback in (StopAt(1), StopAt(1), StopAt(1), StopAt(1), StopAt(None, 2)):
         with pytest.raises(Stopped):
-            train(None, experiment, out=tmp_path / "parts", resume=True, observer=observer)
+            train(None, experiment, out=tmp_path / "parts", resume=True, callback=callback)
     train(None, experiment, out=tmp_path / "parts", resume=True)
     assert_same(tmp_path / "whole", tmp_path / "parts")
 
 
 def test_a_refined_run_is_written_with_its_own_grids(tmp_path):
     listener = Listener()
-    result = train(None, dynamic(**MULTILEVEL), out=tmp_path / "run", observer=listener)
+    result = train(None, dynamic(**MULTILEVEL), out=tmp_path / "run", callback=listener)
     lines = [line for line in listener.lines if "finer time grids" in line]
     assert [line.split(":")[0] for line in lines] == ["iteration 2", "iteration 4"]
     for path in (result.run.path, checkpoints.stored(result.run.checkpoints)[-1]):
@@ -103,7 +103,7 @@ def test_a_refined_run_is_written_with_its_own_grids(tmp_path):
 
 def test_a_checkpoint_before_the_refinement_is_coarse(tmp_path):
     with pytest.raises(Stopped):
-        train(None, dynamic(**MULTILEVEL), out=tmp_path / "run", observer=StopAt(2))
+        train(None, dynamic(**MULTILEVEL), out=tmp_path / "run", callback=StopAt(2))
     assert training.load(tmp_path / "run").stages[0].stage.states.steps == 2
 
 
@@ -260,7 +260,7 @@ def test_evaluations_of_an_adaptive_solver_are_counted_forwards_and_backwards(tm
     assert sum(counted) * 2 == len(calls)  # 1,221 images in batches of 1,024
     assert min(counted) > 1 + 6 + 6  # dopri5 needs six new evaluations for a step, here and back
     with pytest.raises(Stopped):
-        train(None, experiment, out=tmp_path / "parts", observer=StopAt(3))
+        train(None, experiment, out=tmp_path / "parts", callback=StopAt(3))
     train(None, experiment, out=tmp_path / "parts", resume=True)
     assert_same(tmp_path / "whole", tmp_path / "parts")
 
@@ -283,7 +283,7 @@ def test_a_step_beyond_the_stability_bound_is_reported_before_training(tmp_path)
         "norm": "none",
     }
     listener = Order()
-    train(None, dynamic(model=model, epochs=1, clip_norm=1e-6), out=tmp_path / "run", observer=listener)
+    train(None, dynamic(model=model, epochs=1, clip_norm=1e-6), out=tmp_path / "run", callback=listener)
     (warning,) = [n for n, line in enumerate(listener.lines) if line.startswith("warning: stage 1: Euler")]
     assert "linearly stable up to h = " in listener.lines[warning]
     assert "TimeGrid.refine" in listener.lines[warning]
@@ -309,7 +309,7 @@ def test_impossible_settings_are_refused_before_any_data_is_read(no_data, tmp_pa
     listener = Listener()
     experiment = dynamic(**settings)
     with pytest.raises(InputError) as error:
-        train(None, experiment, out=tmp_path / "run", observer=listener)
+        train(None, experiment, out=tmp_path / "run", callback=listener)
     (line, *others) = error.value.messages
     assert line.startswith("quickstart-parabolic: ")
     assert message in line

@@ -17,7 +17,7 @@ import resode
 from resode import acceleration, atomic, training, weights
 from resode.data import Dataset, Images
 from resode.errors import DivergenceError, InputError, IntegrityError, ResourceError, Stopped
-from resode.training import Experiment, Observer, Run
+from resode.training import Callback, Experiment, Run
 from resode.training.launch import train
 from resode.training.records import checkpoints
 from resode.training.records.environment import environment
@@ -43,7 +43,7 @@ VARIANTS = {
 MEASURED = {"seconds", "images_per_second", "peak_memory_bytes"}
 
 
-class StopAt(Observer):
+class StopAt(Callback):
     """Sends a signal at one step, or in the n-th batch of evaluation."""
 
     def __init__(self, iteration=None, evaluation=None, number=signal.SIGTERM):
@@ -61,7 +61,7 @@ class StopAt(Observer):
             os.kill(os.getpid(), self.number)
 
 
-class Listener(Observer):
+class Listener(Callback):
     """Collects messages."""
 
     def __init__(self):
@@ -93,10 +93,10 @@ def test_a_run_stopped_anywhere_ends_in_the_same_bits(tmp_path, variant):
     settings = DIGITS_IN_A_FLASH | {"evaluation.batch_size": 100} | VARIANTS[variant]
     experiment = Experiment.from_recipe("quickstart", settings)
     train(None, experiment, out=tmp_path / "whole")
-    for observer in (StopAt(3), StopAt(None, 2), StopAt(1), StopAt(None, 6, signal.SIGINT)):
+    for callback in (StopAt(3), StopAt(None, 2), StopAt(1), StopAt(None, 6, signal.SIGINT)):
         with pytest.raises(Stopped) as stopped:
-            train(None, experiment, out=tmp_path / "parts", resume=True, observer=observer)
-        assert stopped.value.exit_code == 128 + observer.number
+            train(None, experiment, out=tmp_path / "parts", resume=True, callback=callback)
+        assert stopped.value.exit_code == 128 + callback.number
         assert json.loads((tmp_path / "parts" / "ended.json").read_text())["status"] == "stopped"
     train(None, experiment, out=tmp_path / "parts", resume=True)
     assert not (tmp_path / "parts" / "ended.json").exists()
@@ -216,9 +216,9 @@ def test_dropout_and_shared_parameters_resume_to_the_same_bits(tiny, tmp_path):
 
     experiment = tiny.replace(average={"decay": 0.9, "samples": 300})
     train(module(), experiment, out=tmp_path / "whole")
-    for observer in (StopAt(3), StopAt(None, 1)):
+    for callback in (StopAt(3), StopAt(None, 1)):
         with pytest.raises(Stopped):
-            train(module(), experiment, out=tmp_path / "parts", resume=True, observer=observer)
+            train(module(), experiment, out=tmp_path / "parts", resume=True, callback=callback)
     train(module(), experiment, out=tmp_path / "parts", resume=True)
     assert_same(tmp_path / "whole", tmp_path / "parts")
 
@@ -350,7 +350,7 @@ def test_the_layer_that_breaks_is_the_layer_that_is_named(tiny, tmp_path):
 class TestDirectory:
     def test_a_run_is_never_overwritten(self, tiny, tmp_path):
         with pytest.raises(Stopped):
-            train(None, tiny, out=tmp_path / "run", observer=StopAt(1))
+            train(None, tiny, out=tmp_path / "run", callback=StopAt(1))
         with pytest.raises(InputError, match="an unfinished run; go on with --resume"):
             train(None, tiny, out=tmp_path / "run")
         train(None, tiny, out=tmp_path / "run", resume=True)
@@ -370,7 +370,7 @@ class TestDirectory:
 
     def test_resume_refuses_another_experiment(self, tiny, tmp_path):
         with pytest.raises(Stopped):
-            train(None, tiny, out=tmp_path / "run", observer=StopAt(1))
+            train(None, tiny, out=tmp_path / "run", callback=StopAt(1))
         other = tiny.replace(batch_size=32, optimizer={"name": "sgd", "lr": 0.5})
         with pytest.raises(InputError) as error:
             train(None, other, out=tmp_path / "run", resume=True)
@@ -381,17 +381,17 @@ class TestDirectory:
     def test_resume_takes_the_older_checkpoint_when_the_newest_is_damaged(self, tiny, tmp_path):
         train(None, tiny, out=tmp_path / "whole")
         with pytest.raises(Stopped):
-            train(None, tiny, out=tmp_path / "run", observer=StopAt(3))
+            train(None, tiny, out=tmp_path / "run", callback=StopAt(3))
         (checkpoints.stored(tmp_path / "run" / "checkpoints")[-1] / "state.json").write_text("{}")
 
         listener = Listener()
-        train(None, tiny, out=tmp_path / "run", resume=True, observer=listener)
+        train(None, tiny, out=tmp_path / "run", resume=True, callback=listener)
         assert any("state.json" in line and "an older checkpoint is used" in line for line in listener.lines)
         assert_same(tmp_path / "whole", tmp_path / "run")
 
     def test_resume_refuses_a_checkpoint_with_the_former_spelling(self, tiny, tmp_path):
         with pytest.raises(Stopped):
-            train(None, tiny, out=tmp_path / "run", observer=StopAt(1))
+            train(None, tiny, out=tmp_path / "run", callback=StopAt(1))
         newest, _ = checkpoints.newest(tmp_path / "run" / "checkpoints")
         former = {name.replace("optimizer/", "optimiser/"): t for name, t in newest.training.items()}
         save_file(former, newest.path / "training.safetensors")
@@ -406,7 +406,7 @@ class TestDirectory:
         weights_of = train(None, tiny, out=tmp_path / "first").run.model
         started = tiny.replace(init={"path": str(weights_of)})
         with pytest.raises(Stopped):
-            train(None, started, out=tmp_path / "run", observer=StopAt(1))
+            train(None, started, out=tmp_path / "run", callback=StopAt(1))
         path = tmp_path / "run" / "experiment.yaml"
         path.write_text(path.read_text().replace("  optimizer: false", "  optimiser: false"))
         with pytest.raises(InputError, match=r"'init\.optimiser'; did you mean 'optimizer'") as error:
@@ -415,7 +415,7 @@ class TestDirectory:
 
     def test_resume_refuses_changed_data(self, tiny, tmp_path):
         with pytest.raises(Stopped):
-            train(None, tiny, out=tmp_path / "run", observer=StopAt(1))
+            train(None, tiny, out=tmp_path / "run", callback=StopAt(1))
         path = tmp_path / "run" / "experiment.yaml"
         lines = path.read_text().splitlines()
         path.write_text(
@@ -433,7 +433,7 @@ class TestDirectory:
 
     def test_resume_may_change_the_device_but_not_the_checkpoints(self, tiny, tmp_path):
         with pytest.raises(Stopped):
-            train(None, tiny, out=tmp_path / "run", observer=StopAt(1))
+            train(None, tiny, out=tmp_path / "run", callback=StopAt(1))
         with pytest.raises(ResourceError, match="--device cpu"):
             train(None, tiny.replace(device="cuda:77"), out=tmp_path / "run", resume=True)
         with pytest.raises(InputError, match=r"checkpoint.keep=2, now it is 3"):
@@ -462,7 +462,7 @@ def test_resume_keeps_what_auto_chose(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(form, "SHORT", 0)
     monkeypatch.setattr(form, "step_seconds", lambda *of: 0.1 if of[2].precision == "bf16" else 1.0)
     with pytest.raises(Stopped):
-        train(None, experiment, out=tmp_path / "run", observer=StopAt(1))
+        train(None, experiment, out=tmp_path / "run", callback=StopAt(1))
     monkeypatch.setattr(form, "step_seconds", lambda *of: 1.0)
     assert train(None, experiment, out=tmp_path / "run", resume=True).summary["precision"] == "bf16"
 
@@ -477,7 +477,7 @@ def test_a_run_keeps_to_the_commit_of_its_hub_data(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr("resode.training.setup.data.load", load)
     experiment = tiny.replace(data={"source": "hf://owner/digits"})
     with pytest.raises(Stopped):
-        train(None, experiment, out=tmp_path / "run", observer=StopAt(1))
+        train(None, experiment, out=tmp_path / "run", callback=StopAt(1))
     train(None, experiment, out=tmp_path / "run", resume=True)
     assert asked == ["hf://owner/digits", "hf://owner/digits@" + "1" * 40]
 
@@ -485,7 +485,7 @@ def test_a_run_keeps_to_the_commit_of_its_hub_data(tiny, tmp_path, monkeypatch):
 def test_a_lost_metrics_file_is_written_again(tiny, tmp_path):
     train(None, tiny, out=tmp_path / "whole")
     with pytest.raises(Stopped):
-        train(None, tiny, out=tmp_path / "run", observer=StopAt(7))
+        train(None, tiny, out=tmp_path / "run", callback=StopAt(7))
     (tmp_path / "run" / "metrics.csv").write_text("damaged")
     train(None, tiny, out=tmp_path / "run", resume=True)
     assert_same(tmp_path / "whole", tmp_path / "run")
@@ -518,7 +518,7 @@ def test_skipped_images_are_reported(tiny, tmp_path):
     path.write_bytes(path.read_bytes()[:50])
     listener = Listener()
     data = {"source": str(tmp_path / "data"), "on_bad_image": "skip"}
-    result = train(None, tiny.replace(data=data), out=tmp_path / "run", observer=listener)
+    result = train(None, tiny.replace(data=data), out=tmp_path / "run", callback=listener)
     assert any("1 images were skipped" in line for line in listener.lines)
     assert any("no test images" in line for line in listener.lines)
     assert len(result.summary["data"]["skipped"]) == 1

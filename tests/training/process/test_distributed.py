@@ -19,7 +19,7 @@ from resode.data import Augmentation, Loader, load
 from resode.errors import InputError
 from resode.fields.batch_norm import BatchNorm2d
 from resode.models import create
-from resode.training import evaluate
+from resode.training.loop.evaluation import evaluate
 from resode.training.process import distributed
 from resode.training.process.sync_batchnorm import (
     SyncBatchNorm2d,

@@ -45,14 +45,14 @@ def test_a_twisted_run_resumes_to_the_same_bits(tmp_path, variant):
     train(None, experiment, out=tmp_path / "whole")
     for _ in range(4):  # before, at and after the twists at iterations 2 and 4
         with pytest.raises(Stopped):
-            train(None, experiment, out=tmp_path / "parts", resume=True, observer=StopAt(1))
+            train(None, experiment, out=tmp_path / "parts", resume=True, callback=StopAt(1))
     train(None, experiment, out=tmp_path / "parts", resume=True)
     assert_same(tmp_path / "whole", tmp_path / "parts")
 
 
 def test_a_run_reports_and_saves_what_it_twisted(tmp_path):
     listener = Listener()
-    result = train(None, digits(**TWIST), out=tmp_path / "run", observer=listener)
+    result = train(None, digits(**TWIST), out=tmp_path / "run", callback=listener)
     lines = [line for line in listener.lines if "twisted" in line]
     assert [line.partition(",")[0] for line in lines] == [
         "iteration 2: twisted (conformal)",
@@ -84,7 +84,7 @@ def test_a_finished_twisted_run_is_loaded_into_a_module_of_the_user(tmp_path):
 
 def test_a_checkpoint_before_the_twist_is_plain(tmp_path):
     with pytest.raises(Stopped):
-        train(None, digits(**TWIST), out=tmp_path / "run", observer=StopAt(2))
+        train(None, digits(**TWIST), out=tmp_path / "run", callback=StopAt(2))
     assert not twisted_convolutions(training.load(tmp_path / "run"))
 
 
@@ -123,7 +123,7 @@ def test_a_network_of_dynamic_blocks_is_refined_and_twisted(tmp_path):
     experiment = dynamic(refine=[{"at": 0.3}], twist=[{"at": 0.3, "where": [1]}, {"at": 0.7, "tie": "odd"}])
     train(None, experiment, out=tmp_path / "whole")
     with pytest.raises(Stopped):
-        train(None, experiment, out=tmp_path / "parts", observer=StopAt(3))
+        train(None, experiment, out=tmp_path / "parts", callback=StopAt(3))
     again = train(None, experiment, out=tmp_path / "parts", resume=True).module
     assert_same(tmp_path / "whole", tmp_path / "parts")
     assert isinstance(again, DynamicNet)

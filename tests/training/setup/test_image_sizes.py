@@ -86,7 +86,7 @@ def test_a_run_stopped_anywhere_ends_in_the_same_bits(tmp_path):
     train(None, digits(sizes=SIZES), out=tmp_path / "whole")
     for _ in range(4):
         with pytest.raises(Stopped):
-            train(None, digits(sizes=SIZES), out=tmp_path / "parts", resume=True, observer=StopAt(1))
+            train(None, digits(sizes=SIZES), out=tmp_path / "parts", resume=True, callback=StopAt(1))
     train(None, digits(sizes=SIZES), out=tmp_path / "parts", resume=True)
     assert_same(tmp_path / "whole", tmp_path / "parts")
 

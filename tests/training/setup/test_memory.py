@@ -16,7 +16,8 @@ from resode.integrators import Momentum
 from resode.models import create
 from resode.models.budget import chain_owners, gradient_of
 from resode.stages import Stage
-from resode.training import Experiment, Observer, train
+from resode.training import Callback, Experiment
+from resode.training.launch import train
 from resode.training.setup.execution import compiled
 from resode.training.setup.extension import DynamicExtension, ExtensionSettings
 from resode.training.setup.memory import StepMemory
@@ -43,7 +44,7 @@ def methods_of(module):
     return [gradient_of(part) for part in chain_owners(module)]
 
 
-class Listener(Observer):
+class Listener(Callback):
     def __init__(self):
         self.lines = []
 
@@ -51,7 +52,7 @@ class Listener(Observer):
         self.lines.append(text)
 
 
-class Interrupting(Observer):
+class Interrupting(Callback):
     """Ctrl-C in the second epoch."""
 
     def stepped(self, epoch, step, loss):
@@ -84,7 +85,7 @@ def test_a_budget_chooses_once_and_the_run_keeps_the_choice(tmp_path):
     megabytes, listener = least_budget(NET), Listener()
     asked = experiment(NET, memory_budget=f"{megabytes}MB")
     assert asked.memory_budget == round(megabytes * 10**6)
-    result = train(None, asked, out=tmp_path / "run", observer=listener)
+    result = train(None, asked, out=tmp_path / "run", callback=listener)
     assert any(line.startswith(f"memory budget {megabytes:.1f} MB: checkpointed") for line in listener.lines)
     stored = result.run.read_experiment()
     assert stored.gradients is not None
@@ -114,7 +115,7 @@ def test_an_interrupted_run_resumes_with_what_the_budget_chose(tmp_path):
     asked = experiment(NET, memory_budget=f"{least_budget(NET)}MB")
     whole = train(None, asked, out=tmp_path / "whole")
     with pytest.raises(Stopped):
-        train(None, asked, out=tmp_path / "run", observer=Interrupting())
+        train(None, asked, out=tmp_path / "run", callback=Interrupting())
     resumed = train(None, asked, out=tmp_path / "run", resume=True)
     assert methods_of(resumed.module) == methods_of(whole.module)
     for name, tensor in whole.module.state_dict().items():
@@ -167,7 +168,7 @@ def test_drift_is_recorded_each_epoch(tmp_path):
 
 def test_a_run_that_drifts_falls_back_and_stays_so(tmp_path):
     listener = Listener()
-    result = train(None, experiment(SMALL, drift={"limit": 1e-9}), out=tmp_path / "run", observer=listener)
+    result = train(None, experiment(SMALL, drift={"limit": 1e-9}), out=tmp_path / "run", callback=listener)
     (line,) = (line for line in listener.lines if "differ from the first ones" in line)
     assert "epoch 1:" in line
     assert "checkpointed gradients from here on" in line
@@ -179,7 +180,7 @@ def test_a_run_that_has_fallen_back_resumes_with_checkpointed_gradients(tmp_path
     asked = experiment(SMALL, drift={"limit": 1e-9})
     whole = train(None, asked, out=tmp_path / "whole")
     with pytest.raises(Stopped):
-        train(None, asked, out=tmp_path / "run", observer=Interrupting())
+        train(None, asked, out=tmp_path / "run", callback=Interrupting())
     resumed = train(None, asked, out=tmp_path / "run", resume=True)
     assert methods_of(resumed.module) == [Checkpointed()]
     for name, tensor in whole.module.state_dict().items():

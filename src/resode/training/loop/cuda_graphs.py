@@ -92,10 +92,11 @@ def synchronisations() -> Iterator[list[str]]:
 
 def cuda_graphs(setup: Setup) -> Graphs | None:
     """What captures the steps of a set-up; None: they run eagerly."""
+    setting = setup.experiment.cuda_graph  # `auto`: a loss of the user's may read values on the host
     wanted = wants_cuda_graph(
         setup.module,
         setup.device,
-        setup.experiment.cuda_graph,
+        False if setup.loss is not None and setting == "auto" else setting,
         processes=setup.world.size,
         short_of_memory=setup.memory.budget is not None,
     )

@@ -4,7 +4,7 @@ Accuracy is (correct samples) / (samples), never a mean of batch means; full pre
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from resode.data import Batch
 from resode.mode import mode
 from resode.quantities import number, percent
 from resode.training.process.distributed import SINGLE, World
+from resode.training.setup.loss import Loss
 
 _PRECISIONS = {torch.float64: "fp64", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
@@ -25,7 +26,7 @@ class Scores:
 
     loss: float
     samples: int
-    confusion: Tensor  # (classes, classes) int64 on the CPU; rows are the true classes
+    confusion: Tensor = field(repr=False)  # (classes, classes) int64 on the CPU; rows are the true classes
     precision: str
 
     def __repr__(self) -> str:
@@ -75,6 +76,7 @@ def evaluate(
     batches: Iterable[Batch],
     *,
     precision: str = "fp32",
+    loss: Loss | None = None,
     on_batch: Callable[[int], None] | None = None,
     world: World = SINGLE,
 ) -> Scores:
@@ -84,10 +86,11 @@ def evaluate(
         module: (N, C, H, W) -> logits (N, classes).
         batches: inputs and targets, on the module's device.
         precision: "fp32", or "bf16" for autocast.
+        loss: (logits, targets) -> mean over the images (default: cross-entropy).
         on_batch: called with the number of samples after each batch; may raise to end the evaluation.
         world: the ranks that share the batches; each returns the scores over all of them.
     """
-    loss: Tensor | None = None
+    total: Tensor | None = None
     confusion: Tensor | None = None
     samples = 0
     with mode(module, training=False):
@@ -96,22 +99,25 @@ def evaluate(
             with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
                 logits = module(batch.inputs)
             logits = logits if logits.dtype == torch.float64 else logits.float()
-            if confusion is None or loss is None:
-                loss = torch.zeros((), dtype=torch.float64, device=logits.device)
+            if confusion is None or total is None:
+                total = torch.zeros((), dtype=torch.float64, device=logits.device)
                 confusion = torch.zeros(logits.shape[1] ** 2, dtype=torch.int64, device=logits.device)
             if not batch.samples:
                 continue
-            loss += F.cross_entropy(logits, batch.targets, reduction="sum").double()
+            if loss is None:
+                total += F.cross_entropy(logits, batch.targets, reduction="sum").double()
+            else:
+                total += loss(logits, batch.targets).double() * batch.samples
             cells = batch.targets * logits.shape[1] + logits.argmax(1)
             confusion.index_add_(0, cells, torch.ones_like(cells))  # bincount would synchronise a GPU
             samples += batch.samples
             if on_batch is not None:
                 on_batch(batch.samples)
     assert confusion is not None
-    assert loss is not None
-    loss, confusion = world.all_reduce_sum(loss), world.all_reduce_sum(confusion)
+    assert total is not None
+    total, confusion = world.all_reduce_sum(total), world.all_reduce_sum(confusion)
     samples = int(world.all_reduce_sum(torch.tensor(samples)))
     classes = round(confusion.numel() ** 0.5)
     own = next((p.dtype for p in module.parameters()), torch.float32)
     used = precision if own == torch.float32 else _PRECISIONS.get(own, str(own))
-    return Scores(loss.item() / samples, samples, confusion.view(classes, classes).cpu(), used)
+    return Scores(total.item() / samples, samples, confusion.view(classes, classes).cpu(), used)

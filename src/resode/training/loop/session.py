@@ -17,14 +17,15 @@ from resode.data import Loader
 from resode.errors import DivergenceError, InputError, Stopped
 from resode.statistics import estimate_statistics
 from resode.training.loop import divergence
+from resode.training.loop.callbacks import Callback, checked_metrics
 from resode.training.loop.evaluation import Scores, evaluate
-from resode.training.loop.progress import Observer
 from resode.training.loop.step import Position, Trainer
 from resode.training.optim import optimizers
 from resode.training.process.signals import Interrupted, StopRequest
+from resode.training.recipe.experiment import Experiment
 from resode.training.records import checkpoints
 from resode.training.records.checkpoints import AVERAGE, GENERATOR, OPTIMIZER
-from resode.training.records.run import Run, format_row
+from resode.training.records.run import Run, call_to_resume, format_row, given_in_python
 
 
 @dataclass
@@ -34,19 +35,20 @@ class Session:
     Args:
         trainer: network, data and position.
         run: the run directory.
-        observer: callbacks.
+        callback: is called on the way.
         rows: of metrics.csv so far.
     """
 
     trainer: Trainer
     run: Run
-    observer: Observer
+    callback: Callback
     rows: list[dict[str, str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.experiment, self.world = self.trainer.setup.experiment, self.trainer.setup.world
         self.began = self.saved = time.monotonic()
         self.stepped = False
+        self.stopped = ""  # why a callback ended the training early
 
     # ------------------------------------------------------------ the loop
 
@@ -77,10 +79,14 @@ class Session:
             position.epoch_seconds = clock.seconds
             drift = self.check_drift()
             validation = self.validate(stop)
-            self.observer.epoch_ended(self.finish_epoch(validation, drift))
+            row = self.finish_epoch(validation, drift)
+            reason = self.world.broadcast(self.callback.epoch_ended(row))
             last = position.epoch == self.experiment.epochs
-            if last or position.epoch % self.experiment.checkpoint.every == 0:
+            if last or reason or position.epoch % self.experiment.checkpoint.every == 0:
                 self.save()
+            if reason and not last:
+                self.stopped = _reason(reason)
+                break
         trainer.optimizer.zero_grad()  # frees the gradients
 
     @contextlib.contextmanager
@@ -134,7 +140,7 @@ class Session:
                 f"{what}; all is saved. Start anew with gradient checkpointed, anchors "
                 "({name: reversible, anchor: 8}) or drift.beyond=fall_back, and another --out"
             )
-        self.observer.message(f"{what}; checkpointed gradients from here on")
+        self.callback.message(f"{what}; checkpointed gradients from here on")
         position.fallen_back = True
         trainer.build_forward()
         return error
@@ -166,12 +172,13 @@ class Session:
         def on_batch(samples: int) -> None:
             nonlocal done
             done += samples * self.world.size
-            self.observer.evaluating(min(done, loader.samples), loader.samples)
+            self.callback.evaluating(min(done, loader.samples), loader.samples)
             if stop.number is not None and self.world.size == 1:
                 self.stop(stop.number)
 
         precision = self.experiment.evaluation.precision
-        scores = evaluate(module, loader, precision=precision, on_batch=on_batch, world=self.world)
+        loss = self.trainer.setup.loss
+        scores = evaluate(module, loader, precision=precision, loss=loss, on_batch=on_batch, world=self.world)
         (signal,) = self.world.all_reduce_max([stop.number or 0])
         if signal:
             self.stop(int(signal))
@@ -196,6 +203,8 @@ class Session:
             "function_evaluations": position.function_evaluations / trainer.steps if counted else None,
             "reconstruction_error": drift,
         }
+        if self.world.first:
+            row |= checked_metrics(self.callback.metrics(trainer.module, position.epoch + 1))
         self.rows.append(format_row(row))
         if self.world.first:
             self.run.check_held()
@@ -278,7 +287,7 @@ class Session:
         raise Stopped(
             number,
             f"stopped at iteration {position.iteration} (epoch {position.epoch + 1}, step {position.step} "
-            f"of {self.trainer.steps}) and saved; go on with: resode train --resume --out {self.run.path}",
+            f"of {self.trainer.steps}) and saved; go on with: {how_to_resume(self.experiment, self.run)}",
         )
 
     # ------------------------------------------------------------ divergence
@@ -295,10 +304,10 @@ class Session:
         """Replay from the last checkpoint with every layer watched; raise an error that names the layer."""
         checkpoint, _ = checkpoints.newest(self.run.checkpoints)
         assert checkpoint is not None
-        self.observer.message(
+        self.callback.message(
             f"the loss is not finite; replaying from iteration {checkpoint.iteration} to find the layer"
         )
-        self.trainer.observer, self.trainer.average = Observer(), None
+        self.trainer.callback, self.trainer.average = Callback(), None
         self.restore(checkpoint)
         what = divergence.locate(self.trainer, iteration)
         position = self.trainer.position
@@ -308,6 +317,17 @@ class Session:
             f"Lower optimizer.lr (now {self.experiment.optimizer.lr:g}) or set clip_norm, and start anew "
             "with another --out"
         )
+
+
+def how_to_resume(experiment: Experiment, run: Run) -> str:
+    """What continues a run: a command, or a call where the run needs more than its directory."""
+    given = given_in_python(experiment.model_dump())
+    return call_to_resume(run.path, given) if given else f"resode train --resume --out {run.path}"
+
+
+def _reason(reason: object) -> str:
+    """What a callback returned as its reason to end, as one line."""
+    return " ".join(str(reason).split()) if isinstance(reason, str) else "a callback ended the training"
 
 
 class Stopwatch:

@@ -15,8 +15,8 @@ from torch.nn import functional as F
 
 from resode.data import Batch
 from resode.statistics import RECALIBRATION, estimate_statistics
+from resode.training.loop.callbacks import Callback
 from resode.training.loop.cuda_graphs import GraphedStep, cuda_graphs
-from resode.training.loop.progress import Observer
 from resode.training.optim import optimizers
 from resode.training.optim.averaging import ParameterAverage
 from resode.training.optim.schedules import learning_rate
@@ -47,12 +47,12 @@ class Trainer:
 
     Args:
         setup: network, data and settings.
-        observer: is called after each step, and with messages.
+        callback: is called after each step, and with messages.
         position: of the next step.
     """
 
     setup: Setup
-    observer: Observer = field(default_factory=Observer)
+    callback: Callback = field(default_factory=Callback)
     position: Position = field(default_factory=Position)
 
     def __post_init__(self) -> None:
@@ -87,7 +87,7 @@ class Trainer:
         graphs = cuda_graphs(setup)
         if graphs is not None:
             optimizers.keep_learning_rates(self.optimizer, setup.device)
-            self.graphed = GraphedStep(graphs, self.observer.message)
+            self.graphed = GraphedStep(graphs, self.callback.message)
 
     def run_eagerly(self) -> None:
         """Run the next steps without compilation and CUDA graphs."""
@@ -141,7 +141,13 @@ class Trainer:
             torch.compiler.set_stance("force_eager") if eager else nullcontext(),
         ):
             logits = self.forward(batch.inputs)
-        return logits, batch_loss(logits.float(), batch, experiment.label_smoothing)
+        own, logits = self.setup.loss, logits.float()
+        loss = (
+            batch_loss(logits, batch, experiment.label_smoothing)
+            if own is None
+            else own(logits, batch.targets)
+        )
+        return logits, loss
 
     @property
     def is_smaller(self) -> bool:
@@ -172,7 +178,7 @@ class Trainer:
         bad = ~torch.isfinite(loss) & (self.first_bad < 0)
         self.first_bad.masked_fill_(bad, self.position.iteration)
         value = loss.item() if self.reads_freely else None
-        self.observer.stepped(self.position.epoch, self.position.step, value)
+        self.callback.stepped(self.position.epoch, self.position.step, value)
 
     def learning_rate(self, iteration: int) -> float:
         """The learning rate of an iteration."""
@@ -197,7 +203,7 @@ class Trainer:
             if self.average is not None:
                 self.average.adopt(self.module, made.transfer(self.average.parameters))
             position.level += 1
-            self.observer.message(
+            self.callback.message(
                 f"iteration {position.iteration}: {made.description}, {setup.parameters:,} parameters"
             )
 

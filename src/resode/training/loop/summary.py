@@ -6,6 +6,7 @@ from typing import Any
 from resode.training.loop.evaluation import Scores
 from resode.training.loop.session import Session
 from resode.training.recipe.experiment import Experiment
+from resode.training.records.run import STOPPED
 from resode.training.setup.preparation import Setup
 
 
@@ -15,7 +16,8 @@ def summary(session: Session, test: Scores | None) -> dict[str, Any]:
     experiment, last = setup.experiment, rows[-1]
     seconds = sum(float(row["seconds"]) for row in rows)
     return {
-        "status": "finished",
+        "status": STOPPED if session.stopped else "finished",
+        **({"stopped": {"epoch": position.epoch, "reason": session.stopped}} if session.stopped else {}),
         "name": experiment.name,
         "model": experiment.model.name if experiment.model else type(setup.module).__name__,
         "parameters": setup.parameters,
@@ -27,7 +29,7 @@ def summary(session: Session, test: Scores | None) -> dict[str, Any]:
         "test": test.record(setup.data.dataset.classes) if test is not None else None,
         "seconds": round(position.wall_seconds + time.monotonic() - session.began, 1),
         "training_seconds": round(seconds, 1),
-        "images_per_second": round(experiment.epochs * setup.training.samples / max(seconds, 1e-9), 1),
+        "images_per_second": round(position.epoch * setup.training.samples / max(seconds, 1e-9), 1),
         "peak_memory_bytes": max(int(row["peak_memory_bytes"]) for row in rows),
         "data": _data(setup, test),
         **_expectations(experiment),

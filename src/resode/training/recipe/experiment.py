@@ -21,6 +21,7 @@ from pydantic import (
     model_validator,
 )
 
+from resode.data.sources import IN_PYTHON
 from resode.errors import InputError
 from resode.training.recipe import reading
 from resode.training.recipe.data import Augment, Data, Sizing
@@ -29,6 +30,8 @@ from resode.training.recipe.network import Drift, Model, Refinement, Smoothness,
 from resode.training.recipe.optimizer import SGD, Average, Optimizer
 from resode.training.recipe.schedule import Cosine, Schedule
 from resode.training.recipe.section import BelowOne, FilePath, OneOrMany, Section
+
+CROSS_ENTROPY = "cross_entropy"  # the loss that needs no function of the user's
 
 
 class Published(Section):
@@ -125,6 +128,8 @@ class Experiment(Section):
     """Number of passes over the training images."""
     batch_size: PositiveInt = 128
     """Images a step, over all processes."""
+    loss: str = CROSS_ENTROPY
+    """What is minimised: `cross_entropy`, or the record of a function that was given in Python."""
     label_smoothing: BelowOne = 0.0
     """Weight of the uniform distribution in the targets, at least 0 and below 1."""
     clip_norm: PositiveFloat | None = None
@@ -167,6 +172,14 @@ class Experiment(Section):
     """Trained weights to start from (default: random ones)."""
     plugins: tuple[Plugin, ...] = ()
     """Python files that were loaded by --plugin."""
+
+    @model_validator(mode="after")
+    def _loss_is_known(self) -> Self:
+        if self.loss != CROSS_ENTROPY and not self.loss.endswith(IN_PYTHON):
+            raise ValueError(
+                f"loss cannot be '{self.loss}'; '{CROSS_ENTROPY}' is known, others are given in Python"
+            )
+        return self
 
     @model_validator(mode="after")
     def _times_increase(self) -> Self:

@@ -49,7 +49,7 @@ def _path(location: tuple[int | str, ...], settings: type[BaseModel]) -> tuple[l
         variants = [s for s in sections if "name" in s.model_fields and s.model_fields["name"].default == key]
         if owners:
             path.append(key)
-            sections = [s for owner in owners for s in _sections(owner.model_fields[key].annotation)]
+            sections = [s for owner in owners for s in sections_of(owner.model_fields[key].annotation)]
         elif variants:
             sections = variants
         elif key.isdigit():  # an item of a list
@@ -60,11 +60,11 @@ def _path(location: tuple[int | str, ...], settings: type[BaseModel]) -> tuple[l
     return path, sorted({name for s in sections for name in s.model_fields})
 
 
-def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
+def sections_of(annotation: Any) -> Iterator[type[BaseModel]]:
     """The sections that a type annotation admits."""
     if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
         if issubclass(annotation, BaseModel):
             yield annotation
     else:
         for argument in typing.get_args(annotation):
-            yield from _sections(argument)
+            yield from sections_of(argument)

@@ -3,6 +3,7 @@
 A recipe may name a `base` recipe and give only what differs. `--set a.b=c` overrides a value; c is YAML.
 """
 
+import copy
 import importlib.resources
 import re
 import typing
@@ -46,16 +47,22 @@ def read(recipe: str, overrides: Iterable[tuple[str, Any]] = ()) -> dict[str, An
     Raises:
         InputError: there is no such recipe, or it is not valid YAML.
     """
-    values, original = _read(recipe, ()), _read(recipe, ())
+    values = _read(recipe, ())
     values.setdefault("name", recipe if recipe in recipes() else Path(recipe).stem)
+    return overridden(values, overrides)
+
+
+def overridden(values: Mapping[str, Any], overrides: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """Plain values of an experiment with overrides; what no longer holds of the old values is dropped."""
+    original, changed = values, copy.deepcopy(dict(values))
     changes = dict(sorted(overrides, key=lambda pair: not pair[0].endswith(".name")))
     for path, value in changes.items():
-        _override(values, path.split("."), value)
-    for section, keys in _outdated(values, original):
+        _override(changed, path.split("."), value)
+    for section, keys in _outdated(changed, original):
         for key in keys:
-            if f"{section}.{key}" not in changes and isinstance(values.get(section), dict):
-                values[section].pop(key, None)
-    return values
+            if f"{section}.{key}" not in changes and isinstance(changed.get(section), dict):
+                changed[section].pop(key, None)
+    return changed
 
 
 def _outdated(values: Mapping[str, Any], original: Mapping[str, Any]) -> Iterator[tuple[str, Sequence[str]]]:

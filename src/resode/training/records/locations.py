@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from resode import pretrained, weights
 from resode.errors import InputError, nearest
@@ -82,18 +82,30 @@ def locate(path: str | Path) -> Location:
     return Location(file, run.read_experiment() if run.exists else None, state)
 
 
-def load(path: str | Path) -> weights.Loaded:
+def load(path: str | Path, *, into: nn.Module | None = None) -> weights.Loaded:
     """Load the network of PATH with its preprocessing, in evaluation mode.
 
         model = resode.load("runs/he2016-resnet20-seed0")
         logits = model(model.preprocessing(images))
+        net = resode.load("runs/mynet-seed0", into=MyNet())  # of a network of one's own
 
     Args:
         path: a run directory, a checkpoint, a .safetensors file, or a pretrained name that
             `resode list models` shows, such as "short/resnet20".
+        into: a network that takes the weights, on its own device and in its own dtype; needed where PATH has
+            a network that was made in Python. It is returned.
 
     Raises:
-        InputError: there is no such run, checkpoint, file or name, or its network cannot be built.
+        InputError: there is no such run, checkpoint, file or name; its network cannot be built, or `into` is
+            another network.
         IntegrityError: a file is corrupt.
     """
-    return weights.load(weights_file(path))
+    if not isinstance(path, str | Path):
+        raise InputError(f"a run, a checkpoint or a file has a path, not the type {type(path).__name__}")
+    file = weights_file(path)
+    if into is None:
+        return weights.load(file)
+    if not isinstance(into, nn.Module):
+        raise InputError(f"into cannot be of type {type(into).__name__}; give a network (nn.Module)")
+    weights.load_into(into, file)
+    return weights.with_card(into.eval(), weights.read_card(file))

@@ -4,7 +4,6 @@ A registered model (`he_resnet20`) stands for a network with new weights, the sa
 """
 
 from pathlib import Path
-from typing import cast
 
 import torch
 
@@ -35,7 +34,7 @@ def new_network(name: str) -> weights.Loaded:
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
-        module = cast(weights.Loaded, create(name))
+        module = create(name)
     channels, height, width = models.entry(name).shape or (3, 32, 32)
     preprocessing = weights.Preprocessing(
         (0.5,) * channels, (0.25,) * channels, (height, width), channels, CLASSES
@@ -43,8 +42,7 @@ def new_network(name: str) -> weights.Loaded:
     made = name_and_options(module)
     assert made is not None  # `create` made it
     card = weights.Card(weights.Specification(*made), preprocessing, {"new": True})
-    module.card, module.preprocessing = card, preprocessing
-    return module
+    return weights.with_card(module, card)
 
 
 def weights_rather_than_recipe(name: str) -> Path | None:

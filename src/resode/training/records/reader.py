@@ -114,10 +114,18 @@ class PublishedError(_Record):
     source: str = ""
 
 
+class Stop(_Record):
+    """Where a callback ended a run, and why."""
+
+    epoch: Count
+    reason: str = ""
+
+
 class Summary(_Record):
     """The result of a run (summary.json)."""
 
     status: str = "finished"
+    stopped: Stop | None = None
     name: str | None = None
     model: str | None = None
     parameters: Count | None = None
@@ -148,6 +156,13 @@ def _percentage(value: float) -> float:
     return value
 
 
+def _number(cell: Any) -> float | None:
+    try:
+        return float(cell)
+    except (TypeError, ValueError):
+        return None
+
+
 Accuracy = Annotated[float, AfterValidator(_percentage)]  # a diverged epoch has the accuracy NaN
 
 
@@ -166,6 +181,16 @@ class EpochRow(_Record):
     peak_memory_bytes: Count | None = None
     function_evaluations: float | None = None
     reconstruction_error: float | None = None
+    further: dict[str, float] = {}  # columns of callbacks
+
+    @model_validator(mode="before")
+    @classmethod
+    def _further_columns(cls, row: Any) -> Any:
+        """Gather the other columns that hold a number."""
+        if not isinstance(row, Mapping):
+            return row
+        others = {name: _number(cell) for name, cell in row.items() if name not in cls.model_fields}
+        return {**row, "further": {name: value for name, value in others.items() if value is not None}}
 
     @property
     def train_error(self) -> float | None:
@@ -226,7 +251,7 @@ class RunRecord:
 
     @property
     def finished(self) -> bool:
-        """Whether the run has finished."""
+        """Whether the run has trained for all of its epochs."""
         return self.summary is not None and self.summary.status in ("finished", FROM_WEIGHTS)
 
     @functools.cached_property

@@ -9,7 +9,7 @@ import csv
 import errno
 import io
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ from typing import Any
 import filelock
 
 from resode import atomic
-from resode.errors import DivergenceError, InputError, ResourceError, Stopped
+from resode.data.sources import IN_PYTHON
+from resode.errors import DivergenceError, InputError, IntegrityError, ResourceError, Stopped
 from resode.training.recipe.experiment import Experiment
 from resode.training.records import checkpoints
 from resode.training.records.reader import EpochRow, read_summary
@@ -29,9 +30,11 @@ FILES = (
     "metrics.csv",
     "model.safetensors",
     "summary.json",
+    "ended.json",
     ".restarts",
 )
-COLUMNS = tuple(EpochRow.model_fields)  # of metrics.csv
+STOPPED = "stopped"  # the status of a run that a callback ended early
+COLUMNS = tuple(name for name in EpochRow.model_fields if name != "further")  # of metrics.csv
 _WITHOUT_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 _held: dict[Path, int] = {}  # inode of the lock of each run directory that this process holds
 
@@ -43,7 +46,11 @@ class Run:
     path: Path
 
     def __repr__(self) -> str:
-        return f"Run({str(self.path)!r})"
+        try:
+            state = "finished" if self.finished else "unfinished" if self.exists else "no run yet"
+        except IntegrityError:
+            state = "damaged"
+        return f"Run('{self.path}'): {state}"
 
     @property
     def checkpoints(self) -> Path:
@@ -62,8 +69,15 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether the run here has finished."""
-        return (self.path / "summary.json").is_file() and self.model.is_file()
+        """Whether the run here has finished: it has trained for all of its epochs."""
+        if not (self.path / "summary.json").is_file() or not self.model.is_file():
+            return False
+        return self.read_summary().get("status") != STOPPED
+
+    def reopen(self) -> None:
+        """Remove the result of a run that a callback had stopped and that now goes on."""
+        for file in (self.path / "summary.json", self.model):
+            file.unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -134,13 +148,14 @@ class Run:
     def write_rows(self, rows: list[dict[str, str]]) -> None:
         """Rewrite metrics.csv (a few kilobytes, once an epoch)."""
         text = io.StringIO()
-        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        further = dict.fromkeys(name for row in rows for name in row if name not in COLUMNS)
+        writer = csv.DictWriter(text, [*COLUMNS, *further], restval="", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
         atomic.write_text(self.path / "metrics.csv", text.getvalue())
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
-        """Write the result; the run counts as finished from here on."""
+        """Write the result; unless a callback stopped it, the run counts as finished from here on."""
         atomic.write_json(self.path / "summary.json", dict(summary))
 
     @contextlib.contextmanager
@@ -168,6 +183,39 @@ class Run:
         return summary
 
 
+def given_in_python(experiment: Mapping[str, Any]) -> tuple[str, ...]:
+    """What a run needs besides its directory, of `net`, `data` and `loss`: a program gave it, no file has it.
+
+    Args:
+        experiment: the resolved experiment as plain values.
+    """
+    data = experiment.get("data")
+    source = data.get("source") if isinstance(data, Mapping) else data
+    given = {
+        "net": "model" in experiment and experiment["model"] is None,
+        "data": str(source).endswith(IN_PYTHON),
+        "loss": str(experiment.get("loss")).endswith(IN_PYTHON),
+    }
+    return tuple(name for name, is_given in given.items() if is_given)
+
+
+def call_to_resume(path: Path, given: Collection[str]) -> str:
+    """The call in Python that continues a run with what it needs besides its directory."""
+    again = [f"{name}=..." for name in given if name != "net"]
+    words = [
+        *(["net"] if "net" in given else []),
+        repr(str(path)),
+        *again,
+        f"out={str(path)!r}",
+        "resume=True",
+    ]
+    return f"resode.train({', '.join(words)})"
+
+
 def format_row(values: Mapping[str, float | int | None]) -> dict[str, str]:
-    """Format a row of metrics.csv: shortest decimals that read back exactly; empty: not measured."""
-    return {column: "" if values.get(column) is None else repr(values[column]) for column in COLUMNS}
+    """Format a row of metrics.csv: shortest decimals that read back exactly; empty: not measured.
+
+    Metrics of callbacks follow the columns that every run has.
+    """
+    columns = dict.fromkeys([*COLUMNS, *values])
+    return {column: "" if values.get(column) is None else repr(values[column]) for column in columns}

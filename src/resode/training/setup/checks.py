@@ -33,7 +33,7 @@ def check_images(
     """The network takes the images in all sizes, and can be trained on the smallest batch."""
     for size in (None, *(sizing.size for sizing in sizes)):
         shape = _checked_size(data, size)
-        check_network(module, shape, len(data.classes), data.dataset.name, where.device)
+        check_network(module, shape, len(data.classes), data.dataset.name)
         check_smallest_batch(module, shape, len(data.train_index), batch_size, where)
 
 
@@ -46,7 +46,7 @@ def _checked_size(data: TrainingData, size: int | None) -> Shape:
 
 
 @torch.no_grad()
-def check_network(module: nn.Module, shape: Shape, classes: int, data: str, device: torch.device) -> None:
+def check_network(module: nn.Module, shape: Shape, classes: int, data: str) -> None:
     """The network takes an image of shape (C, H, W) and gives a logit for every class."""
     if not any(p.requires_grad for p in module.parameters()):
         raise InputError("the network has no trainable parameter")
@@ -55,17 +55,26 @@ def check_network(module: nn.Module, shape: Shape, classes: int, data: str, devi
         raise InputError(
             f"the network has parameters of {other}; training keeps them in fp32: module.float()"
         )
+    check_output(module, shape, classes, data)
+
+
+@torch.no_grad()
+def check_output(
+    module: nn.Module, shape: Shape, classes: int | None, data: str, dtype: torch.dtype = torch.float32
+) -> None:
+    """In evaluation mode, the network gives logits for an image of shape (C, H, W); None: of any number."""
+    device = next((p.device for p in module.parameters()), torch.device("cpu"))
     try:
         with mode(module, training=False):
-            logits = module(torch.zeros(1, *shape, device=device))
-    except RuntimeError as error:
-        size, first = "x".join(map(str, shape)), str(error).splitlines()[0]
+            logits = module(torch.zeros(1, *shape, device=device, dtype=dtype))
+    except (RuntimeError, ValueError) as error:
+        size, first = "x".join(map(str, shape)), (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"the network does not take the images of {data} ({size}): {first}") from None
-    if not isinstance(logits, Tensor) or logits.shape != (1, classes):
+    expected = (1, classes) if classes is not None else logits.shape if isinstance(logits, Tensor) else ()
+    if not isinstance(logits, Tensor) or logits.shape != expected or logits.ndim != 2:
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise InputError(
-            f"the network gives an output of shape {got} for one image; {data} has {classes} classes"
-        )
+        has = f"{data} has {classes} classes" if classes is not None else "logits (N, classes) are needed"
+        raise InputError(f"the network gives an output of shape {got} for one image; {has}")
 
 
 def check_smallest_batch(

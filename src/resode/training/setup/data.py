@@ -42,6 +42,7 @@ class TrainingData:
         seed: decides which images are held out.
         start: the weights that training starts from.
         usual: (C, H, W) of the images that the network is made for; None: not known.
+        dataset: the images, where the program holds them; default: read from the source.
 
     Attributes:
         section: the settings with source (and its commit), split, size, mean, std and fingerprint.
@@ -54,10 +55,17 @@ class TrainingData:
         IntegrityError: the data has changed since the settings were resolved.
     """
 
-    def __init__(self, section: Data, seed: int, start: StartingPoint, usual: Shape | None = None) -> None:
+    def __init__(
+        self,
+        section: Data,
+        seed: int,
+        start: StartingPoint,
+        usual: Shape | None = None,
+        dataset: Dataset | None = None,
+    ) -> None:
         self.usual, self.resized = usual, False
         try:
-            dataset = _read(section)
+            dataset = _read(section, dataset)
         except UnequalSizesError:
             if usual is None or usual[1] != usual[2]:
                 raise
@@ -95,6 +103,13 @@ class TrainingData:
     def classes(self) -> tuple[str, ...]:
         """The names of the classes."""
         return self.dataset.classes
+
+    @property
+    def floats(self) -> str:
+        """The range of float pixels that no 8-bit image stands for, in words; empty within 0 to 1."""
+        pixels = self.dataset.train.pixels
+        low, high = (0.0, 1.0) if pixels.dtype == np.uint8 else (float(pixels.min()), float(pixels.max()))
+        return "" if low >= 0 and high <= 1 else f"floats from {low:.3g} to {high:.3g}"
 
     @property
     def preprocessing(self) -> weights.Preprocessing:
@@ -165,11 +180,13 @@ class TrainingData:
         return Loader(images, index, mean=mean, std=std, device=where.device, shard=where.share, **options)
 
 
-def _read(section: Data) -> Dataset:
+def _read(section: Data, given: Dataset | None = None) -> Dataset:
     """The data set, if it is still the one that the run began with."""
     chosen = section.split
     split = None if chosen is None else FolderSplit(chosen.test, chosen.seed)
-    data = load(section.source, image_size=section.image_size, on_bad_image=section.on_bad_image, split=split)
+    data = given or load(
+        section.source, image_size=section.image_size, on_bad_image=section.on_bad_image, split=split
+    )
     if len(data.classes) < 2:
         raise InputError(f"{section.source}: has a single class ({data.classes[0]}); two are needed")
     if section.fingerprint not in (None, data.fingerprint):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from resode import cost, weights
-from resode.data import Augmentation, Loader, sources
+from resode.data import Augmentation, Dataset, Loader, sources
 from resode.memory import Shape
 from resode.models import DynamicNet, models, name_and_options
 from resode.training.process.device import choose_device, place
@@ -28,6 +28,7 @@ from resode.training.setup.data import TrainingData, statistics_index
 from resode.training.setup.execution import cuda_graph_obstacle
 from resode.training.setup.extension import DynamicExtension, Extension, ExtensionSettings
 from resode.training.setup.form import Form, choose
+from resode.training.setup.loss import Loss, checked
 from resode.training.setup.memory import StepMemory
 from resode.training.setup.network import Network
 from resode.training.setup.placement import Placement
@@ -50,6 +51,7 @@ class Setup:
         card: the header of weights files.
         notes: what the user should know.
         optimizer_state: to begin with, as `<state>/<parameter>` -> tensor.
+        loss: a function of the user's to minimise; None: cross-entropy.
     """
 
     experiment: Experiment
@@ -63,6 +65,7 @@ class Setup:
     card: weights.Card
     notes: tuple[str, ...]
     optimizer_state: Mapping[str, Tensor]
+    loss: Loss | None = None
 
     @property
     def device(self) -> torch.device:
@@ -102,8 +105,12 @@ class Setup:
 
     def save_weights(self, module: nn.Module, path: Path, results: Mapping[str, Any] | None = None) -> None:
         """Write a weights file with its origin in the header."""
-        training = {**self.card.training, **(results or {})}
-        weights.save(module, path, weights.Card(self.card.specification, self.card.preprocessing, training))
+        weights.save(module, path, self.card_of(results or {}))
+
+    def card_of(self, results: Mapping[str, Any]) -> weights.Card:
+        """The header of weights with results of their training."""
+        training = {**self.card.training, **results}
+        return weights.Card(self.card.specification, self.card.preprocessing, training)
 
     def peak_memory(self) -> int:
         """Peak memory in bytes: of the allocator on a GPU, the resident set of the process on a CPU."""
@@ -118,6 +125,8 @@ def prepare(
     module: nn.Module | None = None,
     on_message: Callable[[str], None] = lambda text: None,
     world: World = SINGLE,
+    dataset: Dataset | None = None,
+    loss: Loss | None = None,
 ) -> Setup:
     """Resolve an experiment: data, network, precision and compilation, memory.
 
@@ -126,6 +135,8 @@ def prepare(
         module: the network to train, as it is; default: the experiment's model, built and initialised.
         on_message: called with a line before what takes a while.
         world: the processes that train together; each takes its share of every batch.
+        dataset: the images, where the program holds them; default: read from the experiment's source.
+        loss: (logits, labels) -> scalar, where the experiment says that it is the user's.
 
     Raises:
         InputError: data, model, weights and settings that do not fit together.
@@ -139,11 +150,13 @@ def prepare(
     )
     settings = ExtensionSettings(experiment.smoothness, experiment.box, experiment.changes)
     settings.check(network.abstract())  # before any data is read
-    on_message(f"reading {experiment.data.source}")
-    data = TrainingData(experiment.data, experiment.seed, start, _usual_shape(start))
+    if dataset is None:
+        on_message(f"reading {experiment.data.source}")
+    data = TrainingData(experiment.data, experiment.seed, start, _usual_shape(start), dataset)
     network = network.resolved(data)
     module = network.build(where.device)
     check_images(module, data, experiment.sizes, experiment.batch_size, where)
+    loss = checked(loss, experiment, len(data.classes), where.device)
     form = _form(experiment, module, data, where)
     memory = StepMemory(
         data.shape, experiment.batch_size, form.precision, experiment.optimizer, experiment.average,
@@ -165,6 +178,10 @@ def prepare(
     }  # fmt: skip
     if data.section.split is not None:
         origin["split"] = data.section.split.model_dump()
+    if loss is not None:
+        origin["loss"] = experiment.loss
+    if data.floats:
+        origin["pixels"] = data.floats
     card = weights.Card(network.specification, data.preprocessing, origin)
     resolved = experiment.replace(
         device=str(where.device), data=data.section, model=network.model, init=start.section,
@@ -172,7 +189,7 @@ def prepare(
     )  # fmt: skip
     return Setup(
         resolved, module, extension, memory, where, data, training, validation, card, notes,
-        start.optimizer_state(module),
+        start.optimizer_state(module), loss,
     )  # fmt: skip
 
 
