@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from resode.data import load as load_data
     from resode.grids import TimeGrid
     from resode.models import DynamicNet, create, regrid, twist
+    from resode.recipes import list_recipes
     from resode.stages import Stage
     from resode.training import Experiment, evaluate, load, train
 
@@ -35,6 +36,7 @@ _PUBLIC = {
     "TimeGrid": ("resode.grids", "TimeGrid"),
     "create": ("resode.models", "create"),
     "evaluate": ("resode.training", "evaluate"),
+    "list_recipes": ("resode.recipes", "list_recipes"),
     "load": ("resode.training", "load"),
     "load_data": ("resode.data", "load"),
     "regrid": ("resode.models", "regrid"),
@@ -50,6 +52,7 @@ __all__ = [
     "__version__",
     "create",
     "evaluate",
+    "list_recipes",
     "load",
     "load_data",
     "regrid",

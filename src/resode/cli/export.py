@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from resode.cli.completion import network_names
 from resode.cli.options import ForceOption, PluginOption, check_out, load_plugins
 from resode.errors import InputError
 
@@ -13,7 +14,9 @@ def export(
     path: Annotated[
         str,
         typer.Argument(
-            metavar="RUN", help="A run, a checkpoint, a .safetensors file, or the name of pretrained weights."
+            metavar="RUN",
+            help="A run, a checkpoint, a .safetensors file, or the name of pretrained weights.",
+            autocompletion=network_names,
         ),
     ],
     out: Annotated[

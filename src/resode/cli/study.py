@@ -7,12 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from resode.cli.completion import study_files
+
 if TYPE_CHECKING:
     from resode.study import Job, Progress, Study
 
 
 def study(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="The study: a YAML file.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="The study: a YAML file.", autocompletion=study_files)
+    ],
     out: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="Folder of its runs (default: studies/NAME).")
     ] = None,

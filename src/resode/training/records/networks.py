@@ -8,10 +8,9 @@ from typing import cast
 
 import torch
 
-from resode import pretrained, weights
+from resode import pretrained, recipes, weights
 from resode.errors import InputError
 from resode.models import create, models, name_and_options
-from resode.training.recipe import reading
 
 SEED = 0  # of new weights
 CLASSES = tuple(map(str, range(10)))
@@ -55,4 +54,4 @@ def weights_rather_than_recipe(name: str) -> Path | None:
     path = Path(name)
     if path.suffix == ".safetensors" and not path.is_dir():
         return path
-    return None if path.exists() or name in reading.recipes() else pretrained.file(name)
+    return None if path.exists() or name in recipes.files() else pretrained.file(name)
