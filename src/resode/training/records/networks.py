@@ -8,7 +8,7 @@ from typing import cast
 
 import torch
 
-from resode import pretrained, recipes, weights
+from resode import weights
 from resode.errors import InputError
 from resode.models import create, models, name_and_options
 
@@ -44,14 +44,3 @@ def new_network(name: str) -> weights.Loaded:
     card = weights.Card(weights.Specification(*made), preprocessing, {"new": True})
     module.card, module.preprocessing = card, preprocessing
     return module
-
-
-def weights_rather_than_recipe(name: str) -> Path | None:
-    """The weights file that `name` stands for where a recipe is expected; None for a recipe or a run.
-
-    It is a .safetensors file, or pretrained weights whose name no recipe has.
-    """
-    path = Path(name)
-    if path.suffix == ".safetensors" and not path.is_dir():
-        return path
-    return None if path.exists() or name in recipes.files() else pretrained.file(name)
