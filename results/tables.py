@@ -13,9 +13,8 @@ from pathlib import Path
 from statistics import fmean, median, stdev
 from typing import Any
 
-from resode import pretrained, quantities, weights
+from resode import pretrained, quantities, recipes, weights
 from resode.training import Experiment
-from resode.training.recipe.reading import recipes as recipe_names
 
 HERE = Path(__file__).parent
 MACHINES = ("", "-vectors")  # suffix of a record: a processor with matrix units, one with vectors for bf16
@@ -137,7 +136,7 @@ def published() -> Lines:
         "",
         (),
     )
-    for name in recipe_names():
+    for name in recipes.files():
         recipe = Experiment.from_recipe(name)
         if recipe.about.published is None:
             continue

@@ -5,7 +5,7 @@ import sys
 import zipfile
 from pathlib import Path
 
-from resode.training.recipe.reading import recipes
+from resode import recipes
 
 ROOT = Path(__file__).parent.parent
 
@@ -16,7 +16,7 @@ def test_a_wheel_is_complete(tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
-    needed = {f"resode/recipes/{name}.yaml" for name in recipes()}
+    needed = {f"resode/recipes/{name}.yaml" for name in recipes.files()}
     needed |= {
         "resode/data/assets/digits.csv.gz",
         "resode/data/assets/README.md",

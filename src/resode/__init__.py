@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from resode.grids import TimeGrid
     from resode.inference import evaluate, predict
     from resode.models import DynamicNet, create, fit_memory, list_models, regrid, set_gradient, twist
+    from resode.recipes import list_recipes
     from resode.stages import Stage
     from resode.training import Experiment, load, train
 
@@ -52,6 +53,7 @@ _PUBLIC = {
     "integrators": "resode.integrators",
     "interop": "resode.interop",
     "list_models": "resode.models:list_models",
+    "list_recipes": "resode.recipes:list_recipes",
     "load": "resode.training:load",
     "load_data": "resode.data:load",
     "models": "resode.models",
@@ -80,6 +82,7 @@ __all__ = [
     "integrators",
     "interop",
     "list_models",
+    "list_recipes",
     "load",
     "load_data",
     "models",

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from resode.cli import main, study
-from resode.errors import InputError, Stopped
+from resode.errors import InputError, ResourceError, Stopped
 from resode.report.comparison import grouped
 from resode.study import Progress, execute, read
 from resode.study.execution import unfinished
@@ -139,10 +139,42 @@ def test_a_study_that_is_stopped_goes_on_and_ends_in_the_same_bits(plan, tmp_pat
     assert (out / jobs[0].folder / "checkpoints").is_dir()
     assert unfinished(jobs, out) == 2
     execute(jobs, out)
-    whole = [sys.executable, "-m", "resode", "train", *jobs[0].arguments, "--out", str(tmp_path / "whole")]
-    subprocess.run(whole, check=True, capture_output=True)
-    weights = [folder / "model.safetensors" for folder in (out / jobs[0].folder, tmp_path / "whole")]
-    assert weights[0].read_bytes() == weights[1].read_bytes()
+    for job in jobs:  # the second run had the worker of the first
+        whole = [sys.executable, "-m", "resode", "train", *job.arguments, "--out", str(tmp_path / job.arm)]
+        subprocess.run(whole, check=True, capture_output=True)
+        weights = [folder / "model.safetensors" for folder in (out / job.folder, tmp_path / job.arm)]
+        assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+@pytest.mark.slow
+def test_runs_share_a_worker_and_one_that_dies_is_replaced(plan, tmp_path, monkeypatch):
+    jobs = plan(TEXT.replace("epochs: 2", "epochs: 30")).jobs()[:3]
+    workers, start = [], subprocess.Popen
+
+    def counted(*words, **options):
+        workers.append(start(*words, **options))
+        return workers[-1]
+
+    class Killer(Recorder):
+        def started(self, job, left):
+            super().started(job, left)
+            if job == jobs[1]:
+                threading.Thread(target=kill_when_begun, args=(tmp_path / "out" / job.folder,)).start()
+
+    def kill_when_begun(folder):
+        end = time.monotonic() + 120
+        while not (folder / "metrics.csv").is_file() and time.monotonic() < end:
+            time.sleep(0.01)
+        workers[0].kill()
+
+    monkeypatch.setattr(subprocess, "Popen", counted)
+    recorder = Killer()
+    with pytest.raises(ResourceError, match=r"wide/seed0: ended with code -9 \(see .*seed0.log\)"):
+        execute(jobs, tmp_path / "out", progress=recorder)
+    ends = [event[0] for event in recorder.events if event[0] != "started"]
+    assert ends == ["finished", "failed", "finished"]
+    assert len(workers) == 2  # the second run had the worker of the first, the third one of its own
+    assert unfinished(jobs, tmp_path / "out") == 1
 
 
 def test_one_study_at_a_time(plan, tmp_path):

@@ -1,16 +1,18 @@
 """Costs: what the network of a recipe takes, counted without allocating it or reading any data.
 
-Networks are built on the meta device: tensors have shapes but no numbers.
+Networks are built on the meta device: tensors have shapes but no numbers. What the package's own models and
+recipes take is recorded in `resode.catalogue`.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import nn
 
-from resode import cost
+from resode import cost, pretrained, recipes, weights
+from resode.catalogue import MethodMemory, ModelFacts, NetworkCost, PretrainedFacts, RecipeCost
 from resode.data import sources
 from resode.data.pinned import PINNED_DATASETS
 from resode.memory import Shape
@@ -23,54 +25,11 @@ from resode.training.setup.memory import StepMemory
 NO_IMAGE: Shape = (0, 0, 0)  # parameters take the same bytes for images of any shape
 
 
-@dataclass(frozen=True)
-class NetworkCost:
-    """Parameters, and multiply-adds of one image (None where the size of an image is not known)."""
-
-    parameters: int
-    multiply_adds: int | None
-
-
 def network_cost(build: Callable[[], nn.Module], shape: Shape | None) -> NetworkCost:
     """The cost of the network that `build` makes, for images of shape (C, H, W)."""
     module = _on_meta(build)
     work = None if shape is None else cost.multiply_adds(module, shape)
     return NetworkCost(cost.parameters(module), work)
-
-
-@dataclass(frozen=True)
-class MethodMemory:
-    """Activation memory of a training step with one choice of gradient methods.
-
-    Args:
-        name: of the choice.
-        activation_bytes: peak of the activations.
-        recomputed: forward passes that the backward pass recomputes.
-    """
-
-    name: str
-    activation_bytes: int
-    recomputed: float
-
-
-@dataclass(frozen=True)
-class RecipeCost:
-    """What a recipe takes.
-
-    Args:
-        model: name of the network.
-        shape: (C, H, W) of an image; None where neither data nor model say it.
-        network: parameters and multiply-adds.
-        fixed_bytes: of parameters, of their gradients, and of the optimizer state.
-        steps: memory of a training step as the recipe says, with each gradient method at its smallest, and
-            as a memory budget chooses; empty without a shape.
-    """
-
-    model: str
-    shape: Shape | None
-    network: NetworkCost
-    fixed_bytes: tuple[int, int, int]
-    steps: tuple[MethodMemory, ...]
 
 
 def recipe_cost(experiment: Experiment) -> RecipeCost | None:
@@ -90,6 +49,41 @@ def recipe_cost(experiment: Experiment) -> RecipeCost | None:
         NetworkCost(cost.parameters(module), work),
         StepMemory.of(experiment, shape or NO_IMAGE).fixed_bytes(module),
         () if shape is None else tuple(_step_memory(experiment, module, shape)),
+        isinstance(module, DynamicNet),
+    )
+
+
+def for_catalogue() -> dict[str, Any]:
+    """The content of `catalogue.json`, computed: facts of every registered model, cost of every recipe."""
+    costs = {name: recipe_cost(Experiment.from_recipe(name)) for name in recipes.files()}
+    return {
+        "models": {name: asdict(model_facts(name)) for name in models.names()},
+        "pretrained": {name: asdict(pretrained_facts(name)) for name in pretrained.names()},
+        "recipes": {name: asdict(found) for name, found in costs.items() if found is not None},
+    }
+
+
+def model_facts(name: str) -> ModelFacts:
+    """What is known of a registered model; its cost is that with default options."""
+    entry = models.entry(name)
+    needs_options = entry.shape is None or entry.required
+    found = None if needs_options else network_cost(entry.build, entry.shape)
+    return ModelFacts(entry.summary, entry.shape, tuple(entry.options()), found)
+
+
+def pretrained_facts(name: str) -> PretrainedFacts:
+    """What the card of pretrained weights says."""
+    file = pretrained.file(name)
+    assert file is not None
+    card = weights.read_card(file)
+    assert card.specification is not None
+    training = card.training
+    return PretrainedFacts(
+        training["test_error"],
+        training["data"],
+        training["epochs"],
+        training["seed"],
+        card.specification.name,
     )
 
 

@@ -10,9 +10,11 @@ import io
 import os
 import sys
 import traceback
-from typing import NoReturn
+from collections.abc import Callable
+from typing import Any, NoReturn
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 from resode.cli import (
     analyze,
@@ -20,6 +22,7 @@ from resode.cli import (
     compare,
     doctor,
     evaluate,
+    explain,
     export,
     import_,
     list_,
@@ -36,8 +39,30 @@ from resode.cli.interruption import Interrupted, raising_interrupted
 from resode.errors import ResodeError
 from resode.progress import reporting_to
 
+
+class _PlainFlags:
+    """Shows a flag without the type of its value in the help: `--force`, not `--force <bool>`."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """The parameters of the command."""
+        parameters: list[Any] = super().get_params(ctx)  # type: ignore[misc]
+        for each in parameters:
+            if getattr(each, "is_flag", False) and each.metavar is None:
+                each.metavar = ""
+        return parameters
+
+
+class _Command(_PlainFlags, TyperCommand):
+    pass
+
+
+class _Group(_PlainFlags, TyperGroup):
+    pass
+
+
 app = typer.Typer(
     name="resode",
+    cls=_Group,
     help="Residual networks as the differential equations they discretise.",
     epilog="Add --debug to any command for a traceback. Exit codes: 0 done, 2 usage or input, 3 integrity or "
     "security, 4 diverged, 5 resources, 130/143 stopped by a signal after saving.",
@@ -59,21 +84,26 @@ def _root(
         raise typer.Exit
 
 
-app.command("list")(list_.list_)
-app.command("show")(show.show)
-app.command("train")(train.train)
-app.command("evaluate")(evaluate.evaluate)
-app.command("predict")(predict.predict)
-app.command("import")(import_.import_)
-app.command("regrid")(regrid.regrid)
-app.command("twist")(twist.twist)
-app.command("export")(export.export)
-app.command("analyze")(analyze.analyze)
-app.command("bench")(bench.bench)
-app.command("study")(study.study)
-app.command("compare")(compare.compare)
-app.command("report")(report.report)
-app.command("doctor")(doctor.doctor)
+_COMMANDS: dict[str, Callable[..., None]] = {
+    "list": list_.list_,
+    "show": show.show,
+    "explain": explain.explain,
+    "train": train.train,
+    "evaluate": evaluate.evaluate,
+    "predict": predict.predict,
+    "import": import_.import_,
+    "regrid": regrid.regrid,
+    "twist": twist.twist,
+    "export": export.export,
+    "analyze": analyze.analyze,
+    "bench": bench.bench,
+    "study": study.study,
+    "compare": compare.compare,
+    "report": report.report,
+    "doctor": doctor.doctor,
+}
+for _name, _command in _COMMANDS.items():
+    app.command(_name, cls=_Command)(_command)
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from resode.cli.completion import network_or_model_names
 from resode.cli.options import JsonOption, PluginOption
 from resode.plugins import load_plugins
 
@@ -20,7 +21,9 @@ def analyze(
     path: Annotated[
         str,
         typer.Argument(
-            metavar="PATH", help="A run, a checkpoint, a .safetensors file, or the name of a model."
+            metavar="PATH",
+            help="A run, a checkpoint, a .safetensors file, or the name of a model.",
+            autocompletion=network_or_model_names,
         ),
     ],
     pde: Annotated[bool, typer.Option("--pde", help="Every 3x3 kernel as a differential operator.")] = False,

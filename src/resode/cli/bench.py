@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from resode.cli.completion import recipe_names
 from resode.cli.options import (
     CompileOption,
     DataOption,
@@ -25,7 +26,11 @@ if TYPE_CHECKING:
 def bench(
     recipe: Annotated[
         str,
-        typer.Argument(metavar="RECIPE", help="A recipe (`resode list recipes`), a YAML file, or a run."),
+        typer.Argument(
+            metavar="RECIPE",
+            help="A recipe (`resode list recipes`), a YAML file, or a run.",
+            autocompletion=recipe_names,
+        ),
     ],
     data: DataOption = None,
     settings: SettingsOption = None,

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from resode.cli.completion import network_names
 from resode.cli.options import JsonOption
 
 if TYPE_CHECKING:
@@ -14,7 +15,10 @@ if TYPE_CHECKING:
 
 def compare(
     runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN...", help="Runs, or folders of them (a study, say).")
+        list[Path],
+        typer.Argument(
+            metavar="RUN...", help="Runs, or folders of them (a study, say).", autocompletion=network_names
+        ),
     ],
     base: Annotated[
         str | None,

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from resode.cli import robustness as column
+from resode.cli.completion import network_names
 from resode.cli.options import (
     DataOption,
     DeviceOption,
@@ -25,6 +26,7 @@ def evaluate(
         typer.Argument(
             metavar="PATH",
             help="A run, a checkpoint, a .safetensors file, or the name of pretrained weights.",
+            autocompletion=network_names,
         ),
     ],
     data: DataOption = None,

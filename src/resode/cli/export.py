@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from resode.cli.completion import network_names
 from resode.cli.options import ForceOption, PluginOption, check_out
 from resode.errors import InputError
 from resode.plugins import load_plugins
@@ -14,7 +15,9 @@ def export(
     path: Annotated[
         str,
         typer.Argument(
-            metavar="RUN", help="A run, a checkpoint, a .safetensors file, or the name of pretrained weights."
+            metavar="RUN",
+            help="A run, a checkpoint, a .safetensors file, or the name of pretrained weights.",
+            autocompletion=network_names,
         ),
     ],
     out: Annotated[

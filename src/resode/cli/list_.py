@@ -1,17 +1,16 @@
 """`resode list`: models, pretrained weights, recipes, fields, integrators and data, by name."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from fnmatch import fnmatch
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
+from resode.cli.completion import matching_names
+from resode.cli.listing import listing, say, width
 from resode.cli.options import PluginOption
 from resode.errors import InputError
 from resode.plugins import load_plugins
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 Rows = list[tuple[str, ...]]
 
@@ -22,7 +21,12 @@ def list_(
         typer.Argument(metavar="[KIND]", help="What to list (default: all)."),
     ] = None,
     pattern: Annotated[
-        str | None, typer.Argument(metavar="[PATTERN]", help="Part of a name, or a pattern like 'he_*'.")
+        str | None,
+        typer.Argument(
+            metavar="[PATTERN]",
+            help="Part of a name, or a pattern like 'he_*'.",
+            autocompletion=matching_names,
+        ),
     ] = None,
     plugin: PluginOption = None,
 ) -> None:
@@ -41,103 +45,93 @@ def list_(
     \f
     """
     load_plugins(plugin)
-    from resode.cli.console import out
-
-    listings = {
-        "models": (_models, _pretrained),
+    listings: dict[str, tuple[Callable[[str | None], str], ...]] = {
+        "models": (lambda chosen: _models(chosen, with_plugins=bool(plugin)), _pretrained),
         "recipes": (_recipes,),
         "fields": (_fields,),
         "integrators": (_integrators,),
         "data": (_data,),
     }
-    found = False
-    for each in listings if kind is None else (kind,):
-        for listing in listings[each]:
-            table = listing(pattern)
-            if table.row_count:
-                found = True
-                out.print(table)
+    tables = [each(pattern) for name in (listings if kind is None else (kind,)) for each in listings[name]]
+    found = list(filter(None, tables))
     if not found:
         raise InputError(f"nothing is called '{pattern}'; `resode list` shows all names")
+    say("\n\n".join(found))
 
 
 def _matching(names: Iterable[str], pattern: str | None) -> Iterator[str]:
     return (name for name in names if pattern is None or pattern in name or fnmatch(name, pattern))
 
 
-def _table(rows: Rows, *heads: str) -> "Table":
-    """A table of names; columns of words are aligned to the left, those of formulas wrap."""
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    words, wraps = ("", "f(y)", "N", "one step", "model", "data"), ("", "one step")
-    for number, head in enumerate(heads):
-        justify: Literal["left", "right"] = "left" if number == 0 or head in words else "right"
-        table.add_column(head, justify=justify, no_wrap=head not in wraps)
-    for row in rows:
-        table.add_row(*row)
-    return table
+def _table(
+    rows: Rows, *heads: str, right: tuple[str, ...] = (), texts: int = 1, one_line: bool = False
+) -> str:
+    if not rows:
+        return ""
+    return listing(heads, rows, right=right, texts=texts, one_line=one_line, width=width())
 
 
-def _models(pattern: str | None) -> "Table":
-    from resode.analysis.costs import network_cost
-    from resode.models import models
+def _models(pattern: str | None, *, with_plugins: bool) -> str:
+    from resode import catalogue
 
+    known = catalogue.models()
+    if with_plugins:
+        from resode.analysis.costs import model_facts
+        from resode.models import models
+
+        known |= {name: model_facts(name) for name in models.names() if name not in known}
     rows: Rows = []
-    for name in _matching(models.names(), pattern):
-        entry = models.entry(name)
-        if entry.shape is None or entry.required:
-            rows.append((name, "", "", "", entry.summary))
+    for name in _matching(known, pattern):
+        facts = known[name]
+        if facts.cost is None or facts.shape is None:
+            rows.append((name, "", "", "", facts.summary))
             continue
-        cost, shape = network_cost(entry.build, entry.shape), "x".join(map(str, entry.shape))
-        work = f"{(cost.multiply_adds or 0) / 1e6:,.1f} M"
-        rows.append((name, f"{cost.parameters:,}", work, shape, entry.summary))
-    return _table(rows, "models", "parameters", "multiply-adds", "input", "")
+        work, shape = f"{(facts.cost.multiply_adds or 0) / 1e6:,.1f} M", "x".join(map(str, facts.shape))
+        rows.append((name, f"{facts.cost.parameters:,}", work, shape, facts.summary))
+    numbers = ("parameters", "multiply-adds", "input")
+    return _table(rows, "models", *numbers, "", right=numbers)
 
 
-def _pretrained(pattern: str | None) -> "Table":
+def _pretrained(pattern: str | None) -> str:
     """Weights that evaluate, predict, export, twist, analyze and --init take by name."""
-    from resode import pretrained, weights
-    from resode.quantities import count, percent, size
+    from resode import catalogue, pretrained
+    from resode.quantities import percent, size
 
     rows: Rows = []
-    for name in _matching(pretrained.names(), pattern):
-        file = pretrained.file(name)
-        assert file is not None
-        card = weights.read_card(file)
-        training, model = card.training, card.specification.name if card.specification else ""
-        figures = (
-            percent(training.get("test_error")),
-            str(training.get("data")),
-            count(training.get("epochs")),
-        )
-        rows.append((name, *figures, str(training.get("seed")), size(file.stat().st_size), model))
-    return _table(rows, "pretrained weights", "test error", "data", "epochs", "seed", "size", "model")
+    for name, facts in catalogue.pretrained().items():
+        if name in _matching([name], pattern):
+            bytes_ = (pretrained.FOLDER / f"{name}.safetensors").stat().st_size
+            error = percent(facts.test_error)
+            rows.append(
+                (name, error, str(facts.epochs), str(facts.seed), size(bytes_), facts.data, facts.model)
+            )
+    numbers = ("test error", "epochs", "seed", "size")
+    return _table(rows, "pretrained weights", *numbers, "data", "model", right=numbers)
 
 
-def _recipes(pattern: str | None) -> "Table":
-    from resode.training import Experiment
-    from resode.training.recipe.reading import recipes
+def _recipes(pattern: str | None) -> str:
+    from resode import recipes
+    from resode.training.recipe import reading
 
     rows: Rows = []
-    for name in _matching(recipes(), pattern):
-        experiment = Experiment.from_recipe(name)
-        published = experiment.about.published
-        error = f"{published.top1_error:.2f} %" if published else ""
-        rows.append((name, str(experiment.epochs), error, experiment.about.summary))
-    return _table(rows, "recipes", "epochs", "published error", "")
+    for name in _matching(recipes.files(), pattern):
+        values = reading.read(name)
+        about = values["about"]
+        error = f"{about['published']['top1_error']:.2f} %" if about.get("published") else ""
+        rows.append((name, str(values["epochs"]), error, about["summary"]))
+    numbers = ("epochs", "published")
+    return _table(rows, "recipes", *numbers, "", right=numbers, one_line=True)
 
 
-def _fields(pattern: str | None) -> "Table":
+def _fields(pattern: str | None) -> str:
     from resode.fields import fields
 
     rows: Rows = []
     for name in _matching(fields.names(), pattern):
         entry = fields.entry(name)
         equation, _, norm = ("" if entry.required else entry.build().equation).partition(", N = ")
-        rows.append((name, equation, norm.partition("(")[0] or "none", _without_equation(entry.summary)))
-    return _table(rows, "fields", "f(y)", "N", "")
+        rows.append((name, norm.partition("(")[0] or "none", equation, _without_equation(entry.summary)))
+    return _table(rows, "fields", "N", "f(y)", "", texts=2)
 
 
 def _without_equation(summary: str) -> str:
@@ -146,7 +140,7 @@ def _without_equation(summary: str) -> str:
     return rest if colon and "(" in equation else summary
 
 
-def _integrators(pattern: str | None) -> "Table":
+def _integrators(pattern: str | None) -> str:
     from resode.integrators import integrators
 
     rows: Rows = []
@@ -157,10 +151,10 @@ def _integrators(pattern: str | None) -> "Table":
         else:
             scheme = entry.build()
             rows.append((name, str(scheme.order or "-"), scheme.equation, entry.summary))
-    return _table(rows, "integrators", "order", "one step", "")
+    return _table(rows, "integrators", "order", "one step", "", right=("order",), texts=2)
 
 
-def _data(pattern: str | None) -> "Table":
+def _data(pattern: str | None) -> str:
     from resode.data import sources
 
     rows: Rows = [(name, sources.entry(name).summary) for name in _matching(sources.names(), pattern)]

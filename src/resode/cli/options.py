@@ -36,6 +36,13 @@ SettingsOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a value of the recipe; repeatable."),
 ]
+EpochsOption = Annotated[str | None, typer.Option("--epochs", metavar="N", help="Short for --set epochs=N.")]
+LearningRateOption = Annotated[
+    str | None, typer.Option("--lr", metavar="LR", help="Short for --set optimizer.lr=LR.")
+]
+BatchSizeOption = Annotated[
+    str | None, typer.Option("--batch-size", metavar="N", help="Short for --set batch_size=N.")
+]
 TrainingPrecisionOption = Annotated[
     str | None, typer.Option("--precision", metavar="P", help="auto, fp32 or bf16.")
 ]
@@ -48,6 +55,14 @@ FreezeOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace a file that exists.")]
+
+
+def shortcuts(epochs: str | None, lr: str | None, batch_size: str | None) -> dict[str, Any]:
+    """The overrides for which --epochs, --lr and --batch-size are short."""
+    from resode.training.recipe.reading import parse_overrides
+
+    given = {"epochs": epochs, "optimizer.lr": lr, "batch_size": batch_size}
+    return dict(parse_overrides(f"{path}={value}" for path, value in given.items() if value is not None))
 
 
 def overrides(settings: Sequence[str] | None, options: Mapping[str, Any]) -> dict[str, Any]:

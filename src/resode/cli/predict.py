@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from resode.cli.completion import network_names
 from resode.cli.options import (
     DeviceOption,
     FreezeOption,
@@ -22,6 +23,7 @@ def predict(
         typer.Argument(
             metavar="PATH",
             help="A run, a checkpoint, a .safetensors file, or the name of pretrained weights.",
+            autocompletion=network_names,
         ),
     ],
     images: Annotated[

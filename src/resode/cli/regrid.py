@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from resode.cli.completion import network_names
 from resode.cli.options import DataOption, DeviceOption, ForceOption, PluginOption, check_out
 from resode.errors import InputError, nearest
 from resode.plugins import load_plugins
@@ -13,7 +14,12 @@ WORDS = {"--states": ("double", "halve", "keep"), "--controls": ("double", "halv
 
 
 def regrid(
-    path: Annotated[str, typer.Argument(metavar="RUN", help="A run, a checkpoint or a .safetensors file.")],
+    path: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN", help="A run, a checkpoint or a .safetensors file.", autocompletion=network_names
+        ),
+    ],
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The .safetensors file to write.")],
     states: Annotated[
         str,

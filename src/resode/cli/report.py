@@ -5,11 +5,17 @@ from typing import Annotated
 
 import typer
 
+from resode.cli.completion import network_names
+
 
 def report(
     run: Annotated[
         Path,
-        typer.Argument(metavar="PATH", help="A run or a study, finished or not, or a .safetensors file."),
+        typer.Argument(
+            metavar="PATH",
+            help="A run or a study, finished or not, or a .safetensors file.",
+            autocompletion=network_names,
+        ),
     ],
     out: Annotated[
         Path | None,

@@ -1,17 +1,29 @@
-"""`resode show`: a recipe with everything resolved, or what a weights file holds."""
+"""`resode show`: a recipe with everything resolved, a run, a model, or what a weights file holds."""
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from resode.cli.options import PluginOption, SettingsOption
+from resode.cli.completion import shown_names
+from resode.cli.listing import say
+from resode.cli.options import (
+    BatchSizeOption,
+    EpochsOption,
+    LearningRateOption,
+    PluginOption,
+    SettingsOption,
+    overrides,
+    shortcuts,
+)
 from resode.errors import InputError
 from resode.plugins import load_plugins
 
 if TYPE_CHECKING:
-    from resode.analysis.costs import RecipeCost
+    from resode.catalogue import RecipeCost
     from resode.training import Experiment
+    from resode.training.records.reader import RunRecord
     from resode.weights import Preprocessing, Specification
 
 Rows = list[tuple[str, str]]
@@ -22,62 +34,141 @@ def show(
         str,
         typer.Argument(
             metavar="RECIPE",
-            help="A recipe, a YAML file, a run, a .safetensors file, or the name of pretrained weights.",
+            help="A recipe, a YAML file, a run, a model, a .safetensors file, or pretrained weights.",
+            autocompletion=shown_names,
         ),
     ],
     settings: SettingsOption = None,
+    epochs: EpochsOption = None,
+    lr: LearningRateOption = None,
+    batch_size: BatchSizeOption = None,
     plugin: PluginOption = None,
 ) -> None:
-    """Show a recipe or a run: source, equation, cost, published and expected result, every setting.
+    """Show a recipe, a run, a model or weights: source, equation, cost, result, every setting.
 
-    For a weights file: the network, its preprocessing, and where the weights come from. For a network of
+    In a file or a pipe, a recipe is YAML with comments, which `resode train` reads. A run shows how far it
+    is and its result so far; a weights file its network, its preprocessing and its origin. For a network of
     dynamic blocks also each block: equation, scheme, time grids, evaluations, cost, warnings.
 
     Examples:
 
-        resode show he2016/resnet20
+        resode show quickstart
 
-        resode show he2016/resnet20 --set epochs=10
+        resode show quickstart > my.yaml
 
-        resode show runs/r20/model.safetensors
+        resode show he2016/resnet20 --epochs 10 --set optimizer.nesterov=true
+
+        resode show he_resnet20
+
+        resode show runs/r20
 
         resode show short/resnet20-conformal
 
     \f
     """
     load_plugins(plugin)
-    from resode.training.records.networks import weights_rather_than_recipe
-
-    if (file := weights_rather_than_recipe(recipe)) is None:
-        _show_recipe(recipe, settings or [])
-    elif settings:
-        raise InputError(f"--set: {recipe} holds trained weights; only a recipe has settings")
+    changes = overrides(settings, shortcuts(epochs, lr, batch_size))
+    kind = _kind(recipe)
+    if kind != "recipe" and changes:
+        raise InputError(f"--set: {recipe} {_HOLDS[kind]}; only a recipe has settings")
+    if kind == "recipe":
+        _show_recipe(recipe, changes)
+    elif kind == "run":
+        _show_run(Path(recipe))
+    elif kind == "model":
+        _show_model(recipe)
     else:
-        _show_weights(file)
+        _show_weights(_weights_file(recipe))
 
 
-def _show_recipe(recipe: str, settings: list[str]) -> None:
-    from resode.analysis.costs import explain_blocks, recipe_cost
-    from resode.cli.console import say
-    from resode.training import Experiment
+_HOLDS = {
+    "run": "is a run, which keeps its settings",
+    "model": "is a model, which has options",
+    "weights": "holds trained weights",
+}
 
-    experiment = Experiment.from_recipe(recipe, settings)
-    cost = recipe_cost(experiment)
-    for label, text in [*_about(experiment), *(_costs(experiment, cost) if cost else [])]:
+
+def _kind(name: str) -> str:
+    """What a word stands for: recipe, run, model or weights."""
+    from resode import catalogue, pretrained, recipes
+
+    path = Path(name)
+    if path.is_dir():
+        return "run"
+    if path.suffix == ".safetensors":
+        return "weights"
+    if path.exists() or name in recipes.files():
+        return "recipe"
+    if pretrained.file(name) is not None:
+        return "weights"
+    if name in catalogue.models():
+        return "model"
+    from resode.training.records.networks import is_model  # a family's other depths, and plug-ins
+
+    return "model" if is_model(name) else "recipe"
+
+
+def _weights_file(name: str) -> Path:
+    from resode import pretrained
+
+    return pretrained.file(name) or Path(name)
+
+
+def _print(rows: Rows) -> None:
+    for label, text in rows:
         if text:
             say(f"{label:<15} {text}")
-    say("")
-    if blocks := explain_blocks(experiment):
-        say(f"{blocks}\n")
-    say(experiment.to_yaml(without=["about"]).rstrip())
+
+
+# ---------------------------------------------------------------- recipes
+
+
+def _show_recipe(recipe: str, changes: dict[str, Any]) -> None:
+    """On a terminal a page, the settings below the facts; elsewhere YAML, the facts as its comments."""
+    from resode.training.recipe.commented import commented
+    from resode.training.recipe.experiment import Experiment
+
+    experiment = Experiment.from_recipe(recipe, changes)
+    cost = _cost(experiment, unchanged=not changes)
+    costs = _costs(experiment, cost) if cost else []
+    blocks = _blocks(experiment) if cost is not None and cost.dynamic else ""
+    if sys.stdout.isatty():
+        _print([*_about(experiment), *costs])
+        say(f"\n{blocks}" if blocks else "")
+        say(experiment.to_yaml(without=["about"]).rstrip())
+        return
+    facts = [f"{label:<15} {text}" for label, text in [*_weights_row(experiment), *costs] if text]
+    say(commented(experiment, [*facts, *blocks.splitlines()]).rstrip())
+
+
+def _cost(experiment: "Experiment", *, unchanged: bool) -> "RecipeCost | None":
+    """From the catalogue where the recipe is one of the package's as it stands, else computed."""
+    from resode import catalogue, recipes
+
+    known = catalogue.recipe(experiment.name) if unchanged and experiment.name in recipes.files() else None
+    if known is not None and _same_as_packaged(experiment):
+        return known
+    from resode.analysis.costs import recipe_cost
+
+    return recipe_cost(experiment)
+
+
+def _same_as_packaged(experiment: "Experiment") -> bool:
+    """Whether it is the recipe of its name; a file may have taken the name and changed the rest."""
+    from resode.training.recipe.experiment import Experiment
+
+    return experiment == Experiment.from_recipe(experiment.name)
+
+
+def _blocks(experiment: "Experiment") -> str:
+    from resode.analysis.costs import explain_blocks
+
+    return explain_blocks(experiment)
 
 
 def _about(experiment: "Experiment") -> Rows:
-    from resode import pretrained
-
     about = experiment.about
     published = about.published
-    trained = pretrained.file(experiment.name) is not None
     figure = f"{published.top1_error:.2f} % top-1 error ({published.source})" if published else ""
     return [
         ("recipe", experiment.name),
@@ -88,8 +179,16 @@ def _about(experiment: "Experiment") -> Rows:
         ("cost", about.cost),
         ("published", figure),
         ("expected", about.expected),
-        ("weights", f"come with the package (`resode evaluate {experiment.name}`)" if trained else ""),
+        *_weights_row(experiment),
     ]
+
+
+def _weights_row(experiment: "Experiment") -> Rows:
+    from resode import pretrained
+
+    if pretrained.file(experiment.name) is None:
+        return []
+    return [("weights", f"come with the package (`resode evaluate {experiment.name}`)")]
 
 
 def _costs(experiment: "Experiment", cost: "RecipeCost") -> Rows:
@@ -113,9 +212,135 @@ def _costs(experiment: "Experiment", cost: "RecipeCost") -> Rows:
     return rows
 
 
+# ---------------------------------------------------------------- runs
+
+
+def _show_run(path: Path) -> None:
+    """What the run is, how far it is, its result so far, and its settings."""
+    from resode.training.records import reader
+    from resode.training.records.run import Run
+
+    record = reader.read(path)
+    _print(_state(record))
+    if (path / "experiment.yaml").is_file():
+        experiment = Run(path).read_experiment()
+        _print(_plan(experiment))
+        say("")
+        say(experiment.to_yaml(without=["about"]).rstrip())
+
+
+def _state(run: "RunRecord") -> Rows:
+    """Finished, stopped or diverged; epochs and errors as far as they are measured."""
+    import math
+
+    from resode.quantities import count, duration, percent
+
+    result, last = run.result, run.epochs[-1] if run.epochs else None
+    planned = f" of {count(result.epochs)}" if result.epochs else ""
+    diverged = last is not None and last.train_loss is not None and not math.isfinite(last.train_loss)
+    if run.finished:
+        state = "finished"
+    elif diverged:
+        state = "diverged: the loss is not finite; lower optimizer.lr"
+    else:
+        state = f"not finished; go on with `resode train --resume --out {run.path}`"
+    rows = [("run", str(run.path)), ("", run.title), ("state", state)]
+    rows.append(("epochs", f"{count(run.epoch)}{planned}"))
+    if result.test is not None:
+        rows.append(("test error", percent(result.test.top1_error)))
+    if result.validation is not None:
+        rows.append(("validation", f"{percent(result.validation.top1_error)} error"))
+    elif run.validated is not None:
+        error = percent(run.validated.validation_error)
+        rows.append(("validation", f"{error} error after epoch {run.validated.epoch}"))
+    if result.test is None and last is not None and last.train_error is not None and not diverged:
+        rows.append(("training", f"{percent(last.train_error)} error in epoch {last.epoch}"))
+    if result.seconds is not None:
+        rows.append(("time", duration(result.seconds)))
+    return rows
+
+
+def _plan(experiment: "Experiment") -> Rows:
+    """Recipe, data and initial weights of a run, and a published result of the same protocol."""
+    about, init, data = experiment.about, experiment.init, experiment.data
+    held_out = f", {data.validation:g} held out for validation" if data.validation else ""
+    rows = [
+        ("recipe", experiment.name),
+        ("", about.summary),
+        ("source", about.source),
+        ("data", f"{data.source}{held_out}"),
+        ("init", f"the weights of {init.path}" if init is not None else f"random, seed {experiment.seed}"),
+    ]
+    published = about.published
+    if published is not None and _is_protocol_of_recipe(experiment):
+        rows.append(("published", f"{published.top1_error:.2f} % top-1 error ({published.source})"))
+    return rows
+
+
+_PROTOCOL = (
+    "model", "augment", "optimizer", "schedule", "epochs", "batch_size", "label_smoothing", "clip_norm",
+    "average", "smoothness", "box", "refine", "twist", "sizes",
+)  # fmt: skip
+
+
+def _is_protocol_of_recipe(experiment: "Experiment") -> bool:
+    """Whether a run trains as the recipe of its name does: data, length, network, and new weights."""
+    from resode import recipes
+    from resode.training.recipe.experiment import Experiment
+
+    if experiment.name not in recipes.files() or experiment.init is not None:
+        return False
+    recipe = Experiment.from_recipe(experiment.name)
+    data, theirs = experiment.data, recipe.data
+    if (data.source, data.validation, data.image_size) != (
+        theirs.source,
+        theirs.validation,
+        theirs.image_size,
+    ):
+        return False
+    return all(getattr(experiment, key) == getattr(recipe, key) for key in _PROTOCOL if key != "model") and (
+        experiment.model is not None
+        and recipe.model is not None
+        and experiment.model.name == recipe.model.name
+        and recipe.model.options.items() <= experiment.model.options.items()
+    )
+
+
+# ---------------------------------------------------------------- models and weights
+
+
+def _show_model(name: str) -> None:
+    """Cost and options of a registered model, and the recipes that train it."""
+    from resode import catalogue, recipes
+    from resode.training.recipe.options import options_of
+    from resode.training.recipe.reading import model_of
+
+    facts = catalogue.models().get(name)
+    if facts is None:
+        from resode.analysis.costs import model_facts
+
+        facts = model_facts(name)
+    rows = [("model", name), ("", facts.summary)]
+    if facts.cost is not None and facts.shape is not None:
+        rows.append(("parameters", f"{facts.cost.parameters:,}"))
+        work = f"{(facts.cost.multiply_adds or 0) / 1e6:,.1f} M an image of {'x'.join(map(str, facts.shape))}"
+        rows.append(("multiply-adds", work))
+    train = sorted(
+        (recipe for recipe in recipes.files() if model_of(recipe) == name),
+        key=lambda recipe: not recipe.startswith("he2016/"),
+    )
+    recipe = train[0] if train else "modern/resnet18"
+    change = "" if train else f" --set model.name={name}"
+    rows += [("recipes", ", ".join(train)), ("train", f"resode train {recipe}{change}")]
+    for number, option in enumerate(options_of("model", name)):
+        rows.append(
+            ("" if number else "options", f"{option.name}={option.default}  {option.description}".strip())
+        )
+    _print(rows)
+
+
 def _show_weights(file: Path) -> None:
     from resode import weights
-    from resode.cli.console import say
     from resode.models import DynamicNet
     from resode.quantities import size
 
@@ -127,13 +352,10 @@ def _show_weights(file: Path) -> None:
         rows += _model(card.specification, card.preprocessing)
     rows += _input(card.preprocessing)
     rows += [(key.replace("_", " "), str(value)) for key, value in card.training.items()]
-    for label, text in rows:
-        say(f"{label:<15} {text}")
+    _print(rows)
     module = None if card.specification is None else weights.load(file)
-    blocks = ""
     if isinstance(module, DynamicNet):
-        blocks = "\n" + module.explain((card.preprocessing.channels, *card.preprocessing.size))
-    say(blocks)
+        say("\n" + module.explain((card.preprocessing.channels, *card.preprocessing.size)))
 
 
 def _model(specification: "Specification", preprocessing: "Preprocessing") -> Rows:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from resode.cli.completion import study_files
 from resode.cli.options import PluginOption
 from resode.plugins import load_plugins
 
@@ -15,7 +16,9 @@ if TYPE_CHECKING:
 
 
 def study(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="The study: a YAML file.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="The study: a YAML file.", autocompletion=study_files)
+    ],
     out: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="Folder of its runs (default: studies/NAME).")
     ] = None,

@@ -5,15 +5,20 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from resode.cli.completion import recipe_names, weights_names
 from resode.cli.options import (
+    BatchSizeOption,
     CompileOption,
     DataOption,
     DeviceOption,
+    EpochsOption,
+    LearningRateOption,
     OnBadImageOption,
     PluginOption,
     SettingsOption,
     TrainingPrecisionOption,
     overrides,
+    shortcuts,
 )
 from resode.errors import InputError
 from resode.plugins import load_plugins
@@ -25,7 +30,11 @@ if TYPE_CHECKING:
 def train(
     recipe: Annotated[
         str | None,
-        typer.Argument(metavar="RECIPE", help="A recipe (`resode list recipes`), a YAML file, or a run."),
+        typer.Argument(
+            metavar="RECIPE",
+            help="A recipe (`resode list recipes`), a YAML file, or a run.",
+            autocompletion=recipe_names,
+        ),
     ] = None,
     data: DataOption = None,
     on_bad_image: OnBadImageOption = None,
@@ -34,11 +43,20 @@ def train(
         typer.Option("--out", metavar="DIR", help="The run directory (default: runs/RECIPE-seedN)."),
     ] = None,
     init: Annotated[
-        Path | None, typer.Option("--init", metavar="FILE", help="Weights to start from (.safetensors).")
+        Path | None,
+        typer.Option(
+            "--init",
+            metavar="FILE",
+            help="Weights to start from (.safetensors).",
+            autocompletion=weights_names,
+        ),
     ] = None,
     seed: Annotated[
         int | None, typer.Option("--seed", metavar="N", help="Seed of weights, order and augmentation.")
     ] = None,
+    epochs: EpochsOption = None,
+    lr: LearningRateOption = None,
+    batch_size: BatchSizeOption = None,
     settings: SettingsOption = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in the directory.")] = False,
     dry_run: Annotated[
@@ -71,7 +89,7 @@ def train(
 
         resode train he2016/resnet20 --data cifar10 --out runs/r20
 
-        resode train he2016/resnet20 --set epochs=10 --set optimizer.lr=0.05
+        resode train he2016/resnet20 --epochs 10 --lr 0.05 --set optimizer.nesterov=true
 
         resode train he2016/resnet1202 --memory-budget 600MB --precision bf16
 
@@ -103,6 +121,7 @@ def train(
         "compile": compile_,
         "init.path": None if init is None else str(weights_file(init)),
         "plugins": plugins or None,
+        **shortcuts(epochs, lr, batch_size),
     }
     experiment = Experiment.from_recipe(recipe, overrides(settings, options))
     if dry_run:

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from resode.cli.completion import network_or_model_names
 from resode.cli.options import ForceOption, PluginOption, check_out
 from resode.errors import InputError
 from resode.plugins import load_plugins
@@ -14,7 +15,9 @@ def twist(
     path: Annotated[
         str,
         typer.Argument(
-            metavar="RUN_OR_MODEL", help="A run, a checkpoint, a .safetensors file, or the name of a model."
+            metavar="RUN_OR_MODEL",
+            help="A run, a checkpoint, a .safetensors file, or the name of a model.",
+            autocompletion=network_or_model_names,
         ),
     ],
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The .safetensors file to write.")],

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 from torch.utils.checkpoint import checkpoint
 
 from resode.errors import InputError
@@ -95,7 +96,7 @@ def _run(
     return carry
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]  # torch has no types
+@_disable_dynamo  # torch.compiler.disable, but it imports the compiler at the first call only
 def _run_segment(
     chain: Chain,
     segment: "int | Schedule",

@@ -81,7 +81,11 @@ def kernel(u: Tensor, weight: Tensor, twist: Tensor, groups: int) -> TwistKernel
     return found if found is not None and found.supports(u, weight, twist, groups) else None
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # the compiler cannot trace an import
 def _loaded() -> bool:
     """Whether a kernel is registered, which is imported here."""
     return acceleration.twist.get() is not None
+
+
+# The compiler cannot trace an import. This is what `torch.compiler.assume_constant_result` does, which would
+# import torch._dynamo: as much time again as torch.
+_loaded._dynamo_marked_constant = True  # type: ignore[attr-defined]

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 Tie = Literal["free", "odd", "conformal", "saddle", "mixed"]
 TIES: tuple[str, ...] = get_args(Tie)
+Coordinates = Literal["centred", "per-axis", "published"]  # in which X and Y are measured
 
 Monomial = tuple[int, int]  # the powers of X and Y
 Kernels = dict[Monomial, NDArray[np.int64]]  # (..., rows, columns) each

@@ -20,10 +20,9 @@ from torch import Tensor, nn
 
 from resode.errors import InputError, nearest
 from resode.operators import generated
-from resode.operators.ties import TIES, Monomial, monomials, tie_basis
+from resode.operators.ties import TIES, Coordinates, Monomial, monomials, tie_basis
 from resode.operators.weighted import Geometry, Pair, weighted_convolution
 
-Coordinates = Literal["centred", "per-axis", "published"]
 COORDINATES: tuple[str, ...] = get_args(Coordinates)
 FORMS = ("auto", "separate", "stacked", "fused", "generated")
 

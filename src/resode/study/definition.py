@@ -21,11 +21,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from resode.errors import InputError
 from resode.training import Experiment
-from resode.training.recipe import reading
+from resode.training.recipe import mistakes, reading
+from resode.training.recipe.section import Section
 
 Settings = dict[str, Any]
 
@@ -33,66 +34,59 @@ Settings = dict[str, Any]
 MAX_ARM_BYTES = 200  # longest name of an arm
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Arm(_Section):
+class Arm(Section):
     """One of the ways to train that a study compares: a recipe and its overrides."""
 
     recipe: str | None = None
-    set: Settings = {}
+    """The recipe of this arm (default: that of the study)."""
+    set: Settings = Field(default_factory=dict)
+    """Overrides in this arm, dotted path -> value."""
 
 
-class Slurm(_Section):
-    """Resources of each run on a SLURM cluster.
-
-    Args:
-        partition, account, qos: as in `sbatch --partition`, `--account`, `--qos`.
-        minutes: time limit; a run that needs longer saves before it and is requeued.
-        gpus: 0 or 1, as a run is one process.
-        cpus: number of cores, and of threads.
-        memory: memory, e.g. `16G`.
-        setup: shell commands before the training (`module load cuda`).
-        sbatch: other options of sbatch by their long names (`constraint: a100`).
-    """
+class Slurm(Section):
+    """Resources of each run on a SLURM cluster."""
 
     partition: str | None = None
+    """As in `sbatch --partition`."""
     account: str | None = None
+    """As in `sbatch --account`."""
     qos: str | None = None
+    """As in `sbatch --qos`."""
     minutes: Annotated[int, Field(gt=0)] = 240
+    """Time limit; a run that needs longer saves before it and is requeued."""
     gpus: Annotated[int, Field(ge=0, le=1)] = 0
+    """Number of GPUs: 0 or 1, as a run is one process."""
     cpus: Annotated[int, Field(gt=0)] | None = None
+    """Number of cores, and of threads."""
     memory: Annotated[str, Field(pattern=r"^\d+[KMGT]$")] | None = None
-    setup: list[str] = []
-    sbatch: dict[str, str | int] = {}
+    """Memory, e.g. `16G`."""
+    setup: list[str] = Field(default_factory=list)
+    """Shell commands before the training (`module load cuda`)."""
+    sbatch: dict[str, str | int] = Field(default_factory=dict)
+    """Other options of sbatch by their long names (`constraint: a100`)."""
 
 
-class Study(_Section):
-    """A study: arms, grid and seeds, with a run for each combination.
-
-    Args:
-        name: name of the study; the default folder is `studies/NAME`.
-        about: the question, in a sentence.
-        recipe: default recipe of the arms.
-        set: overrides in every arm, dotted path -> value.
-        arms: arms by name (default: a single one).
-        grid: dotted path -> values; every combination is an arm of its own.
-        seeds: seeds of every arm, the same ones, so that arms can be paired.
-        choose: `validation` selects the arm with the lowest mean error on held-out images; runs of such a
-            study never use the test images.
-        slurm: resources of each run on a cluster.
-    """
+class Study(Section):
+    """A study: arms, grid and seeds, with a run for each combination."""
 
     name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
+    """Name of the study (default: that of the file); its folder is `studies/NAME` by default."""
     about: str = ""
+    """The question, in a sentence."""
     recipe: str | None = None
-    set: Settings = {}
-    arms: Annotated[dict[str, Arm | None], Field(min_length=1)] = {"": Arm()}
-    grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
+    """Default recipe of the arms."""
+    set: Settings = Field(default_factory=dict)
+    """Overrides in every arm, dotted path -> value."""
+    arms: dict[str, Arm | None] = Field(min_length=1, default={"": Arm()})
+    """Arms by name (default: a single one)."""
+    grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(default_factory=dict)
+    """Dotted path -> values; every combination is an arm of its own."""
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0,)
+    """Seeds of every arm, the same ones, so that arms can be paired."""
     choose: Literal["validation"] | None = None
+    """`validation` selects the arm of the lowest mean error on held-out images; no run uses test images."""
     slurm: Slurm = Slurm()
+    """Resources of each run on a cluster."""
 
     def jobs(self, plugins: Sequence[Path] = ()) -> tuple["Job", ...]:
         """All runs, ordered by seed, so that every arm has its first run before any has its second.
@@ -204,13 +198,13 @@ def read(file: Path) -> Study:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{file}: cannot be read as text ({error})") from None
     values = reading.parse_yaml(text, str(file))
+    if reading.is_experiment(values):
+        raise InputError(f"{file}: is one training, not a study; train it with `resode train {file}`")
     values.setdefault("name", re.sub(r"[^\w.-]+", "-", file.stem))
     try:
         return Study.model_validate(values)
     except ValidationError as error:
-        raise InputError(
-            *(f"{file}: {'.'.join(map(str, e['loc'])) or 'the file'}: {e['msg']}" for e in error.errors())
-        ) from None
+        raise InputError(*(f"{file}: {line}" for line in mistakes.explain(error, Study))) from None
 
 
 def _shortest_suffix(path: str, paths: Iterable[str]) -> str:

@@ -1,19 +1,21 @@
-"""Runs of a study on this machine: each a `resode train --resume` of its own, several in parallel.
+"""Runs of a study on this machine: `resode train --resume` for each, in workers that are started once.
 
-Finished runs are not repeated, stopped runs are resumed, and a failed run does not affect the others. The
-output of a run is in `seedN.log` beside its folder.
+Finished runs are not repeated, stopped runs are resumed, and a failed run does not affect the others: it ends
+its worker, and the next run gets a new one. The output of a run is in `seedN.log` beside its folder.
 """
 
 import contextlib
+import json
 import os
+import select
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 
@@ -27,7 +29,6 @@ from resode.errors import (
     Stopped,
 )
 from resode.study.definition import Job, Study, read
-from resode.study.job import end_with_parent
 from resode.training.launch import agreed
 from resode.training.process.signals import StopRequest, listening
 from resode.training.records.run import Run
@@ -55,11 +56,43 @@ class Progress:
 
 
 @dataclass
-class _Running:
-    job: Job
+class _Worker:
+    """A process that trains runs one after another (`resode.cli.worker`).
+
+    Args:
+        process: of the worker.
+        job: the run that it trains now, if any.
+        start: size of that run's log before, in bytes.
+    """
+
     process: subprocess.Popen[bytes]
-    log: IO[bytes] = field(repr=False)
-    start: int  # size of the log before this process, in bytes
+    job: Job | None = None
+    start: int = 0
+
+    def begin(self, job: Job, out: Path) -> None:
+        """Hand over a run."""
+        log = log_file(job, out)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        self.job, self.start = job, log.stat().st_size if log.is_file() else 0
+        task = {"arguments": arguments(job, out), "log": str(log)}
+        assert self.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # a worker that has died: `ended` reports it
+            self.process.stdin.write(json.dumps(task).encode() + b"\n")
+
+    def ended(self) -> int | None:
+        """The exit code of the run; None while it goes on."""
+        assert self.process.stdout is not None
+        code = self.process.poll()
+        if select.select([self.process.stdout], [], [], 0)[0] and self.process.stdout.read(8):
+            return 0
+        return None if code is None else code or 1
+
+    def close(self) -> None:
+        """Let an idle worker end."""
+        for stream in (self.process.stdin, self.process.stdout):
+            assert stream is not None
+            stream.close()
+        self.process.wait()
 
 
 def execute(
@@ -86,20 +119,23 @@ def execute(
     progress = progress or Progress()
     with locked(jobs, out, study), listening() as stop:
         waiting = [job for job in jobs if not Run(out / job.folder).finished]
-        running: list[_Running] = []
+        workers: list[_Worker] = []
         failures: list[tuple[int, str]] = []
         try:
-            while (waiting or running) and stop.number is None:
-                while waiting and len(running) < parallel:
+            while (waiting or any(each.job for each in workers)) and stop.number is None:
+                while waiting and (worker := _free(workers, waiting[0], out, parallel)) is not None:
                     job = waiting.pop(0)
-                    progress.started(job, 1 + len(waiting) + len(running))
-                    running.append(_start(job, out, parallel))
-                for each in [r for r in running if r.process.poll() is not None]:
-                    running.remove(each)
-                    failures += _finish(each, out, progress)
+                    progress.started(job, 1 + len(waiting) + sum(each.job is not None for each in workers))
+                    worker.begin(job, out)
+                for each in [w for w in workers if w.job is not None]:
+                    if (code := each.ended()) is not None:
+                        failures += _finish(each, code, out, progress)
+                        if code:
+                            workers.remove(each)
+                            each.close()
                 time.sleep(0.05)
         finally:
-            failures += _stop(running, stop, out)
+            failures += _stop(workers, stop, out)
     if stop.number is not None:
         failed = [message for _, message in failures]
         raise Stopped(stop.number, *failed, f"stopped and saved; resume with the same command ({out})")
@@ -157,27 +193,44 @@ def unfinished(jobs: Sequence[Job], out: Path) -> int:
     return sum(not Run(out / job.folder).finished for job in jobs)
 
 
+def arguments(job: Job, out: Path) -> list[str]:
+    """The arguments of `resode` that train or resume a run."""
+    return ["train", *job.arguments, "--out", str(out / job.folder), "--resume"]
+
+
 def command(job: Job, out: Path) -> list[str]:
     """The command that trains or resumes a run."""
-    train = [sys.executable, "-m", "resode", "train", *job.arguments]
-    return [*train, "--out", str(out / job.folder), "--resume"]
+    return [sys.executable, "-m", "resode", *arguments(job, out)]
 
 
-def _start(job: Job, out: Path, parallel: int) -> _Running:
-    folder = out / job.folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    log = log_file(job, out).open("ab")
+def _free(workers: list[_Worker], job: Job, out: Path, parallel: int) -> _Worker | None:
+    """An idle worker, or a new one if fewer than `parallel` exist; None if all are busy."""
+    for each in [w for w in workers if w.job is None and w.process.poll() is not None]:
+        workers.remove(each)  # it died between two runs
+        each.close()
+    idle = next((each for each in workers if each.job is None), None)
+    if idle is None and len(workers) < parallel:
+        idle = _start(job, out, parallel)
+        workers.append(idle)
+    return idle
+
+
+def _start(job: Job, out: Path, parallel: int) -> _Worker:
+    """Start a worker; should it fail before its first run, the log of that run says why."""
+    log = log_file(job, out)
+    log.parent.mkdir(parents=True, exist_ok=True)
     threads = {"OMP_NUM_THREADS": str(_threads(parallel))} if parallel > 1 else {}
-    process = subprocess.Popen(
-        command(job, out),
-        stdout=log,
-        stderr=subprocess.STDOUT,
-        stdin=subprocess.DEVNULL,
-        env={**os.environ, **threads},
-        start_new_session=True,  # Ctrl-C reaches a run only through this process
-        preexec_fn=end_with_parent,
-    )
-    return _Running(job, process, log, log.tell())
+    with log.open("ab") as errors:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "resode.cli.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            bufsize=0,
+            env={**os.environ, **threads},
+            start_new_session=True,  # Ctrl-C reaches a run only through this process
+        )
+    return _Worker(process)
 
 
 def cores() -> int:
@@ -212,32 +265,38 @@ def last_error(log: Path, start: int = 0) -> str | None:
     return next((line.removeprefix("resode: ") for line in lines[::-1] if line.startswith("resode: ")), None)
 
 
-def _finish(running: _Running, out: Path, progress: Progress) -> list[tuple[int, str]]:
+def _finish(worker: _Worker, code: int, out: Path, progress: Progress) -> list[tuple[int, str]]:
     """Report how a run ended; returns its failure, if any, as (exit code, message)."""
-    running.log.close()
-    job, code = running.job, running.process.returncode
+    job = worker.job
+    assert job is not None
+    worker.job = None
     if code == 0:
         progress.finished(job, Run(out / job.folder).read_summary())
         return []
     log = log_file(job, out)
-    message = f"{job.folder}: {last_error(log, running.start) or f'ended with code {code}'} (see {log})"
+    message = f"{job.folder}: {last_error(log, worker.start) or f'ended with code {code}'} (see {log})"
     progress.failed(job, message)
     return [(code if code in BY_CODE else 5, message)]
 
 
-def _stop(running: Sequence[_Running], stop: StopRequest, out: Path) -> list[tuple[int, str]]:
+def _stop(workers: Sequence[_Worker], stop: StopRequest, out: Path) -> list[tuple[int, str]]:
     """Let every run save and end (a second signal kills them); returns the failures of those that did not."""
+    busy = [each for each in workers if each.job is not None]
     try:
-        for each in running:
+        for each in busy:
             each.process.send_signal(signal.SIGTERM if stop.number is None else stop.number)
-        for each in running:
-            each.process.wait()
+        for each in workers:
+            each.close()
     except BaseException:
-        for each in running:
+        for each in workers:
             each.process.kill()
         raise
-    stopped = {0, *(128 + number for number in (signal.SIGINT, signal.SIGTERM))}
-    failed = [each for each in running if each.process.returncode not in stopped]
-    for each in running:
-        each.log.close()
-    return [failure for each in failed for failure in _finish(each, out, Progress())]
+    signals = (signal.SIGINT, signal.SIGTERM)
+    stopped = {0, *(128 + number for number in signals), *(-number for number in signals)}
+    codes = [(each, each.process.returncode) for each in busy]
+    return [
+        failure
+        for each, code in codes
+        if code not in stopped
+        for failure in _finish(each, code, out, Progress())
+    ]

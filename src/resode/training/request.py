@@ -26,7 +26,7 @@ from resode.training.narrator import Narrator
 from resode.training.process.distributed import World
 from resode.training.recipe import reading
 from resode.training.recipe.experiment import CROSS_ENTROPY, Experiment
-from resode.training.recipe.mistakes import sections_of
+from resode.training.recipe.keys import sections_in
 from resode.training.setup.loss import Loss, record_of
 
 Recipe = str | PathLike[str] | Experiment | Mapping[str, Any]
@@ -165,7 +165,7 @@ def _hint(key: str) -> str:
         return "; did you mean 'lr'?"
     fields = Experiment.model_fields
     for section, info in fields.items():
-        if any(key in each.model_fields for each in sections_of(info.annotation)):
+        if any(key in each.model_fields for each in sections_in(info.annotation)):
             return f"; it belongs to {section}: {section}={{'{key}': ...}}"
     return nearest(key, [*ARGUMENTS, *fields]) or " (`resode explain` lists them)"
 

@@ -5,15 +5,15 @@ import typing
 
 import pytest
 
+from resode import recipes
 from resode.errors import InputError
 from resode.training import Experiment
 from resode.training.recipe.optimizer import AdamW
-from resode.training.recipe.reading import recipes
 from resode.training.recipe.schedule import MultiStep
 from resode.training.recipe.section import Section
 
 
-@pytest.mark.parametrize("name", list(recipes()))
+@pytest.mark.parametrize("name", list(recipes.files()))
 def test_every_recipe_is_valid_and_describes_itself(name):
     experiment = Experiment.from_recipe(name)
     assert experiment.name == name
@@ -69,7 +69,7 @@ def test_all_mistakes_are_reported_at_once():
     text = "\n".join(error.value.messages)
     assert len(error.value.messages) == 5
     for part in (
-        "unknown key 'optimizer.lrr'; did you mean 'lr'?",
+        "unknown key 'optimizer.lrr'; did you mean 'optimizer.lr'?",
         "unknown key 'epoch'; did you mean 'epochs'?",
         "'schedule' cannot be 'cosin'; did you mean 'cosine'?",
         "'precision' cannot be 'fp8'; did you mean 'fp32'?",
@@ -105,7 +105,7 @@ def test_an_older_spelling_is_refused_in_one_line_that_names_the_key():
     with pytest.raises(InputError) as error:
         Experiment.from_recipe("quickstart", {"init.path": "net.safetensors", "init.optimiser": True})
     (line,) = error.value.messages
-    assert "unknown key 'init.optimiser'; did you mean 'optimizer'?" in line
+    assert "unknown key 'init.optimiser'; did you mean 'init.optimizer'?" in line
 
 
 def sections(annotation):

@@ -5,7 +5,7 @@ import torch
 
 from resode.errors import InputError, Stopped
 from resode.training import Experiment
-from resode.training.estimate import estimate
+from resode.training.estimation import estimate
 from resode.training.launch import train
 from resode.training.recipe.data import Sizing
 from resode.training.setup.image_sizes import phases, resized, size_at

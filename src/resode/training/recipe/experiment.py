@@ -252,5 +252,6 @@ class Experiment(Section):
 
 def _plugins(values: Mapping[str, Any]) -> list[str]:
     """Paths of plug-ins in values that may be invalid."""
-    named = values.get("plugins") or ()
-    return [str(plugin["path"]) for plugin in named if isinstance(plugin, Mapping) and "path" in plugin]
+    named = values.get("plugins")
+    plugins = named if isinstance(named, list | tuple) else ()
+    return [str(plugin["path"]) for plugin in plugins if isinstance(plugin, Mapping) and "path" in plugin]

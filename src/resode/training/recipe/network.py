@@ -4,9 +4,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
-from resode.models import models
-from resode.operators.ties import Tie
-from resode.operators.twist import Coordinates
+from resode import catalogue
+from resode.operators.ties import Coordinates, Tie
 from resode.training.recipe.section import FilePath, Inside, OneOrMany, Section
 
 
@@ -25,6 +24,11 @@ class Model(Section):
 
     @model_validator(mode="after")
     def _registered(self) -> Self:
+        known = catalogue.models().get(self.name)
+        if known is not None and self.options.keys() <= set(known.options):
+            return self  # without PyTorch
+        from resode.models import models
+
         models.entry(self.name).check(self.options)
         return self
 

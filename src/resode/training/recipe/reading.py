@@ -1,37 +1,20 @@
 """Recipes: experiments as YAML files, packaged with resode or written by the user.
 
-A recipe may name a `base` recipe and give only what differs. `--set a.b=c` overrides a value; c is YAML.
+A recipe may name a `base` (a recipe, or a file beside it) and give only what differs. `--set a.b=c`
+overrides a value; c is YAML.
 """
 
 import copy
-import importlib.resources
 import re
 import typing
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from importlib.resources.abc import Traversable
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from resode import recipes
 from resode.errors import InputError, nearest
-
-
-def recipes() -> dict[str, Traversable]:
-    """The recipes of the package: name -> file, in natural order (resnet20 before resnet110)."""
-    return dict(_recipes_in(importlib.resources.files("resode") / "recipes", ""))
-
-
-def _recipes_in(folder: Traversable, prefix: str) -> Iterator[tuple[str, Traversable]]:
-    for entry in sorted(folder.iterdir(), key=_natural):
-        if entry.is_dir():
-            yield from _recipes_in(entry, f"{prefix}{entry.name}/")
-        elif entry.name.endswith(".yaml"):
-            yield prefix + entry.name.removesuffix(".yaml"), entry
-
-
-def _natural(entry: Traversable) -> list[tuple[int, str]]:
-    return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", entry.name)]
 
 
 def read(recipe: str, overrides: Iterable[tuple[str, Any]] = ()) -> dict[str, Any]:
@@ -48,21 +31,26 @@ def read(recipe: str, overrides: Iterable[tuple[str, Any]] = ()) -> dict[str, An
         InputError: there is no such recipe, or it is not valid YAML.
     """
     values = _read(recipe, ())
-    values.setdefault("name", recipe if recipe in recipes() else Path(recipe).stem)
+    values.setdefault("name", recipe if recipe in recipes.files() else Path(recipe).stem)
     return overridden(values, overrides)
 
 
 def overridden(values: Mapping[str, Any], overrides: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     """Plain values of an experiment with overrides; what no longer holds of the old values is dropped."""
-    original, changed = values, copy.deepcopy(dict(values))
+    changed = copy.deepcopy(dict(values))
     changes = dict(sorted(overrides, key=lambda pair: not pair[0].endswith(".name")))
     for path, value in changes.items():
         _override(changed, path.split("."), value)
-    for section, keys in _outdated(changed, original):
-        for key in keys:
-            if f"{section}.{key}" not in changes and isinstance(changed.get(section), dict):
-                changed[section].pop(key, None)
+    _drop_outdated(changed, values, changes)
     return changed
+
+
+def _drop_outdated(values: dict[str, Any], original: Mapping[str, Any], given: Collection[str]) -> None:
+    """Remove what no longer holds since something on which it depends has changed; but not what is given."""
+    for section, keys in _outdated(values, original):
+        for key in keys:
+            if f"{section}.{key}" not in given and isinstance(values.get(section), dict):
+                values[section].pop(key, None)
 
 
 def _outdated(values: Mapping[str, Any], original: Mapping[str, Any]) -> Iterator[tuple[str, Sequence[str]]]:
@@ -86,36 +74,101 @@ def _outdated(values: Mapping[str, Any], original: Mapping[str, Any]) -> Iterato
 
 
 def _read(recipe: str, chain: tuple[str, ...]) -> dict[str, Any]:
+    """The values of a recipe on top of its base."""
     if recipe in chain:
         raise InputError(f"{recipe}: its base leads back to itself ({' -> '.join((*chain, recipe))})")
     values = parse_yaml(_text(recipe), recipe)
     base = values.pop("base", None)
     if base is None:
+        if is_study(values):
+            raise InputError(f"{recipe}: is a study of several runs; train them with `resode study {recipe}`")
         return values
-    merged = _read(str(base), (*chain, recipe))
+    if not isinstance(base, str):
+        raise InputError(f"{recipe}: 'base' is the name of a recipe or of a file, not {base!r}")
+    try:
+        merged = _read(_beside(recipe, base), (*chain, recipe))
+    except InputError as error:
+        raise InputError(*(f"{recipe}: base: {line}" for line in error.messages)) from None
     merged.pop("name", None)
+    original = copy.deepcopy(merged)
     for key, value in values.items():
         _override(merged, [key], value)
+    if recipe not in recipes.files():  # those of the package say of themselves what holds
+        given = {
+            f"{section}.{key}" for section, keys in values.items() if isinstance(keys, dict) for key in keys
+        }
+        _drop_outdated(merged, original, given)
     return merged
 
 
+def _beside(recipe: str, base: str) -> str:
+    """The base of a recipe: a name, or a file, which is looked for beside that of the recipe first."""
+    if base in recipes.files():
+        return base
+    path = Path(recipe).parent / base
+    return str(path) if path.exists() else base
+
+
+_OF_STUDIES = frozenset({"arms", "choose", "grid", "recipe", "seeds", "set", "slurm"})
+_OF_EXPERIMENTS = frozenset({"base", "batch_size", "data", "epochs", "model", "optimizer", "schedule"})
+
+
+def is_study(values: Mapping[str, Any]) -> bool:
+    """Whether the keys of a YAML file are those of a study, none those of an experiment."""
+    return bool(_OF_STUDIES & values.keys()) and not _OF_EXPERIMENTS & values.keys()
+
+
+def is_experiment(values: Mapping[str, Any]) -> bool:
+    """Whether the keys of a YAML file are those of an experiment, none those of a study."""
+    return bool(_OF_EXPERIMENTS & values.keys()) and not _OF_STUDIES & values.keys()
+
+
 def _text(recipe: str) -> str:
-    known = recipes()
+    known = recipes.files()
     path = Path(recipe)
     if path.is_dir():
         path = path / "experiment.yaml"
         if not path.is_file():
             raise InputError(f"{recipe}: has no experiment.yaml; give a recipe or a run directory")
     elif recipe in known:
-        return known[recipe].read_text(encoding="utf-8")
+        path = known[recipe]
     elif not path.is_file():
-        raise InputError(
-            f"unknown recipe '{recipe}'{nearest(recipe, known)} (`resode list recipes`, or a YAML file)"
-        )
+        raise _unknown(recipe)
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as text ({error})") from None
+
+
+def _unknown(recipe: str) -> InputError:
+    """The error for a name that no recipe has: it may be a part of one, or a model."""
+    from resode.models import models
+
+    known = sorted(recipes.files(), key=lambda name: not name.startswith("he2016/"))  # the papers' first
+    if recipe in models.names():
+        of_it = [name for name in known if model_of(name) == recipe]
+        train = of_it[0] if of_it else f"modern/resnet18 --set model.name={recipe}"
+        more = f" (or {', '.join(of_it[1:])})" if len(of_it) > 1 else ""
+        return InputError(
+            f"'{recipe}' is a model, not a recipe; train it by `resode train {train}`{more}; "
+            f"`resode show {recipe}` has its cost"
+        )
+    same = [n for n in known if recipe in n.split("/")] or [
+        n for n in known if len(recipe) > 4 and recipe in n
+    ]
+    hint = f"; did you mean '{same[0]}'?" if same else nearest(recipe, known)
+    others = f" Others: {', '.join(same[1:])}." if same[1:] else ""
+    of_models = [name for name in models.names() if name.endswith(f"_{recipe}")]
+    shown = ", ".join(f"`resode show {name}`" for name in of_models)
+    also = f" Models: {shown}." if of_models else ""
+    where = "" if same or of_models else " (`resode list recipes`, or a YAML file)"
+    return InputError(f"unknown recipe '{recipe}'{hint}{others}{also}{where}")
+
+
+def model_of(recipe: str) -> str:
+    """The name of the model that a recipe trains; empty if it names none."""
+    model = _read(recipe, ()).get("model")
+    return str(model.get("name", "")) if isinstance(model, Mapping) else ""
 
 
 class _Loader(yaml.SafeLoader):

@@ -9,8 +9,6 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-from resode.data import sources
-
 
 class Section(BaseModel):
     """Some settings of an experiment: frozen; an unknown key is an error."""
@@ -20,7 +18,11 @@ class Section(BaseModel):
 
 def _absolute_folder(source: str) -> str:
     path = Path(source).expanduser()
-    return source if source in sources.names() or not path.is_dir() else str(path.resolve())
+    if not path.is_dir():
+        return source
+    from resode.data import sources  # PyTorch: only where a folder may have the name of a data set
+
+    return source if source in sources.names() else str(path.resolve())
 
 
 def _as_list(value: Any) -> Any:

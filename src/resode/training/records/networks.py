@@ -7,10 +7,9 @@ from pathlib import Path
 
 import torch
 
-from resode import pretrained, weights
+from resode import weights
 from resode.errors import InputError
 from resode.models import create, models, name_and_options
-from resode.training.recipe import reading
 
 SEED = 0  # of new weights
 CLASSES = tuple(map(str, range(10)))
@@ -43,14 +42,3 @@ def new_network(name: str) -> weights.Loaded:
     assert made is not None  # `create` made it
     card = weights.Card(weights.Specification(*made), preprocessing, {"new": True})
     return weights.with_card(module, card)
-
-
-def weights_rather_than_recipe(name: str) -> Path | None:
-    """The weights file that `name` stands for where a recipe is expected; None for a recipe or a run.
-
-    It is a .safetensors file, or pretrained weights whose name no recipe has.
-    """
-    path = Path(name)
-    if path.suffix == ".safetensors" and not path.is_dir():
-        return path
-    return None if path.exists() or name in reading.recipes() else pretrained.file(name)

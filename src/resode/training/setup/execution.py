@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
-import torch._dynamo
 from torch import nn
 
 from resode import acceleration, atomic
@@ -22,6 +21,8 @@ def compiled(module: nn.Module, backend: str | Callable[..., Any] | None = None)
     The pieces are each unit, each field at a control node and each block whose states are stored; they are
     compiled in place.
     """
+    import torch._dynamo  # takes as long as torch: only for a network that is compiled
+
     own_compiler_cache()
     backend = backend or acceleration.backend.get()
     blocks = chain_owners(module)

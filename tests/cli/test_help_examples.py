@@ -1,0 +1,85 @@
+"""The examples in the help of every command are right: each parses, its settings are valid, and most run.
+
+They run on a tiny run of digits. Those that train for minutes, need a cluster or files of other programs are
+read only.
+"""
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.main import get_command
+
+import resode as library
+from resode.cli import app
+from resode.training import Experiment
+from tests.cli.conftest import TINY
+
+COMMANDS = {command.name: command.callback for command in app.registered_commands}
+READ_ONLY = re.compile(
+    r"^train (?!quickstart$)|^import |^regrid |^bench |^study (?!.*--dry-run)|--data cifar10|--robustness"
+    r"|CIFAR-10-C|--compile on|onnx|checkpoints/|runs/rk4|-twisted"
+)
+STUDY = """
+recipe: quickstart
+set: {epochs: 2}
+arms: {plain: {}, wide: {set: {model.widths: [8, 8, 8]}}}
+seeds: [0, 1]
+"""
+
+
+def examples():
+    for name, callback in COMMANDS.items():
+        text = (callback.__doc__ or "").partition("Examples:")[2]
+        for paragraph in re.split(r"\n\s*\n", text):
+            line = re.sub(r"\\?\s+", " ", paragraph.strip())
+            if found := re.fullmatch(r"(?:torchrun .*-m )?resode (\w.*)", line):
+                yield pytest.param(found[1], id=f"{name}: {found[1]}")
+
+
+@pytest.fixture
+def place(trained_once, tmp_path):
+    """A folder with the files that the examples name."""
+    for name, seed in {"r20": 2, "a-seed0": 0, "a-seed1": 1, "b-seed0": 0, "b-seed1": 1}.items():
+        run = Path(shutil.copytree(trained_once, tmp_path / "runs" / name))
+        for file in ("experiment.yaml", "summary.json"):
+            text = (run / file).read_text()
+            text = re.sub(r'("?seed"?: )0', rf"\g<1>{seed}", text, count=1)
+            (run / file).write_text(text.replace("lr: 0.1", "lr: 0.2") if name.startswith("b") else text)
+    for folder in ("widths", "states"):
+        shutil.copytree(trained_once, tmp_path / "studies" / folder / "euler" / "seed0")
+        (tmp_path / "studies" / folder / "arms.json").write_text('{"euler/seed0": "euler"}')
+    shutil.copy(trained_once / "model.safetensors", tmp_path / "akamaster20.safetensors")
+    (tmp_path / "widths.yaml").write_text(STUDY)
+    (tmp_path / "photos").mkdir()
+    pixels = np.asarray(library.load_data("digits").test.pixels[0])[:, :, 0]
+    for file in ("cat.jpg", "dog.png", "photos/one.png"):
+        Image.fromarray(pixels).save(tmp_path / file)
+    return tmp_path
+
+
+@pytest.mark.parametrize("line", list(examples()))
+def test_an_example_is_right(line, request):
+    name, *words = shlex.split(line.partition(" > ")[0])
+    context = get_command(app).commands[name].make_context(name, list(words))
+    if name in ("train", "show", "bench") and context.params.get("recipe") in library.list_recipes():
+        init = context.params.get("init")
+        settings = [*(context.params.get("settings") or ()), *([f"init.path={init}"] if init else [])]
+        Experiment.from_recipe(context.params["recipe"], settings)
+    if READ_ONLY.search(line):
+        return
+    request.getfixturevalue("place")
+    resode = request.getfixturevalue("resode")
+    tiny = TINY if name == "train" else ()
+    answer = resode(name, *words, *tiny)
+    assert answer.code == 0, answer.err
+    assert answer.out
+
+
+def test_every_command_has_examples():
+    having = {param.id.partition(":")[0] for param in examples()}
+    assert having == set(COMMANDS)
