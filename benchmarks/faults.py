@@ -21,6 +21,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -158,7 +159,11 @@ def reference() -> tuple[str, int, float]:
 
         def count() -> None:
             descriptor = os.open(log, os.O_WRONLY)
-            count_operations(lambda number, what: os.pwrite(descriptor, f"{number:9}".encode(), 0) and None)
+
+            def note(number: int, what: str) -> None:
+                os.pwrite(descriptor, f"{number:9}".encode(), 0)
+
+            count_operations(note)
             train(None, experiment(), out=out)
 
         train(None, experiment(), out=Path(folder) / "warm")
@@ -171,8 +176,8 @@ def reference() -> tuple[str, int, float]:
 def sweep(right: str, operations: int, every: int = 1) -> Iterator[Trial]:
     """Kill before each (or every k-th) file operation; every other trial is killed while it resumes, too."""
     for number in range(1, operations + 1, every):
-        again = (lambda n=number: killed_before(1 + n % 17)) if number // every % 2 else None
-        yield trial("operation", lambda n=number: killed_before(n), number, again, right)
+        again = partial(killed_before, 1 + number % 17) if number // every % 2 else None
+        yield trial("operation", partial(killed_before, number), number, again, right)
 
 
 def at_random(right: str, seconds: float, kills: int, seed: int) -> Iterator[Trial]:
@@ -180,7 +185,7 @@ def at_random(right: str, seconds: float, kills: int, seed: int) -> Iterator[Tri
     chance = random.Random(seed)
     for _ in range(kills):
         at = chance.uniform(0, seconds)
-        yield trial("time", lambda at=at: killed_after(at), at, None, right)
+        yield trial("time", partial(killed_after, at), at, None, right)
 
 
 def main() -> None:

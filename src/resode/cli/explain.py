@@ -7,8 +7,9 @@ import typer
 
 from resode.cli import completion
 from resode.cli.listing import listing, say, width
-from resode.cli.options import PluginOption, load_plugins
+from resode.cli.options import PluginOption
 from resode.errors import InputError, nearest
+from resode.plugins import load_plugins
 
 if TYPE_CHECKING:
     from resode.training.recipe.keys import Key

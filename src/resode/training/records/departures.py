@@ -7,9 +7,9 @@ import functools
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
+from resode import recipes
 from resode.errors import InputError
 from resode.training.recipe.experiment import Experiment
-from resode.training.recipe.reading import recipes
 
 # Settings that change no result but in rounding or by chance, and those that a run measures or resolves.
 _FREE: Final = frozenset(
@@ -33,7 +33,7 @@ def departures(experiment: Mapping[str, Any]) -> tuple[str, ...]:
 
 @functools.lru_cache
 def _recipe(name: str) -> Mapping[str, Any] | None:
-    if name not in recipes():
+    if name not in recipes.files():
         return None
     try:
         return Experiment.from_recipe(name).model_dump(mode="json")
