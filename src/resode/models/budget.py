@@ -201,8 +201,8 @@ class Budget:
             not_recomputed = "; the network has no residual blocks to recompute (units= names others)"
         raise InputError(
             f"memory budget {size(budget)}: no gradient method meets it; parameters, gradients and optimizer "
-            f"take {size(fixed)}, {of_images}activations at least {size(least)} at batch {self.step[1]}: give "
-            f"{size(enough)}, or a smaller batch{not_recomputed}"
+            f"take {size(fixed)}, {of_images}activations at least {size(least)} at batch {self.step[1]}: "
+            f"give {size(enough)}, or a smaller batch{not_recomputed}"
         )
 
     def fastest(self, room: int, *, allow_reversible: bool = True) -> Choice | None:
