@@ -6,6 +6,7 @@ segments, some of them recomputed twice.
 """
 
 import contextlib
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -14,6 +15,7 @@ import torch
 from torch import nn
 
 from resode import cost, memory
+from resode.abstract import dtype_of
 from resode.blocks import DynamicBlock
 from resode.errors import InputError
 from resode.gradients import Adjoint, Checkpointed, Gradient, Reversible, Stored, gradients, schedules
@@ -174,31 +176,33 @@ class Budget:
         """The peak of the activations with the network's own gradient methods."""
         return self._profile(self.own).peak() if self.owners else self.stored.peak()
 
-    def within(self, budget: int, fixed: int) -> Choice:
+    def within(self, budget: int, fixed: int, images: int = 0) -> Choice:
         """The fastest choice that keeps a training step within a number of bytes.
 
         Args:
             budget: the bytes of a step.
             fixed: those of parameters, gradients and optimizer.
+            images: those of the batch, where it counts beside the activations.
 
         Raises:
             InputError: there is none; names the smallest budget that one meets.
         """
-        chosen = self.fastest(budget - fixed)
+        chosen = self.fastest(budget - fixed - images)
         if chosen is not None:
             return chosen
         least = min(choice.activation_bytes for choice in self.smallest_by_kind())
-        enough = fixed + least
+        enough = fixed + images + least
         enough += (
             10**5 if enough < 10**8 else 10**6 if enough < 10**9 else 10**7
         )  # survives rounding in print
         not_recomputed = "".join(f"; not recomputed: {problem}" for problem in self.problems.values())
+        of_images = f"images {size(images)}, " if images else ""
         if not self.all:
             not_recomputed = "; the network has no residual blocks to recompute (units= names others)"
         raise InputError(
             f"memory budget {size(budget)}: no gradient method meets it; parameters, gradients and optimizer "
-            f"take {size(fixed)}, activations at least {size(least)} at batch {self.step[1]}: give "
-            f"{size(enough)}, or a smaller batch{not_recomputed}"
+            f"take {size(fixed)}, {of_images}activations at least {size(least)} at batch {self.step[1]}: "
+            f"give {size(enough)}, or a smaller batch{not_recomputed}"
         )
 
     def fastest(self, room: int, *, allow_reversible: bool = True) -> Choice | None:
@@ -340,6 +344,7 @@ class MemoryFit:
         parameter_bytes: of the parameters.
         gradient_bytes: of their gradients.
         optimizer_bytes: of the optimizer's state.
+        image_bytes: of the batch of images, where the activations do not hold it (bf16).
         activation_bytes: the predicted peak of the activations.
         gradient: the gradient methods that were set.
     """
@@ -348,6 +353,7 @@ class MemoryFit:
     parameter_bytes: int
     gradient_bytes: int
     optimizer_bytes: int
+    image_bytes: int
     activation_bytes: int
     gradient: NetworkGradient
 
@@ -355,13 +361,14 @@ class MemoryFit:
     def predicted_bytes(self) -> int:
         """The predicted peak of a training step."""
         fixed = self.parameter_bytes + self.gradient_bytes + self.optimizer_bytes
-        return fixed + self.activation_bytes
+        return fixed + self.image_bytes + self.activation_bytes
 
     def __repr__(self) -> str:
         return (
             f"{size(self.predicted_bytes)} of {size(self.budget)} a training step: parameters "
             f"{size(self.parameter_bytes)}, gradients {size(self.gradient_bytes)}, optimizer "
-            f"{size(self.optimizer_bytes)}, activations {size(self.activation_bytes)}\n{self.gradient}"
+            f"{size(self.optimizer_bytes)}, images and activations "
+            f"{size(self.image_bytes + self.activation_bytes)}\n{self.gradient}"
         )
 
 
@@ -424,9 +431,9 @@ def fit_memory(
         resode.fit_memory(network, "600MB", (3, 32, 32), 128, precision="bf16")
 
     What counts is the peak of parameters, their gradients, the optimizer's state and activations, as for
-    `resode train --memory-budget`; images belong to the activations where the first layer keeps them. Labels,
-    workspaces of libraries and what Python and torch take do not count. A measured peak is within a tenth of
-    the predicted one. The network is changed in place, as by `set_gradient`; its weights do not change.
+    `resode train --memory-budget`, and the batch of images. Labels, workspaces of libraries and what Python
+    and torch take do not count. A measured peak is within a tenth of the predicted one. The network is
+    changed in place, as by `set_gradient`; its weights do not change.
 
     Args:
         network: as for `set_gradient`.
@@ -452,11 +459,14 @@ def fit_memory(
         if units is not None and choices.problems:
             raise InputError(*(f"units: {problem}; name others" for problem in choices.problems.values()))
         own, trainable = cost.parameter_bytes(network)
-        chosen = choices.within(allowed, own + (1 + moments) * trainable)
+        # In fp32 the first layer keeps the images, under autocast a copy of them in bf16.
+        images = 0 if precision == "fp32" else batch * math.prod(shape) * dtype_of(network).itemsize
+        chosen = choices.within(allowed, own + (1 + moments) * trainable, images)
         _refuse_hooks(network, owners, chosen.methods)
         _set(owners, chosen.methods)
         described = _described(network, owners)
-    return MemoryFit(allowed, own, trainable, moments * trainable, chosen.activation_bytes, described)
+    fixed = own, trainable, moments * trainable
+    return MemoryFit(allowed, *fixed, images, chosen.activation_bytes, described)
 
 
 _DTYPES = {"fp32": None, "bf16": torch.bfloat16}
