@@ -199,4 +199,4 @@ def test_a_large_network_is_probed_on_two_small_images_and_timed_on_few(clock, p
         large = create("he_resnet1202")
     choose(large, (3, 32, 32), precision="auto", compile_=False, batch=128, images=LONG, device=CPU)
     assert set(shapes) == {(2, 3, 32, 32)}
-    assert {shape for shape, _ in probed} == {(2, 3, 8, 8)}
+    assert {shape for shape, _ in probed} == {(2, 3, 16, 16)}

@@ -115,7 +115,7 @@ def _operations(module: nn.Module, shape: Shape) -> int | None:
 def _few_images(module: nn.Module, shape: Shape, images: int) -> tuple[int, ...]:
     """The shape of a batch of at most `PROBED` operations; two small images where whole ones take more."""
     work = _operations(module, shape) or 1e9
-    while 2 * work > PROBED and min(shape[1:]) >= 16:
+    while 2 * work > PROBED and min(shape[1:]) >= 32:  # in smaller images overhead hides the arithmetic
         smaller = (shape[0], shape[1] // 2, shape[2] // 2)
         if (less := _operations(module, smaller)) is None:  # it takes images of one size
             break
