@@ -13,6 +13,7 @@ from typing import Any, Generic, TypeVar
 
 from resode.errors import InputError, nearest
 
+IN_PYTHON = " given in Python"  # ends the name of data or of a loss that no registered name stands for
 T = TypeVar("T")
 Factory = Callable[..., T]
 Defined = TypeVar("Defined", bound=Callable[..., Any])  # a class or function, as it was defined

@@ -150,11 +150,10 @@ def test_show_of_a_finished_run_describes_the_run(resode, run):
     summary = json.loads((run / "summary.json").read_text())
     text = resode("show", run).out
     for part in (
-        r"^state +finished$",
-        r"^epochs +2 of 2$",
-        rf"^test error +{summary['test']['top1_error']:.2f} %$",
-        r"^data +digits, 0.15 held out for validation$",
-        r"^init +random, seed 0$",
+        r"^ *epochs +2",
+        rf"^ *test error +{summary['test']['top1_error']:.2f} % +360 images",
+        r"^data +digits, 0.15 held out$",
+        r"^ *initial weights +random",
         "^epochs: 2$",
     ):
         assert re.search(part, text, re.MULTILINE), part
@@ -164,16 +163,14 @@ def test_show_of_a_finished_run_describes_the_run(resode, run):
 def test_show_of_an_unfinished_run_says_how_to_go_on(resode, run):
     (run / "summary.json").unlink()
     text = resode("show", run).out
-    assert f"not finished; go on with `resode train --resume --out {run}`" in text
-    rows = (run / "metrics.csv").read_text().splitlines()
-    column = rows[0].split(",").index("train_loss")
-    last = rows[-1].split(",")
-    last[column] = "nan"
-    (run / "metrics.csv").write_text("\n".join([*rows[:-1], ",".join(last)]) + "\n")
+    assert f"go on with `resode train --resume --out {run}`" in text
+    (run / "ended.json").write_text('{"status": "diverged", "reason": "the loss is not finite"}')
     assert "diverged" in resode("show", run).out
 
 
 def test_a_published_figure_stands_beside_a_run_of_its_protocol_only(resode, run):
+    (run / "summary.json").unlink()
+
     def shown(**changes):
         experiment = Experiment.from_recipe("he2016/resnet20", changes)
         (run / "experiment.yaml").write_text(experiment.to_yaml())

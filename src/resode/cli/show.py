@@ -23,7 +23,6 @@ from resode.plugins import load_plugins
 if TYPE_CHECKING:
     from resode.catalogue import RecipeCost
     from resode.training import Experiment
-    from resode.training.records.reader import RunRecord
     from resode.weights import Preprocessing, Specification
 
 Rows = list[tuple[str, str]]
@@ -216,94 +215,22 @@ def _costs(experiment: "Experiment", cost: "RecipeCost") -> Rows:
 
 
 def _show_run(path: Path) -> None:
-    """What the run is, how far it is, its result so far, and its settings."""
-    from resode.training.records import reader
+    """The result of a run so far, what it is made of, and its settings."""
+    from resode import report
+    from resode.cli.console import out
     from resode.training.records.run import Run
 
-    record = reader.read(path)
-    _print(_state(record))
-    if (path / "experiment.yaml").is_file():
-        experiment = Run(path).read_experiment()
-        _print(_plan(experiment))
+    out.print(report.table(path))
+    run = Run(path)
+    if run.exists:
+        experiment = run.read_experiment()
+        held_out = f", {experiment.data.validation:g} held out" if experiment.data.validation else ""
+        _print([("", experiment.about.summary), ("source", experiment.about.source),
+                ("data", experiment.data.source + held_out)])  # fmt: skip
+        if not run.finished:
+            say(f"go on with `resode train --resume --out {path}`")
         say("")
         say(experiment.to_yaml(without=["about"]).rstrip())
-
-
-def _state(run: "RunRecord") -> Rows:
-    """Finished, stopped or diverged; epochs and errors as far as they are measured."""
-    import math
-
-    from resode.quantities import count, duration, percent
-
-    result, last = run.result, run.epochs[-1] if run.epochs else None
-    planned = f" of {count(result.epochs)}" if result.epochs else ""
-    diverged = last is not None and last.train_loss is not None and not math.isfinite(last.train_loss)
-    if run.finished:
-        state = "finished"
-    elif diverged:
-        state = "diverged: the loss is not finite; lower optimizer.lr"
-    else:
-        state = f"not finished; go on with `resode train --resume --out {run.path}`"
-    rows = [("run", str(run.path)), ("", run.title), ("state", state)]
-    rows.append(("epochs", f"{count(run.epoch)}{planned}"))
-    if result.test is not None:
-        rows.append(("test error", percent(result.test.top1_error)))
-    if result.validation is not None:
-        rows.append(("validation", f"{percent(result.validation.top1_error)} error"))
-    elif run.validated is not None:
-        error = percent(run.validated.validation_error)
-        rows.append(("validation", f"{error} error after epoch {run.validated.epoch}"))
-    if result.test is None and last is not None and last.train_error is not None and not diverged:
-        rows.append(("training", f"{percent(last.train_error)} error in epoch {last.epoch}"))
-    if result.seconds is not None:
-        rows.append(("time", duration(result.seconds)))
-    return rows
-
-
-def _plan(experiment: "Experiment") -> Rows:
-    """Recipe, data and initial weights of a run, and a published result of the same protocol."""
-    about, init, data = experiment.about, experiment.init, experiment.data
-    held_out = f", {data.validation:g} held out for validation" if data.validation else ""
-    rows = [
-        ("recipe", experiment.name),
-        ("", about.summary),
-        ("source", about.source),
-        ("data", f"{data.source}{held_out}"),
-        ("init", f"the weights of {init.path}" if init is not None else f"random, seed {experiment.seed}"),
-    ]
-    published = about.published
-    if published is not None and _is_protocol_of_recipe(experiment):
-        rows.append(("published", f"{published.top1_error:.2f} % top-1 error ({published.source})"))
-    return rows
-
-
-_PROTOCOL = (
-    "model", "augment", "optimizer", "schedule", "epochs", "batch_size", "label_smoothing", "clip_norm",
-    "average", "smoothness", "box", "refine", "twist", "sizes",
-)  # fmt: skip
-
-
-def _is_protocol_of_recipe(experiment: "Experiment") -> bool:
-    """Whether a run trains as the recipe of its name does: data, length, network, and new weights."""
-    from resode import recipes
-    from resode.training.recipe.experiment import Experiment
-
-    if experiment.name not in recipes.files() or experiment.init is not None:
-        return False
-    recipe = Experiment.from_recipe(experiment.name)
-    data, theirs = experiment.data, recipe.data
-    if (data.source, data.validation, data.image_size) != (
-        theirs.source,
-        theirs.validation,
-        theirs.image_size,
-    ):
-        return False
-    return all(getattr(experiment, key) == getattr(recipe, key) for key in _PROTOCOL if key != "model") and (
-        experiment.model is not None
-        and recipe.model is not None
-        and experiment.model.name == recipe.model.name
-        and recipe.model.options.items() <= experiment.model.options.items()
-    )
 
 
 # ---------------------------------------------------------------- models and weights

@@ -25,8 +25,9 @@ from torch.utils.data import IterableDataset, TensorDataset
 from resode.data.image_file import pixels_of
 from resode.data.images import Dataset, Images
 from resode.data.raw import OnBadImage
-from resode.data.sources import IN_PYTHON, load
+from resode.data.sources import load
 from resode.errors import InputError
+from resode.registry import IN_PYTHON
 
 FORMS = (
     "arrays (images, labels) or (images, labels, test_images, test_labels), a map-style torch Dataset of "

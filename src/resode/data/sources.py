@@ -26,10 +26,9 @@ from resode.data.images import Dataset, Images
 from resode.data.pinned import PINNED_DATASETS, PinnedDataset
 from resode.data.raw import Content, OnBadImage, RawDataset, RawSplit
 from resode.errors import InputError, IntegrityError, nearest
-from resode.registry import Registry
+from resode.registry import IN_PYTHON, Registry
 
 sources: Registry[Dataset] = Registry("data set", "data")
-IN_PYTHON = " given in Python"  # the name of data that no name, folder or hub stands for ends so
 
 
 def load(

@@ -17,8 +17,9 @@ from torch import nn
 
 from resode.data import Dataset, dataset_of, hub, sources
 from resode.data.matching import image_size
-from resode.data.sources import IN_PYTHON, load
+from resode.data.sources import load
 from resode.errors import InputError, nearest
+from resode.registry import IN_PYTHON
 from resode.training import launch
 from resode.training.launch import Result
 from resode.training.loop.callbacks import Callback, Callbacks

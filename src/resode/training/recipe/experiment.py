@@ -21,8 +21,8 @@ from pydantic import (
     model_validator,
 )
 
-from resode.data.sources import IN_PYTHON
 from resode.errors import InputError
+from resode.registry import IN_PYTHON
 from resode.training.recipe import reading
 from resode.training.recipe.data import Augment, Data, Sizing
 from resode.training.recipe.mistakes import explain

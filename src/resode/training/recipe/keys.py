@@ -201,7 +201,7 @@ def _key(section: type[BaseModel], name: str, prefix: str) -> Key:
         path=f"{prefix}.{name}" if prefix else name,
         values=words_of(field),
         default=_default(field),
-        description=field.description or "",
+        description=" ".join((field.description or "").split()),
         variant=variant(section),
         sections=tuple(sections_in(field.annotation)),
     )

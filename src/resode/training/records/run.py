@@ -17,8 +17,8 @@ from typing import Any
 import filelock
 
 from resode import atomic
-from resode.data.sources import IN_PYTHON
 from resode.errors import DivergenceError, InputError, IntegrityError, ResourceError, Stopped
+from resode.registry import IN_PYTHON
 from resode.training.recipe.experiment import Experiment
 from resode.training.records import checkpoints
 from resode.training.records.reader import EpochRow, read_summary

@@ -5,8 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from resode.data.sources import IN_PYTHON
 from resode.errors import InputError
+from resode.registry import IN_PYTHON
 from resode.training.recipe.experiment import CROSS_ENTROPY, Experiment
 
 Loss = Callable[[Tensor, Tensor], Tensor]  # (logits (N, classes), class numbers (N,)) -> scalar
