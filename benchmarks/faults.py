@@ -1,11 +1,13 @@
-"""Faults: no kill loses a run.
+"""Faults: no kill loses a run, no flipped bit gives a number.
 
-    python benchmarks/faults.py [--kills 1000] [--every 1] [--seed 0] [--json]
+    python benchmarks/faults.py [--kills 1000] [--flips 300] [--every 1] [--seed 0] [--json]
 
 **Sweep**: a short training is killed (SIGKILL) before each of its file operations in turn, then resumed. A
 trial has *survived* if the resumed run ends in the bits of the run without a kill and leaves no temporary
 file; else it is *lost*. Every other one is killed again while it resumes. **Random kills**: the same, after a
-random time. Trials are forked from one process that has torch loaded and runs a single thread.
+random time. **Flips**: a bit of a file of a finished run, of its last checkpoint, or of shipped weights is
+flipped. Reading is *silent* if it gives other values without an error or a message. Trials are forked from
+one process that has torch loaded and runs a single thread.
 """
 
 import argparse
@@ -14,6 +16,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import sys
 import tempfile
@@ -29,8 +32,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 
+from resode import pretrained, weights
+from resode.errors import ResodeError
 from resode.training import Experiment
 from resode.training.launch import train
+from resode.training.records import checkpoints, reader
+from resode.training.records.environment import environment
 
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "os.link", "os.truncate")
@@ -188,12 +195,56 @@ def at_random(right: str, seconds: float, kills: int, seed: int) -> Iterator[Tri
         yield trial("time", partial(killed_after, at), at, None, right)
 
 
+def content(run: Path) -> tuple[Any, ...]:
+    """All that is read from a run directory: records, weights, the newest checkpoint; messages come first."""
+    record = reader.read(run)
+    checkpoint, damaged = checkpoints.newest(run / "checkpoints")
+    assert checkpoint is not None
+    tensors = {**weights.load(run / "model.safetensors").state_dict(), **checkpoint.training}
+    tensors |= {f"saved.{name}": t for name, t in weights.load(checkpoint.model).state_dict().items()}
+    numbers = {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}
+    known = record.summary, dict(record.experiment), record.environment, record.epochs, dict(checkpoint.state)
+    return damaged, known, numbers
+
+
+def flips(number: int, seed: int) -> Iterator[Trial]:
+    """Flip a bit of a file and read the run; one in five hits a copy of shipped weights."""
+    chance = random.Random(seed)
+    with tempfile.TemporaryDirectory() as folder:
+        out, shipped = Path(folder) / "run", Path(folder) / "shipped.safetensors"
+        train(None, experiment(), out=out)
+        shutil.copy(str(pretrained.file(pretrained.names()[0])), shipped)
+        right, own = content(out), weights.load(shipped).state_dict()
+        files = sorted(
+            file for file in out.rglob("*") if file.is_file() and file.name not in (".lock", "report.html")
+        )
+        for _ in range(number):
+            file = shipped if chance.random() < 0.2 else chance.choice(files)
+            before = file.read_bytes()
+            harmed, place = bytearray(before), chance.randrange(len(before))
+            harmed[place] ^= 1 << chance.randrange(8)
+            file.write_bytes(harmed)
+            try:
+                if file == shipped:
+                    now = weights.load(shipped).state_dict()
+                    silent = any(not torch.equal(own[name], now[name]) for name in own)
+                else:
+                    damaged, *found = content(out)
+                    silent = not damaged and found != list(right[1:])
+            except ResodeError:
+                silent = False
+            finally:
+                file.write_bytes(before)
+            yield Trial(f"bit of {file.name}", place, False, "other values without a word" if silent else "")
+
+
 def main() -> None:
     """Run all trials and print how many survived."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--kills", type=int, default=1000, help="random kills")
+    parser.add_argument("--flips", type=int, default=300, help="flipped bits")
     parser.add_argument("--every", type=int, default=1, help="of the sweep, try every k-th operation")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true")
@@ -201,24 +252,26 @@ def main() -> None:
     torch.set_num_threads(1)
     right, operations, seconds = reference()
     print(f"{operations} file operations, {seconds:.2f} s", file=sys.stderr)
-    trials = [
+    killed = [
         *sweep(right, operations, options.every),
         *at_random(right, seconds, options.kills, options.seed),
     ]
-    lost = [each for each in trials if each.lost]
-    for each in lost:
-        print(
-            f"lost: killed at {each.kind} {each.at:g}{', twice' if each.twice else ''}: {each.lost}",
-            file=sys.stderr,
-        )
+    flipped = [*flips(options.flips, options.seed)]
+    bad = [each for each in (*killed, *flipped) if each.lost]
+    for each in bad:
+        print(f"{each.kind} {each.at:g}{', twice' if each.twice else ''}: {each.lost}", file=sys.stderr)
+    lost, silent = sum(bool(each.lost) for each in killed), sum(bool(each.lost) for each in flipped)
     record = {
-        "trials": len(trials),
-        "survived": len(trials) - len(lost),
-        "lost": len(lost),
+        "command": "python benchmarks/faults.py " + " ".join(sys.argv[1:]),
         "operations": operations,
+        "kills": len(killed),
+        "lost": lost,
+        "flips": len(flipped),
+        "silent": silent,
+        "environment": environment(torch.device("cpu")),
     }
-    print(json.dumps(record) if options.json else record)
-    sys.exit(bool(lost))
+    print(json.dumps(record, indent=2) if options.json else {key: record[key] for key in list(record)[:-1]})
+    sys.exit(bool(bad))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from torch import nn
 
 from resode import atomic, quantities, weights
 from resode.data import Dataset, hub
-from resode.errors import InputError, ResourceError
+from resode.errors import InputError, IntegrityError, ResourceError
 from resode.training.loop import divergence
 from resode.training.loop.callbacks import Callback
 from resode.training.loop.restarts import allow_restarts, check_restart, ending_on_purpose
@@ -322,6 +322,7 @@ def _resume(session: Session) -> None:
         callback.message(f"{line}; an older checkpoint is used")
     if checkpoint is None:
         raise InputError(f"{run.path}: holds no checkpoint; start anew with another --out")
+    _check_unedited(run, checkpoint)
     session.restore(checkpoint)
     position = session.trainer.position
     position.resumes += 1
@@ -333,6 +334,32 @@ def _resume(session: Session) -> None:
         f"resuming at iteration {position.iteration} (epoch {position.epoch + 1}, step {position.step} "
         f"of {session.trainer.steps})"
     )
+
+
+_FREE_ON_RESUME = (
+    "device",
+    "cuda_graph",
+    "init",
+)  # a run may go on elsewhere; its weights are its own by then
+
+
+def _check_unedited(run: Run, checkpoint: checkpoints.Checkpoint) -> None:
+    """Raise `IntegrityError` where experiment.yaml was edited after the checkpoint was written."""
+    before, now = checkpoint.state.get("experiment"), run.read_experiment().model_dump(mode="json")
+    if before is None:  # of an earlier version
+        return
+    known = {key: value for key, value in now.items() if key in before}
+    edited = [
+        f"{run.path / 'experiment.yaml'}: {path} was {kept}, now it is {edited}"
+        for path, edited, kept in _differences(known, before)
+        if path.partition(".")[0] not in _FREE_ON_RESUME
+    ]
+    if edited:
+        raise IntegrityError(
+            *edited,
+            "a resumed run keeps its settings: undo the change, or start another run from these weights: "
+            f"resode train {run.path} --init {run.path} --out NEW",
+        )
 
 
 def _note_environment(run: Run, now: dict[str, Any], callback: Callback) -> None:

@@ -232,7 +232,7 @@ class Session:
                 position.iteration,
                 lambda path: trainer.setup.save_weights(trainer.module, path, origin),
                 {name: tensor.detach().cpu() for name, tensor in tensors.items()},
-                {**vars(position), "rows": self.rows},
+                {**vars(position), "rows": self.rows, "experiment": self.experiment.model_dump(mode="json")},
                 self.experiment.checkpoint.keep,
             )
         self.world.barrier()
@@ -272,6 +272,7 @@ class Session:
             _restore_generators({k: t for k, t in states.items() if t is not None}, trainer.setup.device)
         state = dict(checkpoint.state)
         self.rows = state.pop("rows")
+        state.pop("experiment", None)  # `launch` has compared it
         if unknown := sorted(state.keys() - vars(Position()).keys()):
             raise InputError(
                 f"{checkpoint.path}: state.json has {', '.join(unknown)}, unknown to this resode; resume it "

@@ -10,6 +10,7 @@ from resode import pretrained, weights
 from resode.errors import InputError, nearest
 from resode.training.recipe.experiment import Experiment
 from resode.training.records import checkpoints
+from resode.training.records.reader import read_summary
 from resode.training.records.run import Run
 
 
@@ -35,6 +36,7 @@ def weights_file(path: str | Path) -> Path:
         return path / checkpoints.MODEL
     run = Run(path)
     if run.model.is_file():
+        read_summary(path)  # a finished run whose files were changed is refused
         return run.model
     checkpoint, _ = checkpoints.newest(run.checkpoints)
     if checkpoint is None:

@@ -31,7 +31,7 @@ from pydantic import (
 
 from resode import cost, weights
 from resode.errors import InputError, IntegrityError
-from resode.training.records import checkpoints
+from resode.training.records import checkpoints, seal
 from resode.training.records.departures import departures
 
 T = TypeVar("T")
@@ -41,6 +41,7 @@ Percent = Annotated[float, Field(ge=0, le=100)]
 NOT_RUN = "not run in full here yet"  # of a recipe's expected result
 FROM_WEIGHTS = "weights file"  # the status of a record that was read from a weights file
 MARKS = ("experiment.yaml", "metrics.csv", "summary.json")  # a run directory holds at least one of these
+ROUNDING = 1e-3  # percent; records are rounded
 LARGEST = 64 * 2**20  # bytes of a text file that is read
 
 
@@ -67,6 +68,7 @@ class EvaluationRecord(_Record):
     """The scores of an evaluation: errors in percent over `samples` images, `confusion[true][predicted]`."""
 
     top1_error: Percent
+    top1_accuracy: Percent | None = None
     loss: float | None = None
     samples: Count | None = None
     precision: str | None = None
@@ -75,15 +77,22 @@ class EvaluationRecord(_Record):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        if self.top1_accuracy is not None and abs(self.top1_error + self.top1_accuracy - 100) > ROUNDING:
+            raise ValueError("top1_error and top1_accuracy do not add up to 100")
         if self.confusion is None:
             return self
         if any(len(row) != len(self.confusion) for row in self.confusion):
             raise ValueError("the confusion matrix is not square")
-        if self.per_class is None:
-            return self
-        if len(self.per_class) != len(self.confusion):
+        if self.per_class is not None and len(self.per_class) != len(self.confusion):
             raise ValueError("per_class and confusion differ in their number of classes")
-        for true, (row, given) in enumerate(zip(self.confusion, self.per_class.values(), strict=True)):
+        images = sum(map(sum, self.confusion))
+        right = sum(row[true] for true, row in enumerate(self.confusion))
+        if images and abs(100 * (1 - right / images) - self.top1_error) > ROUNDING:
+            raise ValueError("top1_error contradicts the confusion matrix")
+        if self.samples not in (None, images):
+            raise ValueError(f"samples is {self.samples}, the confusion matrix counts {images}")
+        accuracies = (self.per_class or {}).values()
+        for true, (row, given) in enumerate(zip(self.confusion, accuracies, strict=False)):
             if given is not None and any(row) and abs(100 * row[true] / sum(row) - given) > 0.5:
                 raise ValueError(f"per_class contradicts row {true} of the confusion matrix")
         return self
@@ -218,7 +227,10 @@ _MISTAKES = {  # pydantic's type of error -> what the cell is not
 
 @dataclass(frozen=True)
 class RunRecord:
-    """The content of a run directory; `summary` is None until the run has finished."""
+    """The content of a run directory; `summary` is None until the run has finished.
+
+    `sealed` is False for a finished run of an earlier version, whose files carry no hashes.
+    """
 
     path: Path
     experiment: Mapping[str, Any]
@@ -229,6 +241,7 @@ class RunRecord:
     checkpoints: tuple[int, ...]
     weights: bool
     end: End | None = None
+    sealed: bool = True
 
     @functools.cached_property
     def departures(self) -> tuple[str, ...]:
@@ -313,6 +326,7 @@ def read(path: Path) -> RunRecord:
     _require_run(path)
     text = _text(path / "experiment.yaml")
     summary = _json(path / "summary.json", Summary.model_validate)
+    values = _json(path / "summary.json", dict)
     return RunRecord(
         path=path,
         experiment=_yaml(path / "experiment.yaml", text),
@@ -323,18 +337,25 @@ def read(path: Path) -> RunRecord:
         checkpoints=tuple(int(folder.name) for folder in checkpoints.stored(path / "checkpoints")),
         weights=(path / "model.safetensors").is_file(),
         end=_json(path / "ended.json", End.model_validate) if summary is None else None,
+        sealed=values is None or seal.check(path, values),
     )
 
 
-def read_summary(path: Path) -> dict[str, Any] | None:
+def read_summary(path: Path, *, check: bool = True) -> dict[str, Any] | None:
     """The values of a run's summary.json as they were written; None if the run has not finished.
 
+    Args:
+        path: the run directory.
+        check: compare the files of the run with the hashes in its summary.
+
     Raises:
-        IntegrityError: the file is damaged.
+        IntegrityError: the file is damaged, or another file of the run was changed.
     """
     values = _json(path / "summary.json", dict)
     if values is not None:
         _json(path / "summary.json", Summary.model_validate)
+        if check:
+            seal.check(path, values)
     return values
 
 

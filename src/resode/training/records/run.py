@@ -20,7 +20,7 @@ from resode import atomic
 from resode.errors import DivergenceError, InputError, IntegrityError, ResourceError, Stopped
 from resode.registry import IN_PYTHON
 from resode.training.recipe.experiment import Experiment
-from resode.training.records import checkpoints
+from resode.training.records import checkpoints, seal
 from resode.training.records.reader import EpochRow, read_summary
 
 # What a training writes; `resode report` writes its page without the lock.
@@ -72,7 +72,7 @@ class Run:
         """Whether the run here has finished: it has trained for all of its epochs."""
         if not (self.path / "summary.json").is_file() or not self.model.is_file():
             return False
-        return self.read_summary().get("status") != STOPPED
+        return (read_summary(self.path, check=False) or {}).get("status") != STOPPED
 
     def reopen(self) -> None:
         """Remove the result of a run that a callback had stopped and that now goes on."""
@@ -156,7 +156,7 @@ class Run:
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write the result; unless a callback stopped it, the run counts as finished from here on."""
-        atomic.write_json(self.path / "summary.json", dict(summary))
+        atomic.write_json(self.path / "summary.json", seal.sealed(self.path, summary))
 
     @contextlib.contextmanager
     def recording_end(self) -> Iterator[None]:
