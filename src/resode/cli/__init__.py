@@ -179,5 +179,8 @@ def _fail(code: int, messages: tuple[str, ...]) -> NoReturn:
 
 def _print(code: int, messages: tuple[str, ...]) -> None:
     rank = os.environ.get("RANK", "0")  # a signal reaches every process: rank 0 reports it for all
+    if sys.stderr is None:  # closed (2>&-)
+        return
     for message in messages if rank == "0" or code < 128 else ():
-        print(f"resode: {message}" if rank == "0" else f"resode: rank {rank}: {message}", file=sys.stderr)
+        with contextlib.suppress(OSError):  # a closed pipe, a full disk
+            print(f"resode: {message}" if rank == "0" else f"resode: rank {rank}: {message}", file=sys.stderr)

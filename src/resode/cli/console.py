@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from resode.quantities import roughly
+from resode.streams import ErrorConsole
 
 
 class Screen(Console):
@@ -29,7 +30,7 @@ class Screen(Console):
         raise BrokenPipeError
 
 
-out, err = Screen(), Screen(stderr=True)
+out, err = Screen(), ErrorConsole()
 if not out.is_terminal and "COLUMNS" not in os.environ:
     out = Screen(width=120)  # a file or a pipe has no width to fit
 

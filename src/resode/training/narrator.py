@@ -7,6 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from resode.streams import ErrorConsole
 from resode.training.loop.callbacks import Callback
 from resode.training.recipe.experiment import CROSS_ENTROPY
 from resode.training.records.run import COLUMNS
@@ -26,7 +27,7 @@ class Narrator(Callback):
     """
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = Console(stderr=True) if console is None else console
+        self.console = ErrorConsole() if console is None else console
         self.progress: Progress | None = None
         self.task: TaskID | None = None
         self.loss: float | None = None
