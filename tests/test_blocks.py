@@ -404,3 +404,14 @@ def test_a_rounding_limit_is_known_before_training():
     block.check(torch.float64)
     with pytest.raises(InputError, match="amplifies the rounding of float32"):
         block.check(torch.float32)
+
+
+@pytest.mark.parametrize(("integrator", "nodes"), [("euler", "0"), ("heun", None), ("rk4", None)])
+def test_controls_that_an_adjoint_never_trains_are_named(integrator, nodes):
+    """Backward Euler steps evaluate f at the ends t_1, ..., t_n: the gradient of theta(0) is zero."""
+    block = DynamicBlock(Stage(4, "parabolic", integrator, 3, gradient="adjoint", keep_unused=True))
+    block(torch.randn(2, 4, 6, 6)).square().sum().backward()
+    trained = [any(p.grad.abs().max() > 0 for p in node.parameters()) for node in block.controls]
+    said = [line for line in block.warnings(6, 6) if "never trained" in line]
+    assert trained == [nodes is None, *[True] * (len(trained) - 1)]
+    assert (f"theta at t = {nodes} is never trained" in said[0]) if nodes else said == []

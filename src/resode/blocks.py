@@ -293,7 +293,21 @@ class DynamicBlock(nn.Module):
                 f"the Hamiltonian field is half of a pair; alone, by {self.stage.integrator.name}, "
                 "y' = +K^T s(K y) grows: take symplectic_euler, or the parabolic field"
             )
+        if never := self._never_trained():
+            times = ", ".join(f"{self.controls.grid.nodes[j]:g}" for j in never)
+            lines.append(
+                f"theta at t = {times} is never trained: the backward steps of gradient adjoint by "
+                f"{self.stage.integrator.name} do not evaluate f there; take heun or rk4, or gradient stored"
+            )
         return [line for line in lines if line is not None]
+
+    def _never_trained(self) -> list[int]:
+        """The control nodes that the forward steps touch, but no backward step of an adjoint."""
+        integrator, method = self.stage.integrator, self.stage.gradient
+        if not isinstance(method, Adjoint) or not isinstance(integrator, FixedStep):
+            return []
+        backward = method.backward_evaluations(integrator, self.stage.states)
+        return sorted(set(self.controls.unused(backward)) - set(self.controls.unused(self.evaluations)))
 
     def explain(self, height: int, width: int, batch: int = 1) -> list[tuple[str, str]]:
         """Describe the block in rows (label, text).
