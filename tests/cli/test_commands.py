@@ -334,3 +334,13 @@ def test_ctrl_c_saves_and_resume_goes_on(tmp_path):
     assert resumed.returncode == 0, resumed.stderr
     assert "resuming at iteration" in resumed.stderr
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["resumes"] == 1
+
+
+def test_a_dry_run_states_what_a_step_larger_than_the_data_takes(resode):
+    shown = resode("train", "quickstart", "--dry-run", "--batch-size", "5000", "--set", "precision=fp32")
+    assert "batch_size 5,000 exceeds the 1,221 training images: a step takes all" in shown.err
+    milliseconds, images = (
+        float(found.replace(",", ""))
+        for found in re.search(r"one step +(\d+) ms, ([\d,]+) images/s", shown.out).groups()
+    )
+    assert images == pytest.approx(1221 / milliseconds * 1e3, rel=0.02)

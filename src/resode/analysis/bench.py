@@ -95,7 +95,8 @@ def bench(setup: Setup, seconds: float = 20.0, rounds: int = 4) -> Bench:
     }
     if setup.experiment.compile:
         frozen = Frozen(copy.deepcopy(setup.module))
-        kinds["frozen_inference"] = lambda: evaluate(frozen, [next(batches)], precision="bf16").samples
+        precision = setup.experiment.precision
+        kinds["frozen_inference"] = lambda: evaluate(frozen, [next(batches)], precision=precision).samples
     rates: dict[str, list[float]] = {name: [] for name in kinds}
     for number in range(rounds + 1):
         for name, run in kinds.items():

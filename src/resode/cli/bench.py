@@ -83,8 +83,9 @@ def bench(
     found = measuring.bench(setup, seconds)
     record = {
         "recipe": recipe,
-        "batch_size": setup.experiment.batch_size,
+        "batch_size": min(setup.experiment.batch_size, setup.training.samples),
         "precision": setup.experiment.precision,
+        "inference_precision": setup.experiment.evaluation.precision,
         "compile": setup.experiment.compile,
         **_record(found),
         "environment": environment(setup.device),
@@ -129,14 +130,23 @@ def _print(record: dict[str, Any]) -> None:
     frozen = []
     if record["frozen_inference_images_per_second"] is not None:
         ratio = record["frozen_inference_images_per_second"] / record["plain_inference_images_per_second"]
-        frozen = [("  frozen", f"{rate('frozen_inference')}   {ratio:.2f} times; bf16, --compile on")]
+        frozen = [
+            (
+                "  frozen",
+                f"{rate('frozen_inference')}   {ratio:.2f} times; {record['precision']}, --compile on",
+            )
+        ]
     rows = [
         ("recipe", f"{record['recipe']}, batch {record['batch_size']}, {record['precision']}{compiled}"),
         ("training", f"{rate('train')}   {record['train_ratio']:.2f} times the plain loop"),
         ("  plain loop", f"{rate('plain_train')}   fp32, NCHW, eager, one fixed batch"),
         ("  with loader", f"{rate('loader_train')}   the same through a DataLoader"),
-        ("inference", f"{rate('inference')}   {record['inference_ratio']:.2f} times the plain forward pass"),
-        ("  plain", f"{rate('plain_inference')}"),
+        (
+            "inference",
+            f"{rate('inference')}   {record['inference_ratio']:.2f} times the plain pass; "
+            f"{record['inference_precision']}, eager",
+        ),
+        ("  plain", f"{rate('plain_inference')}   fp32, NCHW, eager, one fixed batch"),
         *frozen,
         ("a step", shares),
         (

@@ -165,7 +165,7 @@ def _dry_run(experiment: "Experiment") -> None:
     setup, cost = estimate.setup, estimate.predicted
     experiment = setup.experiment
     name = experiment.model.name if experiment.model else "-"
-    rate = experiment.batch_size / estimate.step_seconds
+    rate = min(experiment.batch_size, setup.training.samples) / estimate.step_seconds
     whole = f"about {roughly(estimate.seconds)} for {experiment.epochs} epochs on {setup.device}"
     peak, kept = size(estimate.memory_bytes), size(cost.activation_bytes)
     rows = [

@@ -159,8 +159,8 @@ def prepare(
     loss = checked(loss, experiment, len(data.classes), where.device)
     form = _form(experiment, module, data, where)
     memory = StepMemory(
-        data.shape, experiment.batch_size, form.precision, experiment.optimizer, experiment.average,
-        experiment.memory_budget,
+        data.shape, min(experiment.batch_size, len(data.train_index)), form.precision, experiment.optimizer,
+        experiment.average, experiment.memory_budget,
     )  # fmt: skip
     extension = DynamicExtension(module, memory, settings)
     gradients, notes = extension.resolve_gradients(experiment.gradients)
@@ -169,7 +169,7 @@ def prepare(
         *_about_data(data, module, start),
         *form.notes(),
         *notes,
-        *_warnings(experiment.cuda_graph, module, data, where),
+        *_warnings(experiment, module, data, where),
     )
     training = _training_loader(experiment, data, where, memory.dtype)
     validation = data.validation_loader(where, experiment.evaluation.batch_size)
@@ -239,10 +239,15 @@ def _training_loader(
     )
 
 
-def _warnings(cuda_graph: object, module: nn.Module, data: TrainingData, where: Placement) -> Iterator[str]:
-    """What the user should know before training: a setting without effect, unstable steps."""
+def _warnings(
+    experiment: Experiment, module: nn.Module, data: TrainingData, where: Placement
+) -> Iterator[str]:
+    """What the user should know before training: settings without effect, unstable steps."""
+    images = len(data.train_index)
+    if experiment.batch_size > images:
+        yield f"batch_size {experiment.batch_size:,} exceeds the {images:,} training images: a step takes all"
     obstacle = cuda_graph_obstacle(module, where.device, where.world.size)
-    if cuda_graph is True and obstacle:
+    if experiment.cuda_graph is True and obstacle:
         yield f"warning: cuda_graph: true has no effect here: {obstacle}"
     if isinstance(module, DynamicNet):
         yield from (f"warning: {line}" for line in module.warnings(*data.shape[1:]))
