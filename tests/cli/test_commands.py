@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -337,7 +338,7 @@ def test_ctrl_c_saves_and_resume_goes_on(tmp_path):
 
 
 def test_a_dry_run_states_what_a_step_larger_than_the_data_takes(resode):
-    shown = resode("train", "quickstart", "--dry-run", "--batch-size", "5000", "--set", "precision=fp32")
+    shown = resode("train", "quickstart", "--dry-run", "--batch-size", "5000", *TINY)
     assert "batch_size 5,000 exceeds the 1,221 training images: a step takes all" in shown.err
     milliseconds, images = (
         float(found.replace(",", ""))
