@@ -453,7 +453,9 @@ def fast_trials() -> Lines:
 def _other_settings(experiment: Experiment) -> str:
     """The settings in which the trials differ, apart from the optimizer's."""
     highest = getattr(experiment.schedule, "peak", 0.25)  # of the one-cycle schedule
+    assert experiment.model is not None
     found = {
+        experiment.model.name.replace("he_resnet", "ResNet-"): experiment.model.name != "he_resnet20",
         f"batches of {experiment.batch_size}": experiment.batch_size != 128,
         f"highest lr at {highest:.0%}": highest != 0.25,
         "reflected border": experiment.augment.padding == "reflect",
