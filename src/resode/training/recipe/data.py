@@ -26,8 +26,7 @@ class Data(Section):
     split: Split | None = None
     """Test images of a folder without its own (default: a fifth of `<class>/*`, none of `train/*`)."""
     image_size: PositiveInt | None = None
-    """Side in pixels to which every image is scaled and cropped (default: their own; where
-    they differ, the usual one of the model)."""
+    """Side in pixels to which every image is scaled and cropped (default: their own, or the model's)."""
     on_bad_image: Literal["error", "skip"] = "error"
     """What happens with an image that cannot be decoded: `error` stops, `skip` goes on without it."""
     mean: tuple[float, ...] | None = None
