@@ -21,13 +21,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from typer.main import get_command
 
-from resode.cli import console, main
+from resode.cli import app, console, main
 from resode.fields import activations, fields, norms
 from resode.gradients import gradients
 from resode.integrators import integrators
 from resode.models import models
 from resode.models.transitions import connectors
+from resode.recipes import list_recipes
 from resode.study import read as read_study
 from resode.training import Experiment
 
@@ -175,6 +177,26 @@ def test_the_commands_on_cifar10_run(page, tmp_path, monkeypatch, real_data):
             if words[1] == "import":
                 Path(words[3]).symlink_to(real_data / "checkpoints" / "akamaster-resnet20.th")
             run(words, expected)
+
+
+def commands_that_do_not_run():
+    """Commands in blocks without a language, and indented ones."""
+    for name, text in TEXT.items():
+        for block in re.findall(r"^```(?:\w+)?\n.*?^```|^    resode .*$", text, re.MULTILINE | re.DOTALL):
+            if not re.match(r"```\w", block):
+                for line in re.findall(
+                    r"^ *(?:torchrun .*-m )?resode (.*?)(?:\s{2,}#.*)?$", block, re.MULTILINE
+                ):
+                    yield pytest.param(line, id=f"{name}: {line}")
+
+
+@pytest.mark.parametrize("line", list(commands_that_do_not_run()))
+def test_a_command_that_is_not_run_is_valid(line):
+    name, *words = shlex.split(line)
+    options = get_command(app).commands[name].make_context(name, words).params
+    if options.get("recipe") in list_recipes():
+        init = [f"init.path={options['init']}"] if options.get("init") else []
+        Experiment.from_recipe(options["recipe"], [*(options["settings"] or ()), *init])
 
 
 def test_make_knows_the_two_commands():
