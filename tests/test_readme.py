@@ -148,6 +148,7 @@ def draw_photos():
 @pytest.mark.parametrize("page", pages(cifar10=False))
 def test_a_page_runs_as_printed(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setattr(console.out, "_width", 80)
     for registry in (activations, connectors, fields, gradients, integrators, models, norms):
         monkeypatch.setattr(registry, "_entries", dict(registry._entries))  # a page may register its own
