@@ -108,6 +108,16 @@ def test_a_file_comes_before_a_pretrained_name(tmp_path, monkeypatch):
     assert weights_file("short/resnet20").read_bytes() == b"mine"
 
 
+def test_a_folder_without_a_run_does_not_hide_a_pretrained_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "short" / "resnet20"
+    run.mkdir(parents=True)
+    assert weights_file("short/resnet20") == pretrained.file("short/resnet20")
+    (run / "experiment.yaml").write_text("name: mine")  # a run that was interrupted early
+    with pytest.raises(InputError, match="holds no run"):
+        weights_file("short/resnet20")
+
+
 def test_the_nearest_name_is_suggested():
     with pytest.raises(InputError, match="no such run, checkpoint or file; did you mean 'short/resnet20'"):
         resode.load("short/resnet21")

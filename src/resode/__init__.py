@@ -26,7 +26,18 @@ with contextlib.suppress(ImportError):  # optional: the folder may be deleted
     from resode import kernels  # noqa: F401  # registers the C++ kernels, by name
 
 if TYPE_CHECKING:
-    from resode import analysis, data, fields, gradients, integrators, interop, models, operators
+    from resode import (
+        analysis,
+        data,
+        fields,
+        gradients,
+        integrators,
+        interop,
+        models,
+        operators,
+        plugins,
+        training,
+    )
     from resode.blocks import DynamicBlock
     from resode.data import load as load_data
     from resode.grids import TimeGrid
@@ -58,10 +69,12 @@ _PUBLIC = {
     "load_data": "resode.data:load",
     "models": "resode.models",
     "operators": "resode.operators",
+    "plugins": "resode.plugins",
     "predict": "resode.inference:predict",
     "regrid": "resode.models:regrid",
     "set_gradient": "resode.models:set_gradient",
     "train": "resode.training:train",
+    "training": "resode.training",
     "twist": "resode.models:twist",
 }
 
@@ -87,10 +100,12 @@ __all__ = [
     "load_data",
     "models",
     "operators",
+    "plugins",
     "predict",
     "regrid",
     "set_gradient",
     "train",
+    "training",
     "twist",
 ]
 

@@ -104,6 +104,15 @@ def test_without_a_word_a_twisted_network_is_read_in_both_ways(resode, twisted, 
     assert "twist" not in json.loads(resode("analyze", "t.safetensors", "--json", "--pde").out)
 
 
+def test_pretrained_weights_keep_their_name(resode, tmp_path):
+    """The files lie in a folder that is not called like the weights."""
+    for _ in range(2):
+        answer = resode("analyze", "short/resnet20", "--pde", "--json")
+        assert answer.code == 0, answer.err
+    assert json.loads(answer.out)["files"] == ["resnet20-analysis/pde.csv", "resnet20-analysis/pde.png"]
+    assert not (tmp_path / "short").exists()
+
+
 def test_a_new_model_is_the_same_at_each_call(resode, tmp_path):
     first = resode("analyze", "digits_resnet8", "--json")
     assert first.code == 0, first.err

@@ -113,9 +113,11 @@ def _name(network: weights.Loaded) -> str:
 
 
 def _folder_beside(path: Path, file: Path) -> Path:
-    """RUN/analysis for a run, RUN/analysis-ITERATION for a checkpoint, NAME-analysis beside a file."""
+    """RUN/analysis, RUN/analysis-ITERATION for a checkpoint, NAME-analysis beside a file or for a name."""
     if path.is_file():
         return path.with_name(f"{path.stem}-analysis")
+    if path.resolve() not in file.resolve().parents:  # a pretrained network
+        return Path(f"{path.name}-analysis")
     if file.parent.resolve() == path.resolve() and path.resolve().parent.name == "checkpoints":
         return path.resolve().parent.parent / f"analysis-{path.resolve().name}"
     return path / "analysis"

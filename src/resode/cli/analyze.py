@@ -33,7 +33,9 @@ def analyze(
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", metavar="DIR", help="Folder for the files (default: RUN/analysis, or beside the file)."
+            "--out",
+            metavar="DIR",
+            help="Folder for the files (default: RUN/analysis, or NAME-analysis beside the file).",
         ),
     ] = None,
     json_: JsonOption = False,

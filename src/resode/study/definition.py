@@ -47,11 +47,11 @@ class Slurm(Section):
     """Resources of each run on a SLURM cluster."""
 
     partition: str | None = None
-    """As in `sbatch --partition`."""
+    """Partition (`sbatch --partition`)."""
     account: str | None = None
-    """As in `sbatch --account`."""
+    """Account that pays (`sbatch --account`)."""
     qos: str | None = None
-    """As in `sbatch --qos`."""
+    """Quality of service (`sbatch --qos`)."""
     minutes: Annotated[int, Field(gt=0)] = 240
     """Time limit; a run that needs longer saves before it and is requeued."""
     gpus: Annotated[int, Field(ge=0, le=1)] = 0

@@ -17,7 +17,7 @@ from resode.training.records.run import Run
 def weights_file(path: str | Path) -> Path:
     """Find the weights file of PATH.
 
-    A run has its final weights, or those of its newest checkpoint while it is unfinished. A file or folder of
+    A run has its final weights, or those of its newest checkpoint while it is unfinished. A file or a run of
     that name comes before a pretrained name.
 
     Raises:
@@ -40,6 +40,8 @@ def weights_file(path: str | Path) -> Path:
         return run.model
     checkpoint, _ = checkpoints.newest(run.checkpoints)
     if checkpoint is None:
+        if not run.exists and (found := pretrained.file(name)) is not None:
+            return found
         raise InputError(f"{path}: holds no run (no model.safetensors, no checkpoints)")
     return checkpoint.model
 
