@@ -17,6 +17,12 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from resode.data import sources
+from resode.fields import activations, fields, norms
+from resode.gradients import gradients
+from resode.integrators import integrators
+from resode.models import models
+from resode.models.transitions import connectors
 from resode.training import Experiment
 
 DIGITS_IN_A_FLASH = {"epochs": 2, "batch_size": 256, "model.widths": [4, 4, 8], "precision": "fp32"}
@@ -39,6 +45,17 @@ def own_random_numbers():
 def own_cache(tmp_path_factory, monkeypatch):
     """No test reads or fills the user's cache."""
     monkeypatch.setenv("RESODE_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(autouse=True)
+def own_registrations():
+    """What a test registers is gone after it."""
+    registries = (activations, connectors, fields, gradients, integrators, models, norms, sources)
+    before = [(each, dict(each._entries)) for each in registries]
+    yield
+    for registry, entries in before:
+        registry._entries.clear()
+        registry._entries.update(entries)
 
 
 @pytest.fixture(autouse=True)

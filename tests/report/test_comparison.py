@@ -34,9 +34,9 @@ def test_the_base_is_first_and_is_named_in_full_or_in_part(arm):
     plain, wide = groups
     assert with_base(groups, "model.widths") == with_base(groups, wide.name) == [wide, plain]
     assert with_base(groups, plain.name) == groups  # a name in full comes before a part of another
-    with pytest.raises(InputError, match="base he: more than one arm of that name"):
-        with_base(groups, "he")
-    with pytest.raises(InputError, match=r"base deep: no arm of that name \('he2016/resnet20', "):
+    with pytest.raises(InputError, match="base mine/: more than one arm of that name"):
+        with_base(groups, "mine/")
+    with pytest.raises(InputError, match=r"base deep: no arm of that name \('mine/resnet20', "):
         with_base(groups, "deep")
 
 

@@ -3,7 +3,7 @@
     <cache>/kernels-<user>/<version>.so and <version>.sha256
 
 A library is loaded only if it lies in a folder of mode 0700 of this user, belongs to this user, and has the
-recorded hash; otherwise it is built again. It is loaded from the descriptor whose content was hashed.
+recorded hash; otherwise it is built again. Nobody else can write to that folder between check and load.
 """
 
 import ctypes
@@ -70,8 +70,7 @@ def _load_intact(path: Path) -> ctypes.CDLL | None:
         with _opened(path) as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != recorded:
                 return None
-            checked = Path(f"/proc/self/fd/{file.fileno()}")
-            return ctypes.CDLL(str(checked if checked.exists() else path))
+            return ctypes.CDLL(str(path))
     except (OSError, ValueError):
         return None
 

@@ -409,7 +409,7 @@ class TestDirectory:
             train(None, started, out=tmp_path / "run", callback=StopAt(1))
         path = tmp_path / "run" / "experiment.yaml"
         path.write_text(path.read_text().replace("  optimizer: false", "  optimiser: false"))
-        with pytest.raises(InputError, match=r"'init\.optimiser'; did you mean 'optimizer'") as error:
+        with pytest.raises(InputError, match=r"'init\.optimiser'; did you mean 'init.optimizer'") as error:
             train(None, started, out=tmp_path / "run", resume=True)
         assert len(error.value.messages) == 1
 

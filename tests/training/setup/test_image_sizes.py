@@ -101,8 +101,8 @@ def test_an_estimate_weighs_the_sizes():
     [
         ([{"until": 0.5, "size": 9}], r"sizes: 9 is larger than the images of digits \(8x8\)"),
         ([{"until": 0.5, "size": 4}, {"until": 0.5, "size": 6}], "the times `until` of sizes must increase"),
-        ([{"until": 1.0, "size": 4}], "less than 1"),
-        ([{"until": 0.5, "size": 0}], "greater than 0"),
+        ([{"until": 1.0, "size": 4}], "cannot be 1: give a number above 0 and below 1"),
+        ([{"until": 0.5, "size": 0}], "cannot be 0: give a whole number above 0"),
     ],
 )
 def test_mistakes_are_refused_before_training(tmp_path, sizes, message):
