@@ -1,6 +1,7 @@
 """Inference: evaluation and prediction by stored weights; frozen networks give the logits of the network."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -325,3 +326,87 @@ def test_a_mistake_is_told_in_one_line(network, mistake, tmp_path, monkeypatch):
     with pytest.raises(InputError, match=message) as error:
         call(network)
     assert len(error.value.messages) == 1
+
+
+# ---------------------------------------------------------------- classes
+
+
+class Named(TensorDataset):
+    """The test images of digits as a torch Dataset whose classes have names, in an order of their own."""
+
+    def __init__(self, names):
+        order = torch.tensor([names.index(name) for name in "0123456789"])
+        super().__init__(FIRST, order[torch.from_numpy(TEST.labels)])
+        self.classes = list(names)
+
+
+class Torchvision:
+    """As torchvision has it: no tensors, `classes` at the data set."""
+
+    def __init__(self, names):
+        self.inner, self.classes = Named(names), list(names)
+
+    def __len__(self):
+        return len(self.inner)
+
+    def __getitem__(self, position):
+        return self.inner[position]
+
+
+@pytest.mark.parametrize("kind", [Named, Torchvision])
+def test_named_classes_of_a_torch_dataset_are_matched_by_name(network, kind):
+    expected = evaluate(network, "digits")
+    found = evaluate(network, kind(list("5170328946")))
+    assert found.confusion.tolist() == expected.confusion.tolist()
+    assert found.matching == found.record()["classes"] == "by-name"
+    with pytest.raises(InputError, match=r"are not the network's .*--classes by-position"):
+        evaluate(network, renamed(kind))
+
+
+def renamed(kind):
+    data = kind(list("0123456789"))
+    data.classes = [f"digit {name}" for name in data.classes]
+    return data
+
+
+def test_classes_are_matched_as_the_user_says(network):
+    expected = evaluate(network, "digits")
+    data = renamed(Named)
+    by_position = evaluate(network, data, classes="by-position")
+    assert by_position.confusion.tolist() == expected.confusion.tolist()
+    assert by_position.record()["classes"] == "by-position"
+    assert any("by position" in note for note in by_position.notes)
+    mapping = {f"digit {i}": str(9 - i) for i in range(10)}
+    mapped = evaluate(network, data, classes=mapping)
+    assert mapped.confusion.tolist() == expected.confusion.flip(0).tolist()
+    assert json.loads(json.dumps(mapped.record()))["classes"] == mapping
+    for wrong, message in (("by-nam", "not 'by-nam'"), (3, "classes cannot be"), ({}, "lacks its class")):
+        with pytest.raises(InputError, match=message):
+            evaluate(network, data, classes=wrong)
+
+
+def test_numbers_of_arrays_are_positions_unless_they_are_mapped(network):
+    network.preprocessing = replace(network.preprocessing, classes=tuple("abcdefghij"))
+    arrays = (TEST.pixels, TEST.labels)
+    found = evaluate(network, arrays)
+    assert (found.matching, found.classes[0]) == ("by-position", "a")
+    mapping = dict(zip("0123456789", "bacdefghij", strict=True))
+    mapped = evaluate(network, arrays, classes=mapping)
+    assert mapped.confusion.tolist() == found.confusion[[1, 0, *range(2, 10)]].tolist()
+    with pytest.raises(InputError, match=r"digits: its classes .* are not the network's"):
+        evaluate(network, "digits")  # names in a file are no positions
+
+
+def test_assumed_names_pass_and_are_called_so(digits, tmp_path):
+    network = resode.load(digits)
+    card = replace(network.card, training={"data": "digits", "classes": "assumed"})
+    letters = replace(card, preprocessing=replace(card.preprocessing, classes=tuple("abcdefghij")))
+    expected = evaluate(digits)
+    for each, how in ((card, "by-name"), (letters, "assumed")):
+        save(network, tmp_path / "assumed.safetensors", each)
+        found = evaluate(tmp_path / "assumed.safetensors")
+        assert found.confusion.tolist() == expected.confusion.tolist()
+        assert found.record()["classes"] == how
+        assert any("the names of its classes are assumed" in note for note in found.notes)
+    asked = evaluate(tmp_path / "assumed.safetensors", classes="by-position")
+    assert asked.record()["classes"] == "by-position"

@@ -86,10 +86,10 @@ def remove_stale(folder: Path, names: Collection[str] | None = None) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write text atomically, as UTF-8."""
+    """Write text atomically, as UTF-8; bytes of names that are not UTF-8 are escaped as in JSON."""
 
     def fill(temporary: Path) -> None:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
     write(path, fill)
 

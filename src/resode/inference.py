@@ -7,6 +7,7 @@ pixels divided by 255, and floats as they are.
 """
 
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from os import PathLike
@@ -21,11 +22,12 @@ from torch import Tensor, nn
 
 from resode import acceleration, weights
 from resode import data as datasets
-from resode.data import Dataset, FolderSplit, Images, Loader
+from resode.data import Dataset, FolderSplit, Images, Loader, tree
 from resode.data.given import Labelled, labelled, one_image, pixels_from
 from resode.data.image_file import NoImageError
-from resode.data.matching import class_order, image_size
+from resode.data.matching import BY_NAME, BY_POSITION, How, class_order, image_size
 from resode.data.raw import OnBadImage
+from resode.data.sources import load_test, test_name
 from resode.errors import InputError, IntegrityError, ResodeError
 from resode.mode import mode
 from resode.progress import report
@@ -34,8 +36,9 @@ from resode.training.loop.evaluation import Scores
 from resode.training.loop.evaluation import evaluate as score
 from resode.training.process.device import choose_device, place
 from resode.training.recipe.experiment import CROSS_ENTROPY
-from resode.training.records.locations import weights_file
+from resode.training.records.locations import read_network, weights_file
 from resode.training.records.run import Run
+from resode.training.records.state import UNKNOWN, State, run_around, state_of
 from resode.training.setup.checks import check_output
 from resode.training.setup.data import split_note
 from resode.training.setup.execution import own_compiler_cache
@@ -59,6 +62,9 @@ class _Trained:
         model: its name.
         origin: the record of its training.
         is_file: whether it was read from a file.
+        state: how far its training came.
+        assumes_classes: whether nobody recorded the names of its classes.
+        run: the run that its weights lie in, if they do.
     """
 
     label: str
@@ -67,6 +73,9 @@ class _Trained:
     model: str
     origin: Mapping[str, Any]
     is_file: bool
+    state: State = UNKNOWN
+    assumes_classes: bool = False
+    run: Run | None = None
 
     @property
     def device(self) -> torch.device:
@@ -109,14 +118,16 @@ def _trained(net: Network, device: str) -> _Trained:
     Raises:
         InputError: no network, or one on another device than is asked for.
     """
+    run = net.run if isinstance(net, Result) else None
     if isinstance(net, Result):
         net = net.module
     if isinstance(net, Run):
         net = net.path
     if isinstance(net, str | PathLike):
-        module: nn.Module = weights.load(weights_file(Path(net) if isinstance(net, PathLike) else net))
+        file = weights_file(Path(net) if isinstance(net, PathLike) else net)
+        module: nn.Module = read_network(file)
         place(module, choose_device(device))
-        return _described(str(net), module, is_file=True)
+        return replace(_described(str(net), module, is_file=True), run=run_around(file))
     if not isinstance(net, nn.Module):
         fix = f": {net.__name__}(...)" if isinstance(net, type) else ""
         raise InputError(f"cannot evaluate {_kind(net)}; give {_NETWORKS}{fix}")
@@ -126,7 +137,7 @@ def _trained(net: Network, device: str) -> _Trained:
         raise InputError(f"the network has parameters on {' and '.join(places)}; move it: net.to('cpu')")
     if device != "auto" and places and torch.device(places[0]).type != choose_device(device).type:
         raise InputError(f"the network is on {places[0]}, not on {device}; move it: net.to({device!r})")
-    return _described("the network", net, is_file=False)
+    return replace(_described("the network", net, is_file=False), run=run)
 
 
 def _described(label: str, module: nn.Module, *, is_file: bool) -> _Trained:
@@ -140,6 +151,8 @@ def _described(label: str, module: nn.Module, *, is_file: bool) -> _Trained:
         type(module).__name__ if specification is None else specification.name,
         {} if known is None else known.training,
         is_file,
+        state_of(known),
+        known is not None and known.assumes_classes,
     )
 
 
@@ -162,13 +175,16 @@ class Evaluation:
         path: what was evaluated, as it was given.
         model: name of the network.
         data: the data set.
-        split: "test" or "train".
+        split: "test" or "train"; "validation" for the images of `val/` in a folder without `test/`.
         scores: loss, errors and confusions.
         module: the network, on its device.
         network: what was scored: `module`, or `module` frozen.
         preprocessing: of the images.
         images: what it was scored on, labelled in the network's order of classes.
         skipped: images that could not be decoded, a line each.
+        matching: how the classes of the data were found among the network's: "by-name", "by-position",
+            "assumed" (the network's names are, and class i was taken as logit i), or a mapping.
+        state: how far the training of the weights came.
         notes: what the user should know, a line each.
     """
 
@@ -182,6 +198,8 @@ class Evaluation:
     preprocessing: Preprocessing
     images: Images
     skipped: tuple[str, ...]
+    matching: How
+    state: State
     notes: tuple[str, ...]
 
     def __repr__(self) -> str:
@@ -229,7 +247,9 @@ class Evaluation:
             "split": self.split,
             "model": self.model,
             "path": self.path,
+            "classes": self.matching,
             "skipped": len(self.skipped),
+            **self.state.record(),
         }
 
 
@@ -238,7 +258,8 @@ def evaluate(
     data: Any = None,
     *,
     split: str = "test",
-    on_bad_image: OnBadImage = "error",
+    classes: How = BY_NAME,
+    on_bad_image: OnBadImage | None = None,
     precision: str = "fp32",
     freeze: bool = False,
     batch_size: int = 500,
@@ -253,10 +274,13 @@ def evaluate(
         net: a network, which stays on its device; a run, a checkpoint, a .safetensors file, the name of
             pretrained weights, or the result of `resode.train`.
         data: arrays (images, labels), a torch Dataset, a loaded data set, a folder, a name, or a run, whose
-            data is taken (default: the data that the weights were trained on). Class numbers of arrays are
-            those of the logits; named classes are matched by name.
+            data is taken (default: the data that the weights were trained on).
         split: "test" or "train", where the data has both.
-        on_bad_image: "error", or "skip" to skip images that cannot be decoded.
+        classes: how the classes of the data are found among the network's: "by-name", "by-position" (class i
+            of the data is logit i), or a mapping from names in the data to the network's. Arrays have no
+            names: their labels are numbers of logits, unless a mapping from "0", "1", ... is given.
+        on_bad_image: "error", or "skip" to skip images that cannot be decoded (default: as the run recorded
+            it, for its own data; else "error").
         precision: "fp32", or "bf16" for autocast.
         freeze: compile the network for inference first (`Frozen`).
         batch_size: images at a time.
@@ -272,8 +296,14 @@ def evaluate(
         raise InputError(f"batch_size cannot be {batch_size!r}; give a number of images")
     if precision not in ("fp32", "bf16"):
         raise InputError(f"precision cannot be {precision!r}; give 'fp32' or 'bf16'")
+    if not isinstance(classes, str | Mapping):
+        raise InputError(f"classes cannot be {_kind(classes)}; give 'by-name', 'by-position' or a mapping")
     trained = _trained(net, device)
-    found, notes = _images_for(trained, _source(trained, data), split, on_bad_image)
+    source = _source(trained, data)
+    given = _images_for(
+        trained, source, split, on_bad_image or _recorded_policy(trained, data, source), classes
+    )
+    found = given.images
     size, channels = found.images.pixels.shape[1:3], found.images.pixels.shape[3]
     preprocessing = trained.for_images(size, channels, found.classes)
     if not trained.is_file:
@@ -304,14 +334,16 @@ def evaluate(
         path=trained.label,
         model=trained.model,
         data=found.name,
-        split=split,
+        split=given.split,
         scores=scores,
         module=trained.module,
         network=network,
         preprocessing=preprocessing,
         images=found.images,
         skipped=found.skipped,
-        notes=(*notes, *_about(trained)),
+        matching=given.matching,
+        state=trained.state,
+        notes=(*given.notes, *_about(trained)),
     )
 
 
@@ -319,19 +351,23 @@ def _about(trained: _Trained) -> Iterator[str]:
     """What the user should know of a network, a line each."""
     if trained.preprocessing is None:
         yield "the network has no preprocessing: it got 8-bit pixels divided by 255, and floats as they are"
-    if note := last_step_note(trained.label, trained.module):
-        yield note
+    yield from state_notes(trained.label, trained.module)
+    if trained.assumes_classes:
+        yield f"{trained.label}: the names of its classes are assumed; its checkpoint had none"
     loss = trained.origin.get("loss", CROSS_ENTROPY)
     if loss != CROSS_ENTROPY:
         yield f"the loss is cross-entropy; {trained.label} was trained by {loss}"
 
 
-def last_step_note(path: str | Path, module: nn.Module) -> str:
-    """A line about weights of an unfinished run that will be averaged at its end; empty for all others."""
+def state_notes(path: str | Path, module: nn.Module) -> Iterator[str]:
+    """Lines about weights of a run that did not finish; none about all others."""
     card = getattr(module, "card", None)
-    if not isinstance(card, weights.Card) or card.training.get("averaged") is not False:
-        return ""
-    return f"{path}: these are the weights of the last step; averaged ones are written at the end of the run"
+    if not isinstance(card, weights.Card):
+        return
+    if note := state_of(card).note(path):
+        yield note
+    if card.training.get("averaged") is False:
+        yield f"{path}: weights of the last step; averaged ones are written at the end of the run"
 
 
 def _source(trained: _Trained, data: Any) -> Any:
@@ -348,25 +384,72 @@ def _source(trained: _Trained, data: Any) -> Any:
     return str(source)
 
 
-def _images_for(
-    trained: _Trained, source: Any, split: str, on_bad_image: OnBadImage
-) -> tuple[Labelled, list[str]]:
-    """Labelled images as the network takes them, in its order of classes, and notes."""
+def _recorded_policy(trained: _Trained, data: Any, source: Any) -> OnBadImage:
+    """What the run whose data it is recorded about images that cannot be decoded."""
+    run = Run(Path(data)) if isinstance(data, str | PathLike) and Run(Path(data)).exists else data
+    run = run if isinstance(run, Run) else trained.run
+    if run is None or not isinstance(source, str):
+        return "error"
+    try:
+        section = run.read_experiment().data
+    except InputError:  # of an earlier version
+        return "error"
+    same = section.source == source or _same_folder(section.source, source)
+    return section.on_bad_image if same else "error"
+
+
+def _same_folder(one: str, other: str) -> bool:
+    first, second = Path(one).expanduser(), Path(other).expanduser()
+    return first.is_dir() and first.resolve() == second.resolve()
+
+
+@dataclass(frozen=True, eq=False)
+class _Given:
+    """Labelled images as a network takes them, in its order of classes.
+
+    Args:
+        images: with the names of the network's classes.
+        split: "test", "train", or "validation".
+        matching: as of `Evaluation`.
+        notes: what the user should know, a line each.
+    """
+
+    images: Labelled
+    split: str
+    matching: How
+    notes: tuple[str, ...]
+
+
+def _read(
+    trained: _Trained, source: str, split: str, on_bad_image: OnBadImage
+) -> tuple[Labelled, str, list[str]]:
+    """The images of one split of a data set by name, what the split is called, and notes."""
     own = trained.preprocessing
+    side = None if own is None else image_size(source, own.size)
+    called = test_name(source) if split == "test" else split
+    if split == "test" and (alone := load_test(source, image_size=side, on_bad_image=on_bad_image)):
+        return replace(labelled(alone, "train", None), name=source), called, []
+    dataset = datasets.load(
+        source, image_size=side, on_bad_image=on_bad_image, split=_recorded_split(trained, source)
+    )
+    if split == "test" and dataset.test is None:
+        raise InputError(f"{source}: has no test images; evaluate on --split train, or give other --data")
+    notes = [split_note(dataset)] if dataset.split else []
+    return replace(labelled(dataset, split, None), name=source), called, notes
+
+
+def _images_for(trained: _Trained, source: Any, split: str, on_bad_image: OnBadImage, classes: How) -> _Given:
+    """Labelled images as the network takes them."""
+    own, notes = trained.preprocessing, list[str]()
     if isinstance(source, str):
-        side = None if own is None else image_size(source, own.size)
-        dataset = datasets.load(
-            source, image_size=side, on_bad_image=on_bad_image, split=_recorded_split(trained, source)
-        )
-        if split == "test" and dataset.test is None:
-            raise InputError(f"{source}: has no test images; evaluate on --split train, or give other --data")
-        found = labelled(dataset, split, None)
-        found, notes = replace(found, name=source), [split_note(dataset)] if dataset.split else []
+        found, split, notes = _read(trained, source, split, on_bad_image)
     else:
-        found, notes = labelled(source, split, None if own is None else own.classes), []
+        found = labelled(source, split, None if own is None else own.classes)
     trained.check_values(found.images.pixels, found.name)
     if own is None:
-        return found, notes
+        if classes != BY_NAME and classes != BY_POSITION:
+            raise InputError(f"{trained.label}: records no class names; drop the mapping of classes")
+        return _Given(found, split, BY_POSITION, tuple(notes))
     channels = found.images.pixels.shape[3]
     if channels != own.channels:
         raise InputError(
@@ -378,11 +461,12 @@ def _images_for(
             f"{found.name}: its images are {height}x{width}, the network takes {own.size[0]}x{own.size[1]}; "
             "resize them"
         )
-    if not isinstance(source, str | Dataset):
-        return replace(found, classes=own.classes), notes
-    order = class_order(found.name, found.classes, own.classes)
+    if not found.named and classes == BY_NAME:
+        return _Given(replace(found, classes=own.classes), split, BY_POSITION, tuple(notes))
+    order = class_order(found.name, found.classes, own.classes, classes, assumed=trained.assumes_classes)
     notes = [*notes, *([order.note] if order.note else [])]
-    return replace(found, images=order.relabel(found.images), classes=own.classes), notes
+    relabelled = replace(found, images=order.relabel(found.images), classes=own.classes)
+    return _Given(relabelled, split, order.how, tuple(notes))
 
 
 def _recorded_split(trained: _Trained, source: str) -> FolderSplit | None:
@@ -409,7 +493,7 @@ class Prediction:
 
     def __repr__(self) -> str:
         shown = ", ".join(f"{name} {100 * p:.1f} %" for name, p in self.probabilities.items())
-        return f"{self.file}: {shown}" if self.file is not None else shown
+        return f"{tree.text(self.file)}: {shown}" if self.file is not None else shown
 
     @property
     def class_name(self) -> str:
@@ -424,7 +508,7 @@ class Prediction:
     def record(self) -> dict[str, Any]:
         """The prediction as JSON."""
         return {
-            "file": None if self.file is None else str(self.file),
+            "file": None if self.file is None else tree.text(self.file),
             "class": self.class_name,
             "probability": self.probability,
             "probabilities": self.probabilities,
@@ -439,11 +523,15 @@ class Predictions:
         images: a prediction for each image.
         errors: an error for each file.
         skipped: files of folders that are no images.
+        state: how far the training of the weights came.
+        notes: what the user should know, a line each.
     """
 
     images: tuple[Prediction, ...]
     errors: tuple[ResodeError, ...] = ()
     skipped: tuple[Path, ...] = ()
+    state: State = UNKNOWN
+    notes: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         shown = [f"Predictions for {len(self.images):,} images", *map(repr, self.images[:5])]
@@ -454,7 +542,11 @@ class Predictions:
             if self.errors
             else []
         )
-        return "\n".join([*shown, *more, *bad])
+        return "\n".join([*shown, *more, *bad, *self.notes])
+
+    def records(self) -> list[dict[str, Any]]:
+        """The predictions as JSON, each with the state of the weights."""
+        return [each.record() | self.state.record() for each in self.images]
 
     def __len__(self) -> int:
         return len(self.images)
@@ -527,8 +619,9 @@ def predict(
             named += _most_probable(network, trained, batch, top, precision)
             report(f"classifying {len(found):,} images", min(1.0, (start + BATCH) / len(found)))
     return Predictions(
-        tuple(map(Prediction, decoded.files, named)), tuple(decoded.errors), tuple(decoded.skipped)
-    )
+        tuple(map(Prediction, decoded.files, named)), tuple(decoded.errors), tuple(decoded.skipped),
+        trained.state, tuple(state_notes(trained.label, trained.module)),
+    )  # fmt: skip
 
 
 def _given(images: Any, preprocessing: Preprocessing | None) -> list[Any]:
@@ -566,7 +659,6 @@ class _Decoded:
 def _decoded(given: list[Any], trained: _Trained) -> _Decoded:
     """Decode the images; files of folders that are no images are skipped."""
     decoded = _Decoded()
-    unreadable: list[ResodeError] = []
     for position, image in enumerate(given):
         if not isinstance(image, str | PathLike):
             name = f"image {position}"
@@ -579,25 +671,24 @@ def _decoded(given: list[Any], trained: _Trained) -> _Decoded:
         for number, file in enumerate(inside, start=1):
             report(f"reading {image}", number / len(inside))
             try:
-                pixels = datasets.decode(file, name=str(file))
+                pixels = datasets.decode(file, name=tree.text(file))
             except ResodeError as error:
-                if isinstance(error, NoImageError) and Path(image).is_dir():
+                if isinstance(error, NoImageError) and tree.is_folder(Path(image)):
                     decoded.skipped.append(file)
                     no_images += 1
                 else:
-                    unreadable.append(error)
+                    decoded.errors.append(error)
                 continue
-            decoded.pixels.append(_fitted(pixels, str(file), trained))
+            decoded.pixels.append(_fitted(pixels, tree.text(file), trained))
             decoded.files.append(file)
         if inside and no_images == len(inside):
-            decoded.errors.append(InputError(f"{image}: holds no images"))
+            decoded.errors.append(InputError(f"{tree.text(image)}: holds no images"))
     shapes = sorted({f"{p.shape} {p.dtype}" for p in decoded.pixels})
     if len(shapes) > 1:
         raise InputError(
             f"images of unequal shape or dtype ({' and '.join(shapes[:2])}); the network says no size: make "
             "them equal"
         )
-    decoded.errors += unreadable
     return decoded
 
 
@@ -617,12 +708,11 @@ def _fitted(pixels: npt.NDArray[Any], name: str, trained: _Trained) -> npt.NDArr
 
 def _files(path: Path) -> tuple[list[Path], list[ResodeError]]:
     """The file itself or the files in a folder, or an error."""
-    if path.is_file():
-        return [path], []
-    if not path.is_dir():
-        return [], [InputError(f"{path}: no such file")]
-    found = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
-    return found, [] if found else [InputError(f"{path}: holds no files")]
+    if not tree.is_folder(path):
+        found = [path] if os.path.lexists(path) else []
+        return found, [] if found else [InputError(f"{tree.text(path)}: no such file")]
+    found = tree.files(path)
+    return found, [] if found else [InputError(f"{tree.text(path)}: holds no files")]
 
 
 @torch.inference_mode()

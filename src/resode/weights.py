@@ -31,6 +31,7 @@ from resode.models import create
 
 FORMAT = 2  # of the card; this and older versions can be read
 KEY, DIGEST = "resode", "sha256"  # of the metadata, and of the card in it
+ASSUMED = "assumed"  # in the training record under `classes`: their names are a guess
 HASHED = 2  # cards of this format and later have a digest
 
 
@@ -132,6 +133,11 @@ class Card:
     def __post_init__(self) -> None:
         object.__setattr__(self, "training", _as_json(self.training, "the card's training record"))
 
+    @property
+    def assumes_classes(self) -> bool:
+        """Whether nobody recorded the names of the classes: a checkpoint of another program has none."""
+        return self.training.get("classes") == ASSUMED or "imported" in self.training
+
     def derived(self, specification: Specification, change: str, text: str) -> "Card":
         """The card of a changed network; the test error of this one moves into the text.
 
@@ -230,7 +236,8 @@ def _digest(card: str, tensors: Mapping[str, Tensor]) -> str:
 
 
 def _to_text(values: Mapping[str, Any]) -> str:
-    return json.dumps(values, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(values, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    return text.encode("utf-8", "backslashreplace").decode()  # "\udce9": a path that is not UTF-8
 
 
 def has_digest(path: str | PathLike[str]) -> bool:
@@ -297,7 +304,8 @@ def load_into(module: nn.Module, path: str | PathLike[str], *, new_head: bool = 
     Args:
         module: the module to fill.
         path: the file.
-        new_head: allow one layer to have another number of outputs (classes); it keeps its own weights.
+        new_head: the layer that gives the logits keeps its own weights, and may have another number of
+            outputs (classes).
 
     Returns:
         The names of the tensors of the new head; empty if the whole file was copied.
@@ -309,15 +317,32 @@ def load_into(module: nn.Module, path: str | PathLike[str], *, new_head: bool = 
     with _opened(path) as file:
         tensors = _tensors(file, path)
     own = module.state_dict(keep_vars=True)
-    head = _head(own, tensors)
+    differing = _head(own, tensors)
     if new_head:
-        tensors |= {name: own[name].detach() for name in head}
+        kept = differing if mismatches(own, tensors) else head(module)
+        tensors |= {name: own[name].detach() for name in kept}
     mistakes = mismatches(own, tensors)
     if mistakes:
-        hint = "; new_head=True (--set init.new_head=true) keeps the module's own" if head else ""
+        hint = "; new_head=True (--set init.new_head=true) keeps the module's own" if differing else ""
         raise InputError(f"{path}: does not fit the module: {few(mistakes)}{hint}")
     module.load_state_dict(_complete(own, tensors))
-    return head if new_head else ()
+    return kept if new_head else ()
+
+
+def head(module: nn.Module) -> tuple[str, ...]:
+    """The names of the tensors of the layer that gives the logits: the last one with parameters.
+
+    Raises:
+        InputError: it is not linear.
+    """
+    layers = {name.rpartition(".")[0]: None for name, _ in module.named_parameters()}
+    last = next(reversed(layers), "")
+    if not isinstance(module.get_submodule(last), nn.Linear):
+        raise InputError(
+            f"cannot tell which layer gives the logits: the last one, '{last}', is not linear; give classes "
+            "in the order of the weights"
+        )
+    return tuple(f"{last}.{name}".lstrip(".") for name, _ in module.get_submodule(last).named_parameters())
 
 
 def fill(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:

@@ -160,14 +160,29 @@ def test_classes_are_matched_by_name(resode, tmp_path):
     assert answer.code == 0, answer.err
     error = json.loads((tmp_path / "run" / "summary.json").read_text())["test"]["top1_error"]
     assert json.loads(resode("evaluate", "run", "--json").out)["top1_error"] == error
+    assert json.loads(resode("evaluate", "run", "--json").out)["classes"] == "by-name"
     numbered = resode("evaluate", "run", "--data", "digits")
-    assert "matched by number" in numbered.err
+    assert numbered.code == 2
+    assert "--classes by-position if class i of the data is logit i, or --classes FILE" in numbered.err
+    (tmp_path / "names.yaml").write_text("".join(f"{i}: {name}\n" for i, name in enumerate("jihgfedcba")))
+    (tmp_path / "back.json").write_text(json.dumps(dict(zip("0123456789", "abcdefghij", strict=True))))
+    errors = {}
+    for how in ("by-position", "names.yaml", "back.json"):
+        answer = resode("evaluate", "run", "--data", "digits", "--classes", how, "--json")
+        assert answer.code == 0, answer.err
+        errors[how] = json.loads(answer.out)
+    assert errors["by-position"]["classes"] == "by-position"
+    assert errors["names.yaml"]["classes"]["3"] == "g"
+    assert errors["names.yaml"]["top1_error"] + 10 < errors["by-position"]["top1_error"]
+    assert errors["back.json"]["top1_error"] == errors["by-position"]["top1_error"]
     for name in "abcdefghij":
         for split in ("train", "test"):
             (folder / split / name).rename(folder / split / f"digit {name}")
     answer = resode("evaluate", "run")
     assert answer.code == 2
-    assert "'digit a' is none of the network's" in answer.err
+    assert (
+        "its classes (digit a, digit b, digit c, digit d, digit e, ...) are not the network's" in answer.err
+    )
 
 
 def test_a_registered_name_is_not_shadowed_by_a_folder(resode, trained, tmp_path):
@@ -345,3 +360,24 @@ def test_a_dry_run_states_what_a_step_larger_than_the_data_takes(resode):
         for found in re.search(r"one step +(\d+) ms, ([\d,]+) images/s", shown.out).groups()
     )
     assert images == pytest.approx(1221 / milliseconds * 1e3, rel=0.02)
+
+
+def test_every_command_says_that_a_run_diverged(resode, tmp_path):
+    words = ("--set", "optimizer.lr=1e30", "--set", "schedule.name=constant")
+    assert resode("train", "quickstart", "--out", "run", *TINY, *words).code == 4
+    note = "run: weights of a run that diverged, the last finite ones: iteration 0"
+    image = digit_file(tmp_path, 0)
+    evaluated = resode("evaluate", "run", "--json")
+    predicted = resode("predict", "run", image, "--json")
+    exported = resode("export", "run", "--out", "net.safetensors")
+    analysed = resode("analyze", "run", "--json")
+    for answer in (evaluated, predicted, exported, analysed):
+        assert answer.code == 0, answer.err
+        assert any(line.startswith(note) for line in answer.lines), answer.err
+    card = library.load(tmp_path / "net.safetensors").card.training
+    for record in (json.loads(evaluated.out), json.loads(predicted.out)[0], json.loads(analysed.out), card):
+        assert (record["state"], record["iteration"]) == ("diverged", 0)
+    again = resode("evaluate", "net.safetensors")
+    assert "net.safetensors: weights of a run that diverged" in again.err
+    for command in ("evaluate", "analyze"):
+        assert note in resode(command, "run").err

@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -165,3 +165,35 @@ def test_the_progress_of_a_long_measurement_goes_to_stderr(monkeypatch, capsys):
         "measuring: 10% done, about 70 s to go",
         "measuring: 80% done, about 20 s to go",
     ]
+
+
+def test_classes_of_cifar10_c_are_matched_as_the_user_says(resode, colour, photographs, tmp_path):
+    """The network sees horses everywhere, its class 2; as by position they are birds."""
+    folder = written(tmp_path / "c", "fog")
+    errors = {}
+    backwards = tmp_path / "backwards.json"
+    backwards.write_text(json.dumps(dict(zip(CLASSES, CLASSES[::-1], strict=True))))
+    for how in ("by-name", "by-position", backwards):
+        words = ("--data", photographs, "--corruptions", folder, "--classes", how, "--json")
+        answer = resode("evaluate", colour, *words)
+        assert answer.code == 0, answer.err
+        record = json.loads(answer.out)
+        assert record["classes"] == record["corruptions"]["classes"]
+        errors[how] = record["corruptions"]["errors"]["fog"][0], record["top1_error"]
+    assert record["classes"]["horse"] == "bird"
+    assert errors["by-name"] == (50, 90)  # two of four images are horses
+    assert errors["by-position"] == errors[backwards] == (75, 90)  # one is a bird
+
+
+def test_assumed_classes_of_a_network_match_cifar10_c_by_position(resode, colour, photographs, tmp_path):
+    network = library.load(colour)
+    numbered = replace(network.preprocessing, classes=tuple("0123456789"))
+    card = replace(network.card, preprocessing=numbered, training={"classes": "assumed"})
+    weights.save(network, tmp_path / "numbered.safetensors", card)
+    folder = written(tmp_path / "c", "fog")
+    words = ("--data", photographs, "--corruptions", folder, "--json")
+    answer = resode("evaluate", "numbered.safetensors", *words)
+    assert answer.code == 0, answer.err
+    record = json.loads(answer.out)
+    assert (record["classes"], record["corruptions"]["classes"]) == ("assumed", "assumed")
+    assert "class names are assumed" in answer.err

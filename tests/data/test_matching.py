@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from resode.data import Images
-from resode.data.matching import class_order, image_size
+from resode.data.matching import class_order, image_size, read_how
 from resode.errors import InputError
 
 
@@ -59,7 +59,7 @@ def test_other_classes_are_refused(found, wanted, message):
 
 def test_assumed_names_match_by_position_and_say_so():
     order = class_order("pets", ["dog", "cat"], ["0", "1"], assumed=True)
-    assert (order.index.tolist(), "are assumed" in order.note) == ([0, 1], True)
+    assert (order.index.tolist(), "are assumed" in order.note, order.how) == ([0, 1], True, "assumed")
     order = class_order("pets", ["1", "0"], ["0", "1"], assumed=True)
     assert (order.index.tolist(), order.note) == ([1, 0], "")
 
@@ -90,3 +90,44 @@ def test_images_are_resized_to_a_square_input_of_another_size():
     assert image_size("cifar10", (64, 64)) == 64
     assert image_size("cifar10", (64, 32)) is None
     assert image_size("some/folder", (32, 32)) == 32
+
+
+def test_data_may_lack_classes_of_equal_names_alone():
+    order = class_order("pets", ["fish", "cat"], ["cat", "dog", "fish"])
+    assert (order.index.tolist(), order.note) == ([2, 0], "pets: has 2 of the network's 3 classes")
+    with pytest.raises(InputError, match="are not the network's"):
+        class_order("pets", ["Fish", "cat"], ["cat", "dog", "fish"])
+    with pytest.raises(InputError, match="are not the network's"):
+        class_order("pets", ["fish", "cow"], ["0", "1", "2"], assumed=True)
+
+
+def test_a_file_maps_names_as_they_are_written(tmp_path):
+    file = tmp_path / "names.yaml"
+    file.write_text("puma: cat\nyes: no\n01: 1.0\n")
+    assert read_how(str(file)) == {"puma": "cat", "yes": "no", "01": "1.0"}
+    json_file = tmp_path / "names.json"
+    json_file.write_text('{"puma": "cat", "\\ud83d\\udc31": "c#"}')
+    assert read_how(str(json_file)) == {"puma": "cat", "\N{CAT FACE}": "c#"}
+    assert (read_how("by-name"), read_how("by-position")) == ("by-name", "by-position")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("by-nam", None, "No such file.*did you mean 'by-name'"),
+        ("a.yaml", "puma: cat\npuma: dog\n", "names 'puma' twice"),
+        ("a.json", '{"puma": "cat", "puma": "dog"}', "names 'puma' twice"),
+        ("a.yaml", "- puma\n", "is no mapping from names to names"),
+        ("a.yaml", "puma: [cat]\n", "is no mapping from names to names"),
+        ("a.yaml", "", "is no mapping"),
+        ("a.json", "[1]", "is no mapping"),
+        ("a.json", "{", "is no YAML or JSON"),
+        ("a.yaml", "a: b: c", "is no YAML or JSON"),
+    ],
+)
+def test_a_file_that_maps_nothing_is_refused(tmp_path, monkeypatch, name, content, message):
+    monkeypatch.chdir(tmp_path)
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    with pytest.raises(InputError, match=message):
+        read_how(name)

@@ -76,6 +76,8 @@ def test_a_conversion_is_a_weights_file_with_its_normalisation(tmp_path, format)
     torch.testing.assert_close(module.preprocessing(images), (images / 255 - mean) / std)
     assert module.preprocessing.classes == CIFAR10
     assert module.card.training["imported"]["format"] == format
+    assert module.card.training["classes"] == "assumed"
+    assert module.card.assumes_classes
     assert torch.equal(module(X.float()), conversion.module(X.float()))
 
 

@@ -18,8 +18,9 @@ from resode.analysis.terms import Term, terms
 from resode.analysis.velocities import VectorField, vector_fields
 from resode.errors import InputError
 from resode.operators.stencils import PARTS
-from resode.training.records.locations import weights_file
+from resode.training.records.locations import read_network, weights_file
 from resode.training.records.networks import is_model, new_network
+from resode.training.records.state import UNKNOWN, State, state_of
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Reading:
         model: name of the network.
         folder: where its files go by default.
         new: whether the weights are new ones of a registered model.
+        state: how far the training of the weights came.
         terms: network terms and PDE terms; empty where only the twist was asked for.
         kernels: parts of every 3x3 kernel; empty in the same case.
         fields: vector fields of twisted convolutions; empty where only the PDE was asked for.
@@ -40,13 +42,14 @@ class Reading:
     model: str
     folder: Path
     new: bool
+    state: State
     terms: tuple[Term, ...]
     kernels: tuple[KernelDecomposition, ...]
     fields: tuple[VectorField, ...]
 
     def record(self) -> dict[str, Any]:
         """The reading as JSON; what was not asked for is missing."""
-        record: dict[str, Any] = {"path": self.path, "model": self.model}
+        record: dict[str, Any] = {"path": self.path, "model": self.model, **self.state.record()}
         if self.kernels:
             record["terms"] = [asdict(term) for term in self.terms]
             record["kernels"] = [asdict(kernel) for kernel in self.kernels]
@@ -81,7 +84,7 @@ def read(path: str, *, with_pde: bool = False, with_twist: bool = False) -> Read
     """
     new = is_model(path)
     file = None if new else weights_file(path)
-    network = new_network(path) if file is None else weights.load(file)
+    network = new_network(path) if file is None else read_network(file)
     kernels, fields = pde(network), vector_fields(network)
     if not kernels:
         raise InputError(f"{path}: has no 3x3 convolution, and no other is read as a differential operator")
@@ -96,6 +99,7 @@ def read(path: str, *, with_pde: bool = False, with_twist: bool = False) -> Read
         model=_name(network),
         folder=Path(f"{path}-analysis") if file is None else _folder_beside(Path(path), file),
         new=new,
+        state=UNKNOWN if new else state_of(network.card),
         terms=terms(network, shape) if read_pde else (),
         kernels=kernels if read_pde else (),
         fields=fields if read_twist else (),

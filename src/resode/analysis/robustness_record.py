@@ -2,7 +2,8 @@
 
     found = resode.inference.evaluate("runs/r20")
     changed_errors(found, number=1000).record()
-    corrupted_errors(found, opened("data/CIFAR-10-C", found.preprocessing)).record()
+    arrays, order = opened("data/CIFAR-10-C", found.preprocessing)
+    corrupted_errors(found, arrays).record()
 
 `resode.analysis.robustness` has the definitions.
 """
@@ -16,7 +17,7 @@ from resode.analysis import robustness
 from resode.analysis.robustness import Preprocessed, Row
 from resode.data import corruptions
 from resode.data.corruptions import STANDARD, Corruptions
-from resode.data.matching import class_order
+from resode.data.matching import BY_NAME, ClassOrder, How, class_order
 from resode.errors import InputError
 from resode.inference import Evaluation
 from resode.weights import Preprocessing
@@ -74,12 +75,16 @@ class CorruptedErrors:
         return {"folder": folder, "images": self.images, "of": self.of, "errors": errors, "mean": self.mean}
 
 
-def opened(source: str, preprocessing: Preprocessing) -> tuple[Corruptions, str]:
-    """The arrays of CIFAR-10-C, labelled in a network's order of classes, and a note (empty if none).
+def opened(
+    source: str, preprocessing: Preprocessing, classes: How = BY_NAME, *, assumed: bool = False
+) -> tuple[Corruptions, ClassOrder]:
+    """The arrays of CIFAR-10-C, labelled in a network's order of classes, and how these were found.
 
     Args:
         source: as of `resode.data.corruptions.read`.
         preprocessing: of the network.
+        classes: how the classes are found among the network's, as of `resode.evaluate`.
+        assumed: whether the network's class names are assumed.
 
     Raises:
         InputError: no such arrays, or a network for other images or classes.
@@ -91,8 +96,10 @@ def opened(source: str, preprocessing: Preprocessing) -> tuple[Corruptions, str]
             f"--corruptions: images of 32x32x3, but the network takes {'x'.join(map(str, accepted))}"
         )
     found = corruptions.read(source)
-    order = class_order(corruptions.NAME, corruptions.CLASSES, preprocessing.classes)
-    return replace(found, labels=order.index[found.labels]), order.note
+    order = class_order(
+        corruptions.NAME, corruptions.CLASSES, preprocessing.classes, classes, assumed=assumed
+    )
+    return replace(found, labels=order.index[found.labels]), order
 
 
 def changed_errors(

@@ -67,6 +67,8 @@ def analyze(
     found = reading.read(path, with_pde=pde, with_twist=twist)
     if found.new:
         note(f"{path}: new weights (seed 0); nothing here was learned")
+    if line := found.state.note(path):
+        note(line)
     files = [str(file) for file in found.write(out)]
     if json_:
         print(json.dumps(found.record() | {"files": files}, ensure_ascii=False, allow_nan=False))

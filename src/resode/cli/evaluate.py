@@ -8,6 +8,7 @@ import typer
 from resode.cli import robustness as column
 from resode.cli.completion import network_names
 from resode.cli.options import (
+    ClassesOption,
     DataOption,
     DeviceOption,
     FreezeOption,
@@ -31,6 +32,7 @@ def evaluate(
     ],
     data: DataOption = None,
     on_bad_image: OnBadImageOption = None,
+    classes: ClassesOption = "by-name",
     split: Annotated[Literal["test", "train"], typer.Option("--split", help="Which images.")] = "test",
     precision: PrecisionOption = "fp32",
     compile_: FreezeOption = "off",
@@ -61,6 +63,8 @@ def evaluate(
 
         resode evaluate runs/r20 --data cifar10 --split train --precision bf16 --compile on
 
+        resode evaluate runs/r20 --data cifar10 --classes by-position
+
         resode evaluate runs/r20 --robustness --images 1000
 
         resode evaluate runs/r20 --corruptions data/CIFAR-10-C
@@ -71,13 +75,16 @@ def evaluate(
     column.check(robustness, corruptions, number, precision, compile_)
     from resode import inference
     from resode.cli.console import note, say
+    from resode.data.matching import read_how
 
-    arrays = None if corruptions is None else column.opened(corruptions, path)
+    how = read_how(classes)
+    arrays, matching = (None, how) if corruptions is None else column.opened(corruptions, path, how)
     found = inference.evaluate(
         path,
         data=data,
         split=split,
-        on_bad_image=on_bad_image or "error",
+        classes=how,
+        on_bad_image=on_bad_image,
         precision=precision,
         freeze=compile_ == "on",
         batch_size=batch_size or 500,
@@ -88,7 +95,7 @@ def evaluate(
     scores, record = found.scores, found.record()
     if not json_:
         say(
-            f"{found.model} on {found.data} ({split}, {scores.samples:,} images, {scores.precision}): "
+            f"{found.model} on {found.data} ({found.split}, {scores.samples:,} images, {scores.precision}): "
             f"top-1 error {scores.top1_error:.2f} %, accuracy {scores.top1_accuracy:.2f} %, "
             f"loss {scores.loss:.4f}"
         )
@@ -97,6 +104,6 @@ def evaluate(
     if arrays is not None:
         record["corruptions"] = column.corrupted(
             found, arrays, number, precision, batch_size or 500, show=not json_
-        )
+        ) | {"classes": matching}
     if json_:
         print(json.dumps(record, ensure_ascii=False))

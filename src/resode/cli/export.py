@@ -65,13 +65,12 @@ def export(
     \f
     """
     load_plugins(plugin)
-    from resode import weights
     from resode.cli.console import note, say
-    from resode.inference import last_step_note
+    from resode.inference import state_notes
     from resode.interop import export as exported_to
     from resode.interop.exporting import format_of
     from resode.training.optim import optimizers
-    from resode.training.records.locations import weights_file
+    from resode.training.records.locations import read_network, weights_file
 
     format_ = format_of(out, format_)
     if format_ == "safetensors":
@@ -81,8 +80,8 @@ def export(
     file = weights_file(path)
     if out.exists() and out.samefile(file):
         raise InputError(f"--out {out}: is the file that is read; choose another name")
-    loaded = weights.load(file)
-    if line := last_step_note(path, loaded):
+    loaded = read_network(file)
+    for line in state_notes(path, loaded):
         note(line)
     made = exported_to(loaded, out, format=format_, takes=input_)
     if format_ == "safetensors":

@@ -20,6 +20,15 @@ OnBadImageOption = Annotated[
     Literal["error", "skip"] | None,
     typer.Option("--on-bad-image", help="Stop at an image that cannot be decoded, or skip and list it."),
 ]
+ClassesOption = Annotated[
+    str,
+    typer.Option(
+        "--classes",
+        metavar="HOW",
+        help="How the data's classes are found among the network's: by-name, by-position, or a YAML or JSON "
+        "file, a mapping from the data's names to the network's.",
+    ),
+]
 PluginOption = Annotated[
     list[Path] | None,
     typer.Option(

@@ -11,6 +11,7 @@ from resode.cli.options import (
     DeviceOption,
     FreezeOption,
     JsonOption,
+    OnBadImageOption,
     PluginOption,
     PrecisionOption,
 )
@@ -30,6 +31,7 @@ def predict(
         list[Path], typer.Argument(metavar="IMAGE...", help="Image files, or folders of them.")
     ],
     top: Annotated[int, typer.Option("--top", metavar="K", min=1, help="Classes to show per image.")] = 3,
+    on_bad_image: OnBadImageOption = None,
     precision: PrecisionOption = "fp32",
     compile_: FreezeOption = "off",
     device: DeviceOption = None,
@@ -39,7 +41,8 @@ def predict(
     """Classify image files with the preprocessing stored with the weights.
 
     An image is turned upright (EXIF), scaled and centre-cropped to the network's size. A file that cannot
-    be read is reported, and the others are still classified; what is no image in a folder is skipped.
+    be read is an error, and the others are still classified; with --on-bad-image skip it is listed. What is
+    no image in a folder is skipped.
 
     Examples:
 
@@ -57,15 +60,20 @@ def predict(
         path, images, top=top, precision=precision, freeze=compile_ == "on", device=device or "auto"
     )
     if json_:
-        print(json.dumps([each.record() for each in found.images], ensure_ascii=False))
+        print(json.dumps(found.records(), ensure_ascii=False))
     else:
         for each in found.images:
             named = ", ".join(f"{name} {100 * p:.1f} %" for name, p in each.probabilities.items())
-            say(f"{each.file}: {named}")
+            say(f"{each.record()['file']}: {named}")
+    for line in found.notes:
+        note(line)
     if found.skipped:
         number = len(found.skipped)
         what = "1 file that is no image" if number == 1 else f"{number:,} files that are no images"
         note(f"skipped {what}{', the first' if number > 1 else ''}: {found.skipped[0]}")
-    if found.errors:
+    if on_bad_image == "skip":
+        for line in (line for error in found.errors for line in error.messages):
+            note(f"skipped: {line}")
+    elif found.errors:
         worst = max(found.errors, key=lambda error: error.exit_code)
         raise type(worst)(*(line for error in found.errors for line in error.messages))

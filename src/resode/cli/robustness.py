@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from resode.analysis.robustness import Row
     from resode.data.corruptions import Corruptions
+    from resode.data.matching import How
     from resode.inference import Evaluation
 
 RobustnessOption = Annotated[
@@ -46,17 +47,18 @@ def check(
         raise InputError("--precision bf16: attacks by rounded gradients are weaker; drop --precision")
 
 
-def opened(source: str, path: str) -> "Corruptions":
-    """The arrays of CIFAR-10-C, labelled in the order of classes of the weights at `path`."""
+def opened(source: str, path: str, classes: "How") -> "tuple[Corruptions, How]":
+    """The arrays of CIFAR-10-C, labelled in the order of classes of the weights at `path`, found how."""
     from resode import weights
     from resode.analysis.robustness_record import opened
     from resode.cli.console import note
     from resode.training.records.locations import weights_file
 
-    arrays, line = opened(source, weights.read_card(weights_file(path)).preprocessing)
-    if line:
-        note(line)
-    return arrays
+    card = weights.read_card(weights_file(path))
+    arrays, order = opened(source, card.preprocessing, classes, assumed=card.assumes_classes)
+    if order.note:
+        note(order.note)
+    return arrays, order.how
 
 
 def changed(found: "Evaluation", number: int | None, batch_size: int, *, show: bool) -> dict[str, Any]:

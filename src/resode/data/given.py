@@ -44,12 +44,14 @@ class Labelled:
         images: the images.
         classes: the names.
         skipped: a line for each image that could not be decoded.
+        named: whether the data names its classes; else they are numbers.
     """
 
     name: str
     images: Images
     classes: tuple[str, ...]
     skipped: tuple[str, ...] = ()
+    named: bool = True
 
 
 def dataset_of(data: Any, *, image_size: int | None = None, on_bad_image: OnBadImage = "error") -> Dataset:
@@ -106,8 +108,9 @@ def labelled(data: Any, split: str, classes: Sequence[str] | None) -> Labelled:
         raise InputError(
             f"label {last} of image {where} is out of range; the network has classes 0 to {count - 1}"
         )
-    names = _class_names(parts, count or 1 + last)
-    return Labelled(parts.name + IN_PYTHON, images, names)
+    named = len(parts.classes) > last
+    names = parts.classes if named else numbers(count or 1 + last)
+    return Labelled(parts.name + IN_PYTHON, images, names, named=named)
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,7 +124,12 @@ class _Parts:
 
 def _class_names(parts: _Parts, count: int) -> tuple[str, ...]:
     """The names that the data gives, or numbers."""
-    return parts.classes if len(parts.classes) >= count else tuple(map(str, range(count)))
+    return parts.classes if len(parts.classes) >= count else numbers(count)
+
+
+def numbers(count: int) -> tuple[str, ...]:
+    """The names of classes that have none: "0", "1", ..."""
+    return tuple(map(str, range(count)))
 
 
 def _read(data: Any) -> _Parts:

@@ -8,6 +8,8 @@
 """
 
 import io
+import os
+import stat
 from pathlib import Path
 from typing import Final
 
@@ -95,6 +97,11 @@ def resize_and_crop(pixels: Pixels, *, size: tuple[int, int], channels: int) -> 
 
 def _read(path: Path, name: str) -> bytes:
     try:
+        kind = path.stat().st_mode
+        if stat.S_ISDIR(kind):
+            os.scandir(path).close()  # fails with the reason why the folder could not be listed
+        if not stat.S_ISREG(kind):  # reading a pipe would wait for ever
+            raise InputError(f"{name} is not a regular file")
         return path.read_bytes()
     except OSError as error:
         raise InputError(f"{name} cannot be read ({error.strerror or error})") from error

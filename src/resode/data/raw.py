@@ -70,8 +70,21 @@ def file_hash(path: Path, algorithm: str = "blake2b") -> str:
         return hashlib.file_digest(file, algorithm).hexdigest()
 
 
-def content_key(root: Path, files: Iterable[Path]) -> str:
+def image_hash(path: Path) -> str:
+    """Hash of an image file's bytes; "unreadable" for a file that cannot be read."""
+    try:
+        return file_hash(path) if path.is_file() else "unreadable"
+    except OSError:
+        return "unreadable"
+
+
+def content_key(root: Path, files: Iterable[Path], hash: Callable[[Path], str] = file_hash) -> str:
     """Hash over the names (relative to `root`) and contents of a set of files, in hexadecimal.
+
+    Args:
+        root: the folder.
+        files: paths below it.
+        hash: of a file.
 
     Raises:
         InputError: a file cannot be read.
@@ -80,7 +93,7 @@ def content_key(root: Path, files: Iterable[Path]) -> str:
     pool = ThreadPoolExecutor(4)
     hashes = []
     try:
-        for done, found in enumerate(pool.map(file_hash, paths), start=1):
+        for done, found in enumerate(pool.map(hash, paths), start=1):
             hashes.append(found)
             report(f"checking {root}", done / len(paths))
     except OSError as error:
@@ -90,4 +103,4 @@ def content_key(root: Path, files: Iterable[Path]) -> str:
     lines = (
         f"{digest} {path.relative_to(root).as_posix()}\n" for path, digest in zip(paths, hashes, strict=True)
     )
-    return hashlib.blake2b("".join(lines).encode()).hexdigest()
+    return hashlib.blake2b("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()

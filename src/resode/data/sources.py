@@ -89,6 +89,40 @@ def load(
     return dataclasses.replace(_decode(data, raw, None, image_size, on_bad_image), split=raw.split)
 
 
+def load_test(
+    data: str, *, image_size: int | None = None, on_bad_image: OnBadImage = "error"
+) -> Dataset | None:
+    """The images of a folder that holds test images alone, as `train` of the result; None for other data.
+
+    Args:
+        data: as `load` takes it.
+        image_size: as `load` takes it.
+        on_bad_image: as `load` takes it.
+
+    Raises:
+        InputError: as `load`.
+        IntegrityError: as `load`.
+    """
+    path = Path(data).expanduser()
+    if not _is_image_folder(data) or (test := folder.find_test(path)) is None:
+        return None
+    return _decode(data, folder.read_test(test), None, image_size, on_bad_image)
+
+
+def test_name(data: str) -> str:
+    """What the test images of a data set are called: "validation" where they are those of `val/`."""
+    test = folder.test_folder(Path(data).expanduser()) if _is_image_folder(data) else None
+    return "test" if test is None or test.name == "test" else "validation"
+
+
+def _is_image_folder(data: str) -> bool:
+    """Whether data that has a name is neither registered nor on the hub nor a folder of packed images."""
+    path = Path(data).expanduser()
+    if data in sources.names() or data.startswith(hub.PREFIX) or not path.is_dir():
+        return False
+    return not cifar.find(path) and not parquet.find(path)
+
+
 def open_folder(path: Path, split: FolderSplit | None = None) -> RawDataset:
     """Open a folder and detect its layout.
 
@@ -112,6 +146,8 @@ def _open(path: Path, split: FolderSplit | None) -> RawDataset:
         return parquet.read(str(path), path, *parquet.roles(str(path), files))
     if folder.find(path):
         return folder.read(path, split)
+    if test := folder.find_test(path):
+        raise InputError(f"{path} holds test images alone ({test.name}/); training needs train/<class>/, too")
     raise InputError(
         f"{path} holds no data set; expected folders of images <class>/ or train/<class>/, train*.parquet, "
         "cifar-10-batches-py or cifar-100-python"

@@ -24,7 +24,7 @@ from resode.interop.exporting import Exported, export
 from resode.interop.formats import Format, State, Translation
 from resode.interop.twist import from_twist_block
 from resode.models import models
-from resode.weights import Card, Preprocessing, Specification, fill
+from resode.weights import ASSUMED, Card, Preprocessing, Specification, fill
 
 __all__ = [
     "CIFAR10",
@@ -96,7 +96,7 @@ def convert(
     preprocessing = _preprocessing(chosen.mean, chosen.std, 3, biases.numel(), biases.dtype)
     return Conversion(
         module=module,
-        card=Card(specification, preprocessing, {"data": "cifar10", "imported": _source(format, path)}),
+        card=Card(specification, preprocessing, _origin(_source(format, path))),
         unused=translation.unused,
         unused_parameters=sum(
             state[n].numel() for n in translation.unused if n.endswith((".weight", ".bias"))
@@ -120,16 +120,24 @@ def _convert_toolbox(path: str | PathLike[str], model: str, given: Mapping[str, 
     preprocessing = _preprocessing(mean, std, channels, classes, next(module.parameters()).dtype)
     source = _source(toolbox.MODEL, path) | ({"normalisation": toolbox.ASSUMED} if assumed else {})
     specification = Specification(model, toolbox.model_options(options))
-    card = Card(specification, preprocessing, {"data": "cifar10", "imported": source})
+    card = Card(specification, preprocessing, _origin(source))
     return Conversion(module, card, unused=(), unused_parameters=0)
 
 
 def _preprocessing(
     mean: tuple[float, ...], std: tuple[float, ...], channels: int, classes: int, dtype: torch.dtype
 ) -> Preprocessing:
-    """Preprocessing of 32x32 images, with the names of CIFAR-10 for ten classes and numbers for others."""
+    """Preprocessing of 32x32 images, with the names of CIFAR-10 for ten classes and numbers for others.
+
+    A checkpoint of another program has no names: these are assumed, which its card says.
+    """
     names = CIFAR10 if classes == len(CIFAR10) else tuple(map(str, range(classes)))
     return Preprocessing(mean, std, (32, 32), channels, names, dtype)
+
+
+def _origin(source: Mapping[str, str]) -> dict[str, Any]:
+    """The training record of an imported checkpoint."""
+    return {"data": "cifar10", "imported": source, "classes": ASSUMED}
 
 
 def _source(format: str, path: str | PathLike[str]) -> dict[str, str]:

@@ -27,7 +27,7 @@ from resode.training.process.sync_batchnorm import revert_sync_batchnorm
 from resode.training.recipe.experiment import Experiment
 from resode.training.records import checkpoints
 from resode.training.records.environment import environment
-from resode.training.records.run import Run
+from resode.training.records.run import STOPPED, Run
 from resode.training.setup.changes import changed
 from resode.training.setup.loss import Loss
 from resode.training.setup.network import model_of
@@ -400,6 +400,8 @@ def _finish(session: Session, stop: StopRequest) -> Result:
     test = session.evaluate(module, loader, stop) if loader is not None else None
     result = summary(session, test)
     origin: dict[str, Any] = {"epochs": trainer.position.epoch}
+    if session.stopped:
+        origin |= {"state": STOPPED, "iteration": trainer.position.iteration}
     if trainer.average is not None:
         origin["averaged"] = True
     if test is not None:

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from resode.training.loop.step import Trainer
 
+_RUNNING = ("running_mean", "running_var")
+
 
 def locate(trainer: Trainer, iteration: int) -> str:
     """Train up to `iteration`, eagerly, and describe the first value that is not finite, in any rank.
@@ -73,14 +75,20 @@ def _watch(name: str, watched: Watched) -> Callable[[nn.Module, object, object],
 
 @torch.no_grad()
 def not_finite(module: nn.Module, gradients: bool = False) -> str | None:
-    """The first parameter (or gradient) that is not finite, in the order of the network, or None."""
-    tensors = [p.grad if gradients else p for p in module.parameters()]
-    norms = torch._foreach_norm([t for t in tensors if t is not None])
+    """The first parameter or running statistic (or gradient) that is not finite, or None.
+
+    Other buffers may hold infinity, as masks do.
+    """
+    if gradients:
+        tensors = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
+    else:
+        running = {name: b for name, b in module.named_buffers() if name.endswith(_RUNNING)}
+        tensors = {**dict(module.named_parameters()), **running}
+    norms = torch._foreach_norm(list(tensors.values()))
     if not norms or torch.isfinite(torch.stack(norms)).all():
         return None
-    for name, parameter in module.named_parameters():
-        tensor = parameter.grad if gradients else parameter
-        if tensor is not None and not torch.isfinite(tensor).all():
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
             layer = name.rpartition(".")[0] or name
             return f"the {'gradient of' if gradients else 'value of'} '{name}' in layer '{layer}'"
     return None

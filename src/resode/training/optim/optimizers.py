@@ -4,7 +4,7 @@ State is stored by parameter name (`momentum_buffer/layer1.0.conv1.weight`), not
 belongs to a weights file `net.safetensors` is `net.optimizer.safetensors`, which holds the weights' SHA-256.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -147,13 +147,16 @@ def write_state(path: Path, tensors: Mapping[str, Tensor]) -> Path:
     return state_file(path)
 
 
-def read_state(path: Path, module: nn.Module, section: Optimizer) -> dict[str, Tensor]:
+def read_state(
+    path: Path, module: nn.Module, section: Optimizer, fresh: Collection[str] = ()
+) -> dict[str, Tensor]:
     """Read the optimizer's state that belongs to a weights file.
 
     Args:
         path: the weights file.
         module: the network that holds the weights.
         section: the optimizer that takes the state.
+        fresh: parameters that are new; their state is zero.
 
     Raises:
         InputError: there is no state, or it does not fit the weights, the optimizer or the network.
@@ -173,6 +176,10 @@ def read_state(path: Path, module: nn.Module, section: Optimizer) -> dict[str, T
         raise IntegrityError(f"{file}: is not a valid safetensors file ({error})") from None
     if owner != atomic.sha256(path):
         raise InputError(f"{file}: belongs to other weights than {path}; write both again with one command")
+    for entry, tensor in tensors.items():
+        key, _, name = entry.partition("/")
+        if name in fresh:
+            tensors[entry] = tensor.new_zeros(() if key == "step" else module.get_parameter(name).shape)
     _refuse_misfit(file, tensors, module, section)
     return tensors
 

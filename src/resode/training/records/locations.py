@@ -12,6 +12,7 @@ from resode.training.recipe.experiment import Experiment
 from resode.training.records import checkpoints
 from resode.training.records.reader import read_summary
 from resode.training.records.run import Run
+from resode.training.records.state import with_state
 
 
 def weights_file(path: str | Path) -> Path:
@@ -86,6 +87,17 @@ def locate(path: str | Path) -> Location:
     return Location(file, run.read_experiment() if run.exists else None, state)
 
 
+def read_network(file: Path) -> weights.Loaded:
+    """Rebuild the network of a weights file; its card has the state of the run around it (`state`).
+
+    Raises:
+        InputError: as `weights.load`.
+        IntegrityError: a file is corrupt.
+    """
+    module = weights.load(file)
+    return weights.with_card(module, with_state(file, module.card))
+
+
 def load(path: str | Path, *, into: nn.Module | None = None) -> weights.Loaded:
     """Load the network of PATH with its preprocessing, in evaluation mode.
 
@@ -108,8 +120,8 @@ def load(path: str | Path, *, into: nn.Module | None = None) -> weights.Loaded:
         raise InputError(f"a run, a checkpoint or a file has a path, not the type {type(path).__name__}")
     file = weights_file(path)
     if into is None:
-        return weights.load(file)
+        return read_network(file)
     if not isinstance(into, nn.Module):
         raise InputError(f"into cannot be of type {type(into).__name__}; give a network (nn.Module)")
     weights.load_into(into, file)
-    return weights.with_card(into.eval(), weights.read_card(file))
+    return weights.with_card(into.eval(), with_state(file, weights.read_card(file)))

@@ -336,7 +336,7 @@ def read(path: Path) -> RunRecord:
         summary=summary,
         checkpoints=tuple(int(folder.name) for folder in checkpoints.stored(path / "checkpoints")),
         weights=(path / "model.safetensors").is_file(),
-        end=_json(path / "ended.json", End.model_validate) if summary is None else None,
+        end=read_end(path) if summary is None else None,
         sealed=values is None or seal.check(path, values),
     )
 
@@ -357,6 +357,15 @@ def read_summary(path: Path, *, check: bool = True) -> dict[str, Any] | None:
         if check:
             seal.check(path, values)
     return values
+
+
+def read_end(path: Path) -> End | None:
+    """Why a run stopped or diverged (ended.json); None for a finished run, or one that was killed.
+
+    Raises:
+        IntegrityError: the file is damaged.
+    """
+    return _json(path / "ended.json", End.model_validate)
 
 
 def _read_weights(path: Path) -> RunRecord:

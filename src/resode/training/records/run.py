@@ -21,7 +21,7 @@ from resode.errors import DivergenceError, InputError, IntegrityError, ResourceE
 from resode.registry import IN_PYTHON
 from resode.training.recipe.experiment import Experiment
 from resode.training.records import checkpoints, seal
-from resode.training.records.reader import EpochRow, read_summary
+from resode.training.records.reader import EpochRow, read_end, read_summary
 
 # What a training writes; `resode report` writes its page without the lock.
 FILES = (
@@ -47,7 +47,9 @@ class Run:
 
     def __repr__(self) -> str:
         try:
-            state = "finished" if self.finished else "unfinished" if self.exists else "no run yet"
+            end = read_end(self.path)
+            unfinished: str = "unfinished" if end is None else end.status
+            state = "finished" if self.finished else unfinished if self.exists else "no run yet"
         except IntegrityError:
             state = "damaged"
         return f"Run('{self.path}'): {state}"

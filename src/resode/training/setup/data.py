@@ -21,6 +21,7 @@ from resode.data import (
     validation_split,
 )
 from resode.data.decoding import UnequalSizesError
+from resode.data.sources import test_name
 from resode.errors import InputError, IntegrityError
 from resode.memory import Shape
 from resode.training.recipe.data import Data, Split
@@ -122,6 +123,8 @@ class TrainingData:
         data, (channels, height, width) = self.dataset, self.shape
         if data.split is not None:
             yield split_note(data)
+        if test_name(data.name) == "validation":
+            yield f"{data.name} has no test/: its test images are those called validation"
         if self.resized:
             yield (
                 f"images of different sizes: scaled and cropped to {height}x{width}, as the network is made "

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from resode import weights
+from resode.data.matching import ClassOrder
 from resode.errors import InputError
 from resode.models import create, name_and_options
 from resode.training.process.device import place
@@ -14,6 +15,7 @@ from resode.training.recipe.experiment import Plugin
 from resode.training.recipe.network import Model, WarmStart
 from resode.training.setup.checks import check_fits_data
 from resode.training.setup.data import TrainingData
+from resode.training.setup.warm_start import StartingPoint
 
 
 @dataclass(frozen=True)
@@ -75,8 +77,14 @@ class Network:
         check_fits_data(self.model.options, by_data, data.dataset.name)
         return replace(self, model=Model(name=self.model.name, **{**self.model.options, **by_data}))
 
-    def build(self, device: torch.device) -> nn.Module:
-        """The module with its initial weights, on the device."""
+    def build(self, device: torch.device, start: StartingPoint, order: ClassOrder | None) -> nn.Module:
+        """The module with its initial weights, on the device.
+
+        Args:
+            device: where it goes.
+            start: what the weights file decides.
+            order: of the data's classes among those of the file.
+        """
         torch.manual_seed(self.seed)
         module = self.module
         if module is None:
@@ -84,6 +92,8 @@ class Network:
             module = create(self.model.name, **self.model.options)
         if self.init is not None:
             weights.load_into(module, self.init.path, new_head=self.init.new_head)
+            if order is not None:
+                start.permute_head(module, order)
         return place(module, device)
 
 

@@ -154,7 +154,8 @@ def prepare(
         on_message(f"reading {experiment.data.source}")
     data = TrainingData(experiment.data, experiment.seed, start, _usual_shape(start), dataset)
     network = network.resolved(data)
-    module = network.build(where.device)
+    order = start.class_order(data.dataset)
+    module = network.build(where.device, start, order)
     check_images(module, data, experiment.sizes, experiment.batch_size, where)
     loss = checked(loss, experiment, len(data.classes), where.device)
     form = _form(experiment, module, data, where)
@@ -166,6 +167,7 @@ def prepare(
     gradients, notes = extension.resolve_gradients(experiment.gradients)
     notes = (
         *start.notes,
+        *([order.note] if order is not None and order.note else []),
         *_about_data(data, module, start),
         *form.notes(),
         *notes,
@@ -189,7 +191,7 @@ def prepare(
     )  # fmt: skip
     return Setup(
         resolved, module, extension, memory, where, data, training, validation, card, notes,
-        start.optimizer_state(module), loss,
+        start.optimizer_state(module, order), loss,
     )  # fmt: skip
 
 

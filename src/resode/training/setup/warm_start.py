@@ -14,13 +14,21 @@ from torch import Tensor, nn
 
 from resode import atomic, weights
 from resode.data import Dataset
+from resode.data.given import numbers
+from resode.data.matching import BY_NAME, BY_POSITION, ClassOrder, How, class_order
 from resode.errors import InputError, IntegrityError
+from resode.mode import mode
 from resode.models import DynamicNet, create
+from resode.registry import IN_PYTHON
 from resode.training.optim import optimizers
 from resode.training.recipe import network as settings
 from resode.training.recipe.network import Model
 from resode.training.recipe.optimizer import Optimizer
 
+_FIX = (
+    "--set init.new_head=true for a new last layer, --set init.classes=by-position if class i of the data is "
+    "logit i, or --set init.classes={...}, a mapping from the data's names to those of the weights"
+)
 DECIDED_BY_DATA = ("classes", "in_channels")
 
 
@@ -34,6 +42,7 @@ class StartingPoint:
         optimizer: of the experiment.
         preprocessing: of the file.
         normalised: whether that preprocessing comes from training images.
+        assumes_classes: whether the names of the file's classes are assumed.
         notes: what the user should know.
     """
 
@@ -42,6 +51,7 @@ class StartingPoint:
     optimizer: Optimizer
     preprocessing: weights.Preprocessing | None = None
     normalised: bool = False
+    assumes_classes: bool = False
     notes: tuple[str, ...] = ()
 
     @property
@@ -50,11 +60,76 @@ class StartingPoint:
         known = self.preprocessing if self.normalised else None
         return None if known is None else (known.mean, known.std)
 
-    def optimizer_state(self, module: nn.Module) -> dict[str, Tensor]:
-        """The optimizer's initial state, `<state>/<parameter>` -> tensor; empty unless `init` asks for it."""
+    def class_order(self, data: Dataset) -> ClassOrder | None:
+        """The place of each class of the data among those of the weights; None where no layer is kept for it.
+
+        Arrays given in Python have numbers for classes, which stand for positions.
+
+        Raises:
+            InputError: the data has other classes.
+        """
+        if self.section is None or self.preprocessing is None or self.section.new_head:
+            return None
+        path, wanted = self.section.path, self.preprocessing.classes
+        how: How = self.section.classes
+        if len(data.classes) != len(wanted):
+            raise InputError(
+                f"{path}: is for {len(wanted)} classes, {data.name} has {len(data.classes)}; "
+                "--set init.new_head=true trains a new last layer"
+            )
+        if how == BY_NAME and data.name.endswith(IN_PYTHON) and data.classes == numbers(len(wanted)):
+            how = BY_POSITION
+        order = class_order(data.name, data.classes, wanted, how, assumed=self.assumes_classes, fix=_FIX)
+        if len(set(order.index.tolist())) < len(wanted):
+            raise InputError(
+                f"{path}: init.classes maps two classes of {data.name} to one; give each its own"
+            )
+        return order
+
+    def permute_head(self, module: nn.Module, order: ClassOrder) -> None:
+        """Put the rows of the last layer, as the file has them, in the order of the data's classes.
+
+        Raises:
+            InputError: the logits of the network are not the outputs of its last layer.
+        """
+        if order.in_place or self.section is None or self.preprocessing is None:
+            return
+        index, names = torch.from_numpy(order.index), weights.head(module)
+        shape = (2, self.preprocessing.channels, *self.preprocessing.size)
+        example = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        own = next(module.parameters())
+        with torch.no_grad(), mode(module, training=False):
+            example = example.to(own.device, own.dtype)
+            before = module(example)
+            for name in names:
+                parameter = module.get_parameter(name)
+                parameter.copy_(parameter[index])
+            if not torch.allclose(module(example), before[:, index], rtol=1e-3, atol=1e-4):
+                raise InputError(
+                    f"{self.section.path}: has its classes in another order than the data, and the last "
+                    f"layer of the network, {names[0]}, does not give its logits; --set init.new_head=true"
+                )
+
+    def optimizer_state(self, module: nn.Module, order: ClassOrder | None) -> dict[str, Tensor]:
+        """The optimizer's initial state, `<state>/<parameter>` -> tensor; empty unless `init` asks for it.
+
+        Args:
+            module: the network with its initial weights.
+            order: of the classes; None: the last layer is new, and so is its state.
+        """
         if self.section is None or not self.section.optimizer:
             return {}
-        return optimizers.read_state(Path(self.section.path), module, self.optimizer)
+        path = Path(self.section.path)
+        if order is None:
+            return optimizers.read_state(path, module, self.optimizer, fresh=weights.head(module))
+        state = optimizers.read_state(path, module, self.optimizer)
+        if order.in_place:
+            return state
+        index, names = torch.from_numpy(order.index), weights.head(module)
+        return {
+            key: tensor[index] if key.partition("/")[2] in names and tensor.ndim else tensor
+            for key, tensor in state.items()
+        }
 
     def check_channels(self, data: Dataset) -> None:
         """Raise `InputError` where the file's network takes images of another number of channels."""
@@ -91,7 +166,9 @@ def read_warm_start(
         model, notes = _merged(path, card.specification, model)
     normalised = not card.training.get("new")
     section = section.model_copy(update=hashes)
-    return StartingPoint(section, model, optimizer, card.preprocessing, normalised, notes)
+    return StartingPoint(
+        section, model, optimizer, card.preprocessing, normalised, card.assumes_classes, notes
+    )
 
 
 def _checked_hashes(section: settings.WarmStart, path: Path) -> dict[str, str]:
