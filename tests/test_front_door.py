@@ -21,7 +21,17 @@ from resode.models.transitions import Connector, Head, Stem
 from resode.training import Run, Scores
 
 STAGE = Stage(8, "parabolic", "rk4", states=2)
-NOUNS = {"analysis", "data", "fields", "gradients", "integrators", "interop", "models", "operators"}
+NOUNS = {
+    "analysis",
+    "data",
+    "fields",
+    "gradients",
+    "integrators",
+    "interop",
+    "models",
+    "operators",
+    "training",
+}
 
 
 def python(code: str) -> str:

@@ -325,3 +325,11 @@ def test_a_mistake_is_told_in_one_line(network, mistake, tmp_path, monkeypatch):
     with pytest.raises(InputError, match=message) as error:
         call(network)
     assert len(error.value.messages) == 1
+
+
+def test_predictions_of_nothing_say_why():
+    network = create("digits_resnet8")
+    with pytest.raises(InputError, match="images: there is none"):
+        predict(network, np.zeros((0, 8, 8), np.uint8))
+    with pytest.raises(InputError, match=r"cat\.jpg: no such file"):
+        predict(network, "cat.jpg")[0]

@@ -26,7 +26,7 @@ with contextlib.suppress(ImportError):  # optional: the folder may be deleted
     from resode import kernels  # noqa: F401  # registers the C++ kernels, by name
 
 if TYPE_CHECKING:
-    from resode import analysis, data, fields, gradients, integrators, interop, models, operators
+    from resode import analysis, data, fields, gradients, integrators, interop, models, operators, training
     from resode.blocks import DynamicBlock
     from resode.data import load as load_data
     from resode.grids import TimeGrid
@@ -62,6 +62,7 @@ _PUBLIC = {
     "regrid": "resode.models:regrid",
     "set_gradient": "resode.models:set_gradient",
     "train": "resode.training:train",
+    "training": "resode.training",
     "twist": "resode.models:twist",
 }
 
@@ -91,6 +92,7 @@ __all__ = [
     "regrid",
     "set_gradient",
     "train",
+    "training",
     "twist",
 ]
 
