@@ -1,9 +1,10 @@
 import os
+from pathlib import Path
 
 import pytest
 
 from resode import atomic
-from resode.errors import ResourceError
+from resode.errors import InputError, ResourceError
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
@@ -53,3 +54,13 @@ def test_a_folder_for_code_is_the_users_alone(tmp_path, monkeypatch):
     elsewhere = atomic.private_folder("code")
     assert not elsewhere.is_relative_to(tmp_path)
     assert elsewhere.stat().st_mode & 0o777 == 0o700
+
+
+def test_what_is_no_file_is_refused_and_stays(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for path in (pipe, Path("/dev/resode-is-not-here")):
+        with pytest.raises(InputError, match=f"{path}: is a device or a pipe; name a file"):
+            atomic.write_text(path, "text")
+    assert pipe.is_fifo()
+    assert not Path("/dev/resode-is-not-here").exists()

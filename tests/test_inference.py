@@ -410,3 +410,11 @@ def test_assumed_names_pass_and_are_called_so(digits, tmp_path):
         assert any("the names of its classes are assumed" in note for note in found.notes)
     asked = evaluate(tmp_path / "assumed.safetensors", classes="by-position")
     assert asked.record()["classes"] == "by-position"
+
+
+def test_predictions_of_nothing_say_why():
+    network = create("digits_resnet8")
+    with pytest.raises(InputError, match="images: there is none"):
+        predict(network, np.zeros((0, 8, 8), np.uint8))
+    with pytest.raises(InputError, match=r"cat\.jpg: no such file"):
+        predict(network, "cat.jpg")[0]

@@ -24,3 +24,8 @@ def test_a_recipe_has_a_summary():
     assert recipes.summary("he2016/resnet20") == "ResNet-20 by the paper's recipe"
     with pytest.raises(InputError, match="did you mean 'he2016/resnet20'"):
         recipes.summary("he2016/resnt20")
+
+
+def test_a_pattern_that_is_no_text_is_refused():
+    with pytest.raises(InputError, match="pattern 3: a text"):
+        recipes.list_recipes(3)

@@ -20,7 +20,7 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from resode.errors import ResourceError
+from resode.errors import InputError, ResourceError
 
 TEMPORARY = ".tmp"  # ends the name of a temporary file
 STALE = 24 * 3600  # seconds; no write takes longer
@@ -52,9 +52,13 @@ def write(path: Path, fill: Callable[[Path], None]) -> None:
         fill: writes the content to the temporary path that it is given.
 
     Raises:
+        InputError: `path` is a device or a pipe, which a rename would replace.
         ResourceError: the folder is read-only or the disk is full; `path` is unchanged.
     """
     with writing(path):
+        special = path.exists() and not path.is_file() and not path.is_dir()
+        if special or path.parent.resolve() == Path("/dev"):  # /dev/stdout is a link
+            raise InputError(f"{path}: is a device or a pipe; name a file")
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY}")
         try:

@@ -555,6 +555,8 @@ class Predictions:
         return iter(self.images)
 
     def __getitem__(self, position: int) -> Prediction:
+        if not self.images and self.errors:
+            raise self.errors[0]  # predict(net, "misspelt.jpg")[0]
         return self.images[position]
 
     @property
@@ -626,6 +628,8 @@ def predict(
 
 def _given(images: Any, preprocessing: Preprocessing | None) -> list[Any]:
     """The images, one by one: paths, PIL images and arrays."""
+    if isinstance(images, np.ndarray | Tensor | Images) and not len(images):
+        raise InputError("images: there is none; give files, folders, PIL images, or arrays (N, H, W, C)")
     if isinstance(images, Images):
         return list(images.pixels)
     if isinstance(images, np.ndarray | Tensor):

@@ -34,7 +34,7 @@ class Stage:
 
     Example:
         >>> Stage(16, "parabolic", "rk4", states=4).control_grid
-        TimeGrid(nodes=(0.0, 1.0, 2.0, 3.0, 4.0))
+        TimeGrid([0, 1, 2, 3, 4])
     """
 
     width: int

@@ -75,6 +75,7 @@ def test_wrong_shapes_and_types_are_named(pixels, labels, message):
         ([0, 1, 2, 0, 1, 2], "aba", "several classes are called 'a'"),
         ([1, 2, 3, 1, 2, 3], "abc", "its labels run from 1 to 3; subtract 1, the first class is 0"),
         ([1, 2, 3, 1, 2, 3], "abcd", "no training image of class 'a'"),
+        ([2, 3, 2, 3, 2, 3], "0123", "no training image of class '0', '1'"),
         ([1, 2, 3, 1, 2, 3], "0123", "its labels run from 1 to 3; subtract 1, the first class is 0"),
     ],
 )

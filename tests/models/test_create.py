@@ -191,6 +191,7 @@ def test_a_network_created_with_plain_options_keeps_its_name():
 def test_models_are_listed_by_a_pattern():
     assert list_models() == list(models.names())
     assert list_models("momentum_resnet[45]*") == ["momentum_resnet44", "momentum_resnet56"]
-    assert list_models("nothing*") == []
+    assert list_models("momentum") == list_models("momentum*")
+    assert list_models("nothing*") == list_models("[") == []
     with pytest.raises(InputError, match="pattern 3: a text"):
         list_models(3)

@@ -544,6 +544,8 @@ def test_other_wrong_calls_are_one_line():
         (lambda: resode.set_gradient(network, ["stored"] * 3), r"3 methods for 2 stages \(layer1, layer2\)"),
         (lambda: resode.set_gradient(network, "stored", units=["layer9.*"]), r"matches 'layer9\.\*' \(its"),
         (lambda: resode.set_gradient(network, "stored", units="layer1.*"), "a list of names"),
+        (lambda: resode.set_gradient(network, "stored", units=3), "units 3: a list of names"),
+        (lambda: resode.set_gradient(network, "stored", units=[]), "a list of names"),
         (lambda: resode.set_gradient(nn.Linear(2, 2), "checkpointed"), "no residual blocks to recompute"),
         (lambda: resode.fit_memory(network, 10**9, SHAPE, 8, precision="fp16"), "precision 'fp16'"),
         (lambda: resode.fit_memory(network, 10**9, SHAPE, 8, moments=-1), "moments -1"),

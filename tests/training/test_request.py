@@ -337,6 +337,23 @@ class Named(Callback):
         return self.found
 
 
+class Returning(Callback):
+    def __init__(self, reason):
+        self.reason = reason
+
+    def epoch_ended(self, row):
+        return self.reason
+
+
+class Two(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(64, 10)
+
+    def forward(self, first, second):
+        return self.layer(first.flatten(1))
+
+
 MISTAKES = {
     "a class": ((nn.Linear,), {}, r"Linear is a class; give a network of it: Linear\(...\)"),
     "nothing": ((None,), {"data": ARRAYS}, "cannot take a value of type NoneType; give a network"),
@@ -404,6 +421,16 @@ MISTAKES = {
     "a taken metric": ((net(),), {"data": ARRAYS, "callbacks": [Named({"seconds": 1})]}, "another name"),
     "a metric of words": ((net(),), {"data": ARRAYS, "callbacks": [Named({"a": "b"})]}, "is no number: 'b'"),
     "metrics without names": ((net(),), {"data": ARRAYS, "callbacks": [Named(3)]}, "a mapping of names"),
+    "no callbacks": ((net(),), {"data": ARRAYS, "callbacks": None}, "callbacks cannot be None"),
+    "a reason that is none": ((net(),), {"data": ARRAYS, "callbacks": [Returning({})]}, "returned a dict"),
+    "a lazy network": (
+        (nn.Sequential(nn.Flatten(), nn.LazyLinear(10)),),
+        {"data": ARRAYS},
+        r"parameter 1\.weight has no shape yet; call it once",
+    ),
+    "a network without values": ((net().to("meta"),), {"data": ARRAYS}, r"parameter 1\.weight has no values"),
+    "a network of two inputs": ((Two(),), {"data": ARRAYS}, "does not take the images"),
+    "a device that is none": ((net(),), {"data": ARRAYS, "device": torch.device("meta")}, "'meta'"),
     "no directory": ((net(),), {"data": ARRAYS, "out": 5}, "out cannot be 5"),
     "nothing to resume": ((net(),), {"data": ARRAYS, "resume": True}, "continues the run in out"),
 }

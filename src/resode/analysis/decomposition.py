@@ -81,7 +81,7 @@ def pde(model: nn.Module) -> tuple[KernelDecomposition, ...]:
         InputError: a kernel with NaN or infinite entries.
 
     Example:
-        >>> rows = pde(resode.load("he_resnet20"))
+        >>> rows = pde(resode.load("short/resnet20"))
         >>> rows[0].shares
         {'reaction': ..., 'advection': ..., 'diffusion': ..., 'mixed': ...}
     """

@@ -196,7 +196,7 @@ def _classes(data: Any) -> tuple[str, ...]:
 
 def _from_arrays(images: Any, labels: Any, part: str = "") -> Images:
     pixels = pixels_from(images, f"{part}images")
-    if not len(pixels):
+    if not pixels.size:
         raise InputError(f"{part}images: there is none; give at least one image of each class")
     numbers = _labels(labels, f"{part}labels")
     if len(numbers) != len(pixels):
@@ -243,7 +243,8 @@ def pixels_from(images: Any, name: str = "images") -> npt.NDArray[Any]:
 def _labels(labels: Any, name: str) -> npt.NDArray[np.int64]:
     array = _array(labels, name)
     if array.ndim != 1:
-        hint = ": labels.argmax(1) of one-hot rows" if array.ndim == 2 and array.shape[1] > 1 else ""
+        column = array.ndim == 2 and array.shape[1] == 1
+        hint = ": labels[:, 0]" if column else ": labels.argmax(1) of one-hot rows" if array.ndim == 2 else ""
         raise InputError(f"{name}: have shape {array.shape}; give one class number for each image{hint}")
     if array.dtype.kind not in "iu":
         fix = {"f": ".astype(int)", "b": ".astype(int)", "U": "numpy.unique(..., return_inverse=True)[1]"}
@@ -258,6 +259,9 @@ def _labels(labels: Any, name: str) -> npt.NDArray[np.int64]:
 
 def _array(values: Any, name: str) -> npt.NDArray[Any]:
     if isinstance(values, Tensor):
+        if values.is_meta or values.layout != torch.strided:
+            kind = "has no values (device meta)" if values.is_meta else "is sparse (.to_dense())"
+            raise InputError(f"{name}: the tensor {kind}; give one that holds numbers")
         values = values.detach().cpu()
         return np.asarray(values.float().numpy() if values.is_floating_point() else values.numpy())
     try:
@@ -265,9 +269,8 @@ def _array(values: Any, name: str) -> npt.NDArray[Any]:
     except ValueError:  # rows of unequal length
         raise InputError(f"{name}: have no common shape; give one array") from None
     if array.dtype.kind not in "biufU":
-        raise InputError(
-            f"{name}: {type(values).__name__} is no array of numbers; give a NumPy array or a tensor"
-        )
+        kind = f"an array of {array.dtype}" if isinstance(values, np.ndarray) else type(values).__name__
+        raise InputError(f"{name}: {kind} is no array of real numbers; give a NumPy array or a tensor")
     return array
 
 

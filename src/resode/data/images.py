@@ -9,6 +9,7 @@ file format.
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -159,11 +160,13 @@ def check_labels(where: str, classes: Sequence[str], train: Labels, test: Labels
     """Raise `InputError` for no class or equal names, a label out of range, or a class without an image."""
     if not classes:
         raise InputError(f"{where} has no class; give at least one class with images")
-    if twice := sorted({name for name in classes if list(classes).count(name) > 1}):
+    if twice := sorted(name for name, number in Counter(classes).items() if number > 1):
         raise InputError(f"{where}: several classes are called '{twice[0]}'; give each a name of its own")
     last = train.max(initial=1)
-    if train.min(initial=1) == 1 and (
-        last == len(classes) or (last == len(classes) - 1 and classes[0] == "0")
+    if (
+        len(train)
+        and train.min() == 1
+        and (last == len(classes) or (last == len(classes) - 1 and classes[0] == "0"))
     ):
         raise InputError(f"{where}: its labels run from 1 to {last}; subtract 1, the first class is 0")
     for split, labels in (("training", train), ("test", test)):

@@ -83,9 +83,11 @@ class Loader:
         ResourceError: the images exceed the memory of the device.
 
     Example:
-        >>> loader = Loader(data.train, index, batch_size=128, mean=mean, std=std, device="cpu")
-        >>> for step in range(loader.steps):
-        ...     batch = loader.batch(epoch, step)
+        >>> images = resode.load_data("digits").train
+        >>> index = np.arange(len(images))
+        >>> loader = Loader(images, index, batch_size=128, mean=[0.3], std=[0.4], device="cpu")
+        >>> loader.batch(epoch=0, step=0).inputs.shape
+        torch.Size([128, 1, 8, 8])
     """
 
     def __init__(

@@ -185,6 +185,7 @@ def solve(
         coefficients: learned coefficients, each of shape (steps, ...) (default: their initial values).
 
     Example:
+        >>> from resode.integrators import RK4
         >>> solve(RK4(), TimeGrid.uniform(10, end=1.0), lambda t, y: -y, torch.ones(1))[-1]
         tensor([0.3679])
     """

@@ -62,7 +62,7 @@ def list_models(pattern: str = "*") -> list[str]:
     The families of He et al. accept every depth 6n + 2, not only the listed ones.
 
     Args:
-        pattern: with `*`, `?` and `[...]`, such as `"he_*"`.
+        pattern: a part of a name (`momentum`), or a pattern (`he_*`) with `*`, `?` and `[...]`.
 
     Raises:
         InputError: no text.
@@ -73,4 +73,4 @@ def list_models(pattern: str = "*") -> list[str]:
     """
     if not isinstance(pattern, str):
         raise InputError(f"pattern {pattern!r}: a text such as 'he_*' is needed")
-    return [name for name in models.names() if fnmatchcase(name, pattern)]
+    return [name for name in models.names() if pattern in name or fnmatchcase(name, pattern)]

@@ -286,7 +286,8 @@ def find_units(network: nn.Module, patterns: Sequence[str] | None = None) -> tup
 
 def _named(network: nn.Module, patterns: Sequence[str]) -> list[str]:
     """The names that match, without those of modules within a match."""
-    if isinstance(patterns, str) or not all(isinstance(pattern, str) for pattern in patterns):
+    listed = isinstance(patterns, Sequence) and not isinstance(patterns, str)
+    if not listed or not patterns or not all(isinstance(pattern, str) for pattern in patterns):
         raise InputError(f"units {patterns!r}: a list of names or patterns is needed, as ['layer1.*']")
     names = [name for name, _ in network.named_modules() if name]
     for pattern in patterns:

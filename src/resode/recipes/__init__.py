@@ -37,7 +37,12 @@ def list_recipes(pattern: str = "*") -> list[str]:
     Example:
         >>> list_recipes("quickstart")
         ['quickstart-parabolic', 'quickstart-twist', 'quickstart']
+
+    Raises:
+        InputError: the pattern is no text.
     """
+    if not isinstance(pattern, str):
+        raise InputError(f"pattern {pattern!r}: a text such as 'he2016/*' is needed")
     return [name for name in files() if pattern in name or fnmatch(name, pattern)]
 
 

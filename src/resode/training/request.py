@@ -12,6 +12,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import BaseModel
 from torch import nn
 
@@ -28,6 +29,7 @@ from resode.training.process.distributed import World
 from resode.training.recipe import reading
 from resode.training.recipe.experiment import CROSS_ENTROPY, Experiment
 from resode.training.recipe.keys import sections_in
+from resode.training.setup.checks import check_has_values
 from resode.training.setup.loss import Loss, record_of
 
 Recipe = str | PathLike[str] | Experiment | Mapping[str, Any]
@@ -84,6 +86,8 @@ def train(
         ResourceError: disk or device do not suffice; the last checkpoint is whole.
     """
     module, recipe = _network_and_recipe(net_or_recipe, recipe)
+    if module is not None:
+        check_has_values(module)
     _check_callbacks(callbacks)
     _check_settings(settings)
     given = None if data is None or isinstance(data, str | PathLike) else dataset_of(data)
@@ -142,7 +146,8 @@ def _network_and_recipe(
 
 def _check_callbacks(callbacks: Sequence[Callback]) -> None:
     if isinstance(callbacks, Callback) or not isinstance(callbacks, Iterable):
-        raise InputError("callbacks cannot be a single one; give a tuple: callbacks=(callback,)")
+        single = "a single one" if isinstance(callbacks, Callback) else repr(callbacks)
+        raise InputError(f"callbacks cannot be {single}; give a tuple: callbacks=(callback,)")
     for each in callbacks:
         if not isinstance(each, Callback):
             what = (
@@ -203,7 +208,7 @@ def _flat(settings: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         ):
             yield from ((f"{key}.{inner}", item) for inner, item in value.items())
         else:
-            yield key, value
+            yield key, str(value) if isinstance(value, torch.device) else value
 
 
 def _known(values: Mapping[str, Any]) -> dict[str, Any]:

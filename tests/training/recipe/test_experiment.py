@@ -8,6 +8,7 @@ import pytest
 from resode import recipes
 from resode.errors import InputError
 from resode.training import Experiment
+from resode.training.recipe import reading
 from resode.training.recipe.optimizer import AdamW
 from resode.training.recipe.schedule import MultiStep
 from resode.training.recipe.section import Section
@@ -151,7 +152,9 @@ def test_a_base_recipe_lies_underneath(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("epochs: 3\nepochs: 4", "the key 'epochs' is given twice"),
+        ("epochs: 3\nseed: 1\nepochs: 4", "line 3 is not valid YAML: the key 'epochs' is given twice"),
+        ("[1]: 2", "unhashable"),
+        ("a: " + "[" * 5000, "nested too deeply"),
         ("- 1", "a recipe is a mapping"),
         ("a: [", "line 1 is not valid YAML"),
         ("base: mine.yaml", "back to itself"),
@@ -165,6 +168,28 @@ def test_a_broken_recipe_file_is_named(tmp_path, monkeypatch, text, message):
         Experiment.from_recipe("mine.yaml")
 
 
+def test_a_file_that_is_no_recipe_has_a_few_lines_of_mistakes(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("".join(f"key{n}: {n}\n" for n in range(3000)))
+    with pytest.raises(InputError) as error:
+        Experiment.from_recipe(path)
+    assert len(error.value.messages) < 30
+    assert error.value.messages[-1].endswith("more mistakes")
+
+
+def test_a_key_of_another_optimizer_is_not_suggested_as_itself():
+    with pytest.raises(InputError, match=r"unknown key 'optimizer\.momentum'") as error:
+        Experiment.from_recipe("he2016/resnet20", {"optimizer": {"name": "adamw", "momentum": 0.9}})
+    assert "did you mean 'optimizer.momentum'" not in str(error.value)
+
+
 def test_an_unknown_recipe_names_the_nearest():
     with pytest.raises(InputError, match="did you mean 'he2016/resnet20'"):
         Experiment.from_recipe("he2016/resnt20")
+
+
+def test_keys_are_texts_where_yaml_reads_a_truth_value():
+    """The arms of a study may be called yes and no; values stay what YAML says."""
+    assert reading.parse_yaml("arms: {yes: 1, no: 2, off: no}", "s.yaml") == {
+        "arms": {"yes": 1, "no": 2, "off": False}
+    }

@@ -83,12 +83,21 @@ class Callbacks(Callback):
         return found
 
     def epoch_ended(self, row: dict[str, Any]) -> str | None:
-        reasons = [each.epoch_ended(row) for each in self.callbacks]
+        reasons = [_checked_reason(each.epoch_ended(row)) for each in self.callbacks]
         return next(filter(None, reasons), None)
 
     def finished(self, summary: Mapping[str, Any]) -> None:
         for each in self.callbacks:
             each.finished(summary)
+
+
+def _checked_reason(reason: Any) -> Any:
+    """Why a callback ends the training; raises `InputError` for what may be returned by mistake."""
+    if reason is None or isinstance(reason, str | bool):
+        return reason
+    raise InputError(
+        f"epoch_ended of a callback returned a {type(reason).__name__}; give None to go on, or why to end"
+    )
 
 
 def checked_metrics(values: Mapping[str, float]) -> dict[str, float]:

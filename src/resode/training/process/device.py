@@ -25,7 +25,7 @@ def choose_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-    except RuntimeError:
+    except (RuntimeError, TypeError):
         raise InputError(f"unknown device '{name}' (auto, cpu, cuda, cuda:1, ...)") from None
     if device.type not in ("cpu", "cuda"):
         raise InputError(f"device '{name}' is not supported (auto, cpu, cuda, cuda:1, ...)")

@@ -34,6 +34,7 @@ ELSEWHERE = {  # what other programs call a key
     "warmup_epochs": "warmup",
     "recipe": "base",
 }
+SHOWN = 20  # mistakes at once: a file with more is no recipe
 # Keys of a YAML file that are no setting.
 ABOVE = ("base",)
 
@@ -45,7 +46,9 @@ def explain(error: ValidationError, settings: type[BaseModel]) -> list[str]:
         error: raised by the validation of `settings`.
         settings: the model whose keys are known.
     """
-    return list(dict.fromkeys(_line(item, settings) for item in error.errors()))
+    found = error.errors()
+    lines = list(dict.fromkeys(_line(item, settings) for item in found[:SHOWN]))
+    return lines if len(found) <= SHOWN else [*lines, f"and {len(found) - SHOWN:,} more mistakes"]
 
 
 def _line(item: Mapping[str, Any], settings: type[BaseModel]) -> str:
@@ -90,6 +93,8 @@ def _meant(path: list[str], known: list[str], settings: type[BaseModel]) -> str:
     if word in known or word in ABOVE:
         return f"; did you mean '{prefix}{word}'?"
     paths = every_path(settings)
+    if f"{prefix}{last}" in paths:  # of another variant: an optimizer's momentum, where that is AdamW
+        return ""
     by_name = {other.rpartition(".")[2]: other for other in reversed(paths)}  # the uppermost one counts
     if word in by_name:
         return f"; did you mean '{by_name[word]}'?"

@@ -7,7 +7,7 @@ overrides a value; c is YAML.
 import copy
 import re
 import typing
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -186,12 +186,18 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(_FLOAT), lis
 
 
 def _unique_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    keys = [loader.construct_object(key) for key, _ in node.value]
-    for key in keys:
-        if keys.count(key) > 1:
+    seen = set()
+    for place, _ in node.value:
+        if place.tag == "tag:yaml.org,2002:bool":  # an arm of a study may be called yes or no
+            place.tag = "tag:yaml.org,2002:str"
+        key = loader.construct_object(place)
+        if not isinstance(key, Hashable):
+            continue  # construct_mapping refuses it
+        if key in seen:
             raise yaml.constructor.ConstructorError(
-                None, None, f"the key '{key}' is given twice", node.start_mark
+                None, None, f"the key '{key}' is given twice", place.start_mark
             )
+        seen.add(key)
     return typing.cast(dict[Any, Any], loader.construct_mapping(node, deep=True))
 
 
@@ -211,6 +217,8 @@ def parse_yaml(text: str, origin: str) -> dict[str, Any]:
         where = f" line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or "cannot be parsed"
         raise InputError(f"{origin}:{where} is not valid YAML: {problem}") from None
+    except RecursionError:
+        raise InputError(f"{origin}: is nested too deeply for a recipe") from None
     if not isinstance(values, dict):
         raise InputError(
             f"{origin}: a recipe is a mapping of keys to values, as `resode show quickstart` prints"
@@ -235,7 +243,7 @@ def parse_overrides(texts: Iterable[str]) -> list[tuple[str, Any]]:
             continue
         try:
             pairs.append((path.strip(), yaml.load(value, Loader=_Loader)))
-        except yaml.YAMLError:
+        except (yaml.YAMLError, RecursionError):
             mistakes.append(f"--set {text}: the value is not valid YAML")
     if mistakes:
         raise InputError(*mistakes)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from resode.errors import InputError
 from resode.memory import Shape
@@ -45,6 +46,18 @@ def _checked_size(data: TrainingData, size: int | None) -> Shape:
     return resized_shape(data.shape, size)
 
 
+def check_has_values(module: nn.Module) -> None:
+    """Every parameter has values: none waits for a first batch, none is on the device "meta"."""
+    for name, parameter in module.named_parameters():
+        if is_lazy(parameter):
+            raise InputError(f"the network's parameter {name} has no shape yet; call it once: net(images)")
+        if parameter.is_meta:
+            raise InputError(
+                f"the network's parameter {name} has no values (device meta); build the network on the CPU, "
+                "or call net.to_empty(device='cpu') and initialise it"
+            )
+
+
 @torch.no_grad()
 def check_network(module: nn.Module, shape: Shape, classes: int, data: str) -> None:
     """The network takes an image of shape (C, H, W) and gives a logit for every class."""
@@ -67,9 +80,9 @@ def check_output(
     try:
         with mode(module, training=False):
             logits = module(torch.zeros(1, *shape, device=device, dtype=dtype))
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
         size, first = "x".join(map(str, shape)), (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"the network does not take the images of {data} ({size}): {first}") from None
+        raise InputError(f"the network does not take the images of {data} ({size}): {first}") from error
     expected = (1, classes) if classes is not None else logits.shape if isinstance(logits, Tensor) else ()
     if not isinstance(logits, Tensor) or logits.shape != expected or logits.ndim != 2:
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
