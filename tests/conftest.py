@@ -15,6 +15,7 @@ os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{tempfile.gettempdir()}/resod
 
 import pytest
 import torch
+import torch._dynamo  # here, as it warns of torch's own deprecated calls, and a warning in a test is an error
 from hypothesis import HealthCheck, settings
 
 from resode.data import sources

@@ -4,6 +4,7 @@ They run on tiny runs of digits and on synthetic checkpoints, at least one for e
 for minutes, need a cluster or large data are read only.
 """
 
+import json
 import re
 import shlex
 import shutil
@@ -18,6 +19,7 @@ from typer.main import get_command
 import resode as library
 from resode.cli import app
 from resode.training import Experiment
+from resode.training.records.run import Run
 from tests.cli.conftest import TINY
 from tests.interop.foreign import Akamaster, Fattorib, synthesise
 
@@ -64,6 +66,7 @@ def place(trained_once, dynamic_run, tmp_path):
             text = (run / file).read_text()
             text = re.sub(r'("?seed"?: )0', rf"\g<1>{seed}", text, count=1)
             (run / file).write_text(text.replace("lr: 0.1", "lr: 0.2") if name.startswith("b") else text)
+        Run(run).write_summary(json.loads((run / "summary.json").read_text()))  # sealed again
     for folder in ("widths", "states"):
         shutil.copytree(trained_once, tmp_path / "studies" / folder / "euler" / "seed0")
         (tmp_path / "studies" / folder / "arms.json").write_text('{"euler/seed0": "euler"}')

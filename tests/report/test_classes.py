@@ -33,7 +33,7 @@ def test_classes_without_names_are_numbered() -> None:
 
 
 def test_the_matrix_is_shaded_by_the_share_of_the_true_class() -> None:
-    matrix = classes.matrix(EvaluationRecord(top1_error=10, confusion=((75, 25), (0, 0))))
+    matrix = classes.matrix(EvaluationRecord(top1_error=25, confusion=((75, 25), (0, 0))))
     assert matrix is not None
     right, wrong = matrix.rows[0]
     assert (right.kind, right.shade) == ("right", 0.75)

@@ -21,7 +21,9 @@ def pages(folder):
 
 def with_confusion(run, confusion):
     summary = json.loads((run / "summary.json").read_text())
-    summary["test"] = {**SUMMARY["test"], "confusion": confusion, "per_class": None}
+    images, right = sum(map(sum, confusion)), sum(row[i] for i, row in enumerate(confusion))
+    scores = {"top1_error": 100 * (1 - right / images), "samples": images, "per_class": None}
+    summary["test"] = {**SUMMARY["test"], "top1_accuracy": None, **scores, "confusion": confusion}
     (run / "summary.json").write_text(json.dumps(summary))
 
 

@@ -43,8 +43,7 @@ class WarmStart(Section):
     new_head: bool = False
     """Whether the last layer is initialised afresh, for data with other classes."""
     classes: Literal["by-name", "by-position"] | dict[str, str] = "by-name"
-    """How the data's classes are found among those of the weights: `by-name` (the last layer is put in the
-    order of the data), `by-position`, or a mapping from the data's names to those of the weights."""
+    """How classes of the data match those of the weights: `by-name`, `by-position`, or a mapping of names."""
     optimizer: bool = False
     """Whether the optimizer's state is read from the file beside the weights that `resode regrid` writes."""
     optimizer_sha256: str = ""

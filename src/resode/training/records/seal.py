@@ -23,7 +23,7 @@ FILES, DIGEST = "files", "sha256"
 def sealed(folder: Path, summary: Mapping[str, Any]) -> dict[str, Any]:
     """The summary with the hashes of the files beside it and its own."""
     files = {name: atomic.sha256(folder / name) for name in SEALED if (folder / name).is_file()}
-    values = {**summary, FILES: files}
+    values = {**{key: value for key, value in summary.items() if key != DIGEST}, FILES: files}
     return {**values, DIGEST: _digest(values)}
 
 
@@ -48,4 +48,4 @@ def check(folder: Path, summary: Mapping[str, Any]) -> bool:
 
 
 def _digest(values: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
