@@ -460,7 +460,8 @@ class TestDirectory:
 def test_resume_keeps_what_auto_chose(tiny, tmp_path, monkeypatch):
     experiment = tiny.replace(precision="auto")
     monkeypatch.setattr(form, "SHORT", 0)
-    monkeypatch.setattr(form, "step_seconds", lambda *of: 0.1 if of[2].precision == "bf16" else 1.0)
+    for measurement in ("step_seconds", "probe_seconds"):  # whatever the processor can
+        monkeypatch.setattr(form, measurement, lambda *of: 0.1 if of[2].precision == "bf16" else 1.0)
     with pytest.raises(Stopped):
         train(None, experiment, out=tmp_path / "run", callback=StopAt(1))
     monkeypatch.setattr(form, "step_seconds", lambda *of: 1.0)
