@@ -52,7 +52,7 @@ def test_no_module_shadows_a_public_name(name):
 
 
 def test_the_lists_of_public_names_agree():
-    """The table, `__all__`, and what a type checker is told."""
+    """The table, `__all__` and the imports for type checkers have the same names."""
     tree = ast.parse(Path(resode.__file__).read_text())
     typed = {}
     for block in tree.body:

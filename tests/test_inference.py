@@ -342,7 +342,7 @@ class Named(TensorDataset):
 
 
 class Torchvision:
-    """As torchvision has it: no tensors, `classes` at the data set."""
+    """Like a data set of torchvision: it has no tensors, and an attribute `classes`."""
 
     def __init__(self, names):
         self.inner, self.classes = Named(names), list(names)

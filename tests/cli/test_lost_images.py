@@ -54,7 +54,7 @@ def test_train_evaluate_and_predict_treat_bad_images_alike(resode, photos):
 
 
 def test_an_evaluation_obeys_what_its_run_recorded(resode, photos, tmp_path):
-    """By the run, its weights file, or its data; other data are read as strictly as ever."""
+    """Named by the run, its weights file or its data; for other data an unreadable image is an error."""
     (photos / "test" / "digit 1" / "gone.png").symlink_to("nowhere.png")
     assert train(resode, photos, "--on-bad-image", "skip").code == 0
     for net in ("run", "run/model.safetensors", "run/checkpoints/2"):

@@ -39,7 +39,9 @@ def test_equal_names_match_whatever_the_order_of_their_folders():
 )
 def test_names_that_differ_in_case_or_punctuation_alone_stay_apart(found, wanted):
     assert [wanted[i] for i in class_order("x", found, wanted).index] == found
-    with pytest.raises(InputError, match="are not the network's"):  # without them they cannot be told apart
+    with pytest.raises(
+        InputError, match="are not the network's"
+    ):  # without case and punctuation they are equal
         class_order("x", [f" {name}" for name in found], wanted)
 
 

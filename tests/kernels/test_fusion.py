@@ -255,8 +255,7 @@ def test_a_missing_or_failing_compiler_is_no_error(monkeypatch, tmp_path):
     monkeypatch.delenv("CXX")
     library.library.cache_clear()
     assert library.library() is not None
-    files = atomic.private_folder("kernels").iterdir()
-    assert sorted(path.suffix for path in files) == [".sha256", ".so"]
+    assert [path.suffix for path in atomic.private_folder("kernels").iterdir()] == [".so"]
 
 
 @pytest.mark.skipif(not convolution.available(), reason="no bf16 instructions")

@@ -35,9 +35,9 @@ from resode.cli import (
     twist,
 )
 from resode.cli.bars import Bars
-from resode.cli.interruption import Interrupted, raising_interrupted
 from resode.errors import ResodeError
 from resode.progress import reporting_to
+from resode.training.process.signals import Interrupted, raising_interrupted
 
 
 class _PlainFlags:
@@ -45,7 +45,7 @@ class _PlainFlags:
 
     def get_params(self, ctx: Any) -> list[Any]:
         """The parameters of the command."""
-        parameters: list[Any] = super().get_params(ctx)  # type: ignore[misc]
+        parameters: list[Any] = super().get_params(ctx)  # type: ignore[misc]  # of the class it is mixed into
         for each in parameters:
             if getattr(each, "is_flag", False) and each.metavar is None:
                 each.metavar = ""

@@ -81,7 +81,7 @@ class BatchNorm2d(nn.BatchNorm2d):
         step = _active.get()
         if step is None or not self._can_reuse(x):
             return super().forward(x)
-        y: Tensor = _Normalise.apply(x, self.weight, self.bias, self, step)  # type: ignore[no-untyped-call]
+        y: Tensor = _Normalise.apply(x, self.weight, self.bias, self, step)  # type: ignore[no-untyped-call]  # torch
         return y
 
     def _can_reuse(self, x: Tensor) -> bool:

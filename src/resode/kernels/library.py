@@ -1,9 +1,9 @@
 """The shared library of C++ kernels: compiled on first use for this processor, and cached as a file.
 
-    <cache>/kernels-<user>/<version>.so and <version>.sha256
+    <cache>/kernels-<user>/<version>-<SHA-256 of the file>.so
 
 A library is loaded only if it lies in a folder of mode 0700 of this user, belongs to this user, and has the
-recorded hash; otherwise it is built again. Nobody else can write to that folder between check and load.
+hash of its name; otherwise it is built again. Nobody else can write to that folder between check and load.
 """
 
 import ctypes
@@ -53,31 +53,26 @@ def library() -> ctypes.CDLL | None:
 
 def _load(compiler: str, options: tuple[str, ...]) -> ctypes.CDLL:
     """The library compiled with these options, built where the cache has no intact one."""
-    path = atomic.private_folder("kernels") / f"{version(compiler, options)}.so"
+    name, folder = version(compiler, options), atomic.private_folder("kernels")
+    for path in sorted(folder.glob(f"{name}-*.so")):
+        if (loaded := _load_intact(path)) is not None:
+            return loaded
+    path = _build(compiler, options, folder, name)
     loaded = _load_intact(path)
     if loaded is None:
-        _build(compiler, options, path)
-        loaded = _load_intact(path)
-    if loaded is None:
-        raise OSError(f"{path}: cannot be read")
+        raise OSError(f"{path}: cannot be loaded")
     return loaded
 
 
 def _load_intact(path: Path) -> ctypes.CDLL | None:
-    """Load a library; None where it is missing, somebody else's, or without its recorded hash."""
+    """Load a library; None where it is somebody else's, or has not the hash of its name."""
     try:
-        recorded = _read(path.with_suffix(".sha256")).decode()
         with _opened(path) as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != recorded:
+            if hashlib.file_digest(file, "sha256").hexdigest() != path.stem.rpartition("-")[2]:
                 return None
             return ctypes.CDLL(str(path))
-    except (OSError, ValueError):
+    except OSError:
         return None
-
-
-def _read(path: Path) -> bytes:
-    with _opened(path) as file:
-        return file.read()
 
 
 def _opened(path: Path) -> BufferedReader:
@@ -144,17 +139,15 @@ def version(compiler: str | None = None, options: tuple[str, ...] = OPTIONS) -> 
     return hashlib.sha256(content).hexdigest()[:32]
 
 
-def _build(compiler: str, options: tuple[str, ...], path: Path) -> None:
-    """Compile in a sibling folder, sync, rename, and record the hash; several processes may build at once."""
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        built = Path(folder) / "kernels.so"
+def _build(compiler: str, options: tuple[str, ...], folder: Path, name: str) -> Path:
+    """Compile in a sibling folder, sync, and rename: several processes may build at once."""
+    with tempfile.TemporaryDirectory(dir=folder) as beside:
+        built = Path(beside) / "kernels.so"
         command = [compiler, *options, "-o", str(built), *map(str, SOURCES)]
         subprocess.run(command, check=True, capture_output=True, timeout=300)
         built.chmod(0o700)
         atomic.sync(built)
-        digest = atomic.sha256(built)
-        built.replace(path)
-    atomic.write_text(path.with_suffix(".sha256"), digest)
+        return built.replace(folder / f"{name}-{atomic.sha256(built)}.so")
 
 
 def _processor() -> str:

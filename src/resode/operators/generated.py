@@ -88,4 +88,4 @@ def _loaded() -> bool:
 
 # The compiler cannot trace an import. This is what `torch.compiler.assume_constant_result` does, which would
 # import torch._dynamo: as much time again as torch.
-_loaded._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_loaded._dynamo_marked_constant = True  # type: ignore[attr-defined]  # a mark on the function

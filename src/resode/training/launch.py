@@ -336,11 +336,8 @@ def _resume(session: Session) -> None:
     )
 
 
-_FREE_ON_RESUME = (
-    "device",
-    "cuda_graph",
-    "init",
-)  # a run may go on elsewhere; its weights are its own by then
+# A run may go on elsewhere, and by then its weights are its own.
+_FREE_ON_RESUME = ("device", "cuda_graph", "init")
 
 
 def _check_unedited(run: Run, checkpoint: checkpoints.Checkpoint) -> None:

@@ -2,6 +2,9 @@
 
 import os
 import signal
+import sys
+import time
+import weakref
 
 import pytest
 
@@ -53,3 +56,41 @@ def test_a_closed_terminal_stops_unless_it_was_ignored():
         assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+class Referent:
+    """Something that a weak reference can have."""
+
+
+def interrupted_late():
+    """Lose a signal in a block that runs on."""
+    with signals.raising_interrupted():
+        lose_a_signal()
+        time.sleep(60)
+
+
+def lose_a_signal():
+    """Send SIGINT where Python ignores exceptions: in the callback of a weak reference."""
+    referent = Referent()
+    reference = weakref.ref(referent, lambda gone: os.kill(os.getpid(), signal.SIGINT))
+    del referent
+    assert reference() is None
+
+
+def test_an_interruption_that_python_ignores_is_raised_again(got, monkeypatch, capsys):
+    monkeypatch.setattr(signals, "REPEAT", 0.01)
+    before = signal.getsignal(signal.SIGALRM), sys.unraisablehook
+    with pytest.raises(signals.Interrupted) as interrupted:
+        interrupted_late()
+    assert interrupted.value.number == signal.SIGINT
+    assert (signal.getsignal(signal.SIGALRM), sys.unraisablehook) == before
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+    assert (got, capsys.readouterr().err) == ([], "")
+
+
+def test_a_block_that_ends_before_the_repetition_has_recorded_the_signal(got, monkeypatch):
+    monkeypatch.setattr(signals, "REPEAT", 60)
+    with signals.listening() as stop:
+        with stop.raising():
+            lose_a_signal()
+        assert stop.number == signal.SIGINT

@@ -1,4 +1,4 @@
-"""Images of one's own: what is decided for them, and what the user is told."""
+"""Images of one's own: which settings follow from them, and which notes the user gets."""
 
 import json
 

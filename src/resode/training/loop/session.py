@@ -106,7 +106,7 @@ class Session:
             raise Stopped(
                 stop.number or 0,
                 f"stopped in the first step, at iteration {position.iteration}, which is saved; go on with: "
-                f"resode train --resume --out {self.run.path}",
+                f"{how_to_resume(self.experiment, self.run)}",
             ) from None
         self.stepped = True
 

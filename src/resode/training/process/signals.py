@@ -1,7 +1,8 @@
 """Signals: Ctrl-C, SIGTERM or SIGHUP stops a run after the current step; a second one stops it at once.
 
 SIGHUP is what a terminal sends that is closed; where it was ignored at the start (nohup) it stays ignored.
-The first step of a run may compile for minutes, and there is nothing to save yet: `StopRequest.raising`.
+Where nothing is lost (before a run, and in its first step, which may compile for minutes) a signal ends the
+block at once instead: `raising_interrupted`.
 
 Signals within one second count as one: torchrun and cluster schedulers forward a signal that every process
 has already received.
@@ -9,6 +10,7 @@ has already received.
 
 import contextlib
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -16,9 +18,19 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
+REPEAT = 0.5  # seconds until `Interrupted` is raised again
 
-class Interrupted(KeyboardInterrupt):
-    """A signal arrived while the request was `raising`."""
+
+class Interrupted(BaseException):
+    """A signal has arrived; no `KeyboardInterrupt`, which typer would catch.
+
+    Args:
+        number: of the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
 
 
 @dataclass
@@ -26,16 +38,55 @@ class StopRequest:
     """The number of the signal that asked to stop, or None."""
 
     number: int | None = None
-    at_once: bool = False
 
     @contextlib.contextmanager
     def raising(self) -> Iterator[None]:
         """Context manager: a signal is not only recorded, but raises `Interrupted` from whatever runs."""
-        self.at_once = True
-        try:
-            yield
-        finally:
-            self.at_once = False
+        with raising_interrupted() as arrived:
+            try:
+                yield
+            finally:
+                self.number = self.number or arrived.number
+
+
+def _numbers() -> list[signal.Signals]:
+    """The signals that ask to stop."""
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    return numbers
+
+
+@contextlib.contextmanager
+def raising_interrupted() -> Iterator[StopRequest]:
+    """Context manager: SIGINT, SIGTERM and SIGHUP raise `Interrupted`, and again until the block ends.
+
+    Python ignores an exception that is raised in a destructor or in the callback of a weak reference, which
+    would lose the signal. Signals reach the main thread only; in any other the request stays empty.
+    """
+    request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+    hook = sys.unraisablehook
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        if request.number is None:
+            request.number = number
+            previous[signal.SIGALRM] = signal.signal(signal.SIGALRM, interrupt)
+            sys.unraisablehook = lambda lost: None if isinstance(lost.exc_value, Interrupted) else hook(lost)
+        signal.setitimer(signal.ITIMER_REAL, REPEAT)
+        raise Interrupted(request.number)
+
+    previous: dict[int, Any] = {number: signal.signal(number, interrupt) for number in _numbers()}
+    try:
+        yield request
+    finally:
+        if request.number is not None:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            sys.unraisablehook = hook
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager
@@ -48,26 +99,21 @@ def listening() -> Iterator[StopRequest]:
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
-    numbers = [signal.SIGINT, signal.SIGTERM]
-    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
-        numbers.append(signal.SIGHUP)
-    previous: dict[int, Any] = {number: signal.getsignal(number) for number in numbers}
+    previous: dict[int, Any] = {number: signal.getsignal(number) for number in _numbers()}
     first = 0.0
 
     def note(number: int, frame: FrameType | None) -> None:
         nonlocal first
         if request.number is None:
             request.number, first = number, time.monotonic()
-            if request.at_once:
-                raise Interrupted
         elif time.monotonic() - first > 1:
             signal.signal(number, previous[number])
             signal.raise_signal(number)
 
-    for number in numbers:
+    for number in previous:
         signal.signal(number, note)
     try:
         yield request
     finally:
-        for number in numbers:
-            signal.signal(number, previous[number])
+        for number, handler in previous.items():
+            signal.signal(number, handler)
