@@ -10,8 +10,13 @@ from pathlib import Path
 if "PYTEST_XDIST_WORKER" in os.environ:  # one of several processes: they share the cores, a thread each
     os.environ["OMP_NUM_THREADS"] = "1"
     os.environ.pop("COLUMNS", None)  # which only a terminal has
-# What torch compiles is shared by all processes and later runs of the tests.
-os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{tempfile.gettempdir()}/resode-tests-{getpass.getuser()}")
+# What torch compiles is shared by all processes and later runs of the tests with the same instructions.
+os.environ.setdefault(
+    "TORCHINDUCTOR_CACHE_DIR",
+    "-".join(
+        (tempfile.gettempdir() + "/resode-tests", getpass.getuser(), os.getenv("ATEN_CPU_CAPABILITY", ""))
+    ),
+)
 
 import pytest
 import torch

@@ -1,5 +1,6 @@
 """Execution: how the operations of a step are launched: compiled or eager, as a CUDA graph or one by one."""
 
+import hashlib
 import os
 from collections.abc import Callable
 from typing import Any, Literal
@@ -43,10 +44,14 @@ def compiled(module: nn.Module, backend: str | Callable[..., Any] | None = None)
 def own_compiler_cache() -> None:
     """Let torch's compiler keep its code in a folder of this user, unless TORCHINDUCTOR_CACHE_DIR names one.
 
-    Its default is a predictable folder below /tmp, which anybody may have made before.
+    Its default is a predictable folder below /tmp, which anybody may have made before. There is one folder
+    for each set of instructions: torch would reuse code of another processor, and a home may serve several.
     """
     if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(atomic.private_folder("inductor"))
+        known: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+        instructions = repr((torch.backends.cpu.get_cpu_capability(), sorted(known.items())))
+        folder = f"inductor-{hashlib.sha256(instructions.encode()).hexdigest()[:12]}"
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(atomic.private_folder(folder))
 
 
 # ---------------------------------------------------------------- CUDA graphs
