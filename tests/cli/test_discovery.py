@@ -143,6 +143,12 @@ def test_a_wrong_word_is_answered_by_what_to_type(resode, tmp_path, words, parts
         assert part in answer.err
 
 
+def test_show_names_where_a_recipe_departs_from_its_source(resode, tmp_path):
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("base: quickstart\nabout: {differs: [no weight decay, 20 epochs for 100]}\n")
+    assert "differs: [no weight decay, 20 epochs for 100]" in resode("show", recipe).out
+
+
 # ---------------------------------------------------------------- show RUN
 
 

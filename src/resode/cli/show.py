@@ -178,6 +178,7 @@ def _about(experiment: "Experiment") -> Rows:
         ("cost", about.cost),
         ("published", figure),
         ("expected", about.expected),
+        *(("differs" if i == 0 else "", text) for i, text in enumerate(about.differs)),
         *_weights_row(experiment),
     ]
 

@@ -60,6 +60,8 @@ class About(Section):
     """The published result (default: none)."""
     expected: str = ""
     """The result that resode gives."""
+    differs: tuple[str, ...] = ()
+    """Where the network, the data or the training departs from the source, a line each."""
 
 
 class Evaluation(Section):
