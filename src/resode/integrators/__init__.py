@@ -13,6 +13,7 @@ from resode.integrators.multistep import (
     TwoStep,
     TwoStepMidpoint,
 )
+from resode.integrators.projected import Projected, ProjectedEuler
 from resode.integrators.partitioned import Coupling, StormerVerlet, SymplecticEuler
 from resode.integrators.semi_implicit import IMEX
 from resode.integrators.adaptive import Adaptive
@@ -35,6 +36,8 @@ __all__ = [
     "LearnedTwoStep",
     "Midpoint",
     "Momentum",
+    "Projected",
+    "ProjectedEuler",
     "StormerVerlet",
     "SymplecticEuler",
     "TwoStep",

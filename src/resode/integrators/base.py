@@ -39,11 +39,13 @@ class Integrator(ABC):
             channels.
         second_order: whether it solves y'' = f(t, y) with y'(t_0) = 0, instead of y' = f(t, y).
         reversible: whether `inverse` recovers the carry before a step.
+        projects: whether each step ends with the projection on y >= 0, so that states are never negative.
     """
 
     parts: ClassVar[tuple[str, ...]] = ("f",)
     second_order: ClassVar[bool] = False
     reversible: ClassVar[bool] = False
+    projects: ClassVar[bool] = False
 
     @property
     @abstractmethod
