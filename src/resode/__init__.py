@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from resode.data import load as load_data
     from resode.grids import TimeGrid
     from resode.inference import evaluate, predict
-    from resode.models import DynamicNet, create, fit_memory, list_models, regrid, set_gradient, twist
+    from resode.models import DynamicNet, create, fit_memory, lift, list_models, regrid, set_gradient, twist
     from resode.recipes import list_recipes
     from resode.stages import Stage
     from resode.training import Experiment, load, train
@@ -63,6 +63,7 @@ _PUBLIC = {
     "gradients": "resode.gradients",
     "integrators": "resode.integrators",
     "interop": "resode.interop",
+    "lift": "resode.models:lift",
     "list_models": "resode.models:list_models",
     "list_recipes": "resode.recipes:list_recipes",
     "load": "resode.training:load",
@@ -94,6 +95,7 @@ __all__ = [
     "gradients",
     "integrators",
     "interop",
+    "lift",
     "list_models",
     "list_recipes",
     "load",

@@ -25,6 +25,7 @@ COMMANDS = (
     "evaluate",
     "predict",
     "import",
+    "lift",
     "regrid",
     "twist",
     "export",

@@ -251,7 +251,7 @@ def test_the_shell_asks_and_is_answered_without_pytorch(tmp_path):
     assert answer.stdout.split() == ["he2016/resnet110", "he2016/resnet1202", "False"], answer.stderr
 
 
-@pytest.mark.parametrize("command", ["import", "regrid", "twist", "export"])
+@pytest.mark.parametrize("command", ["import", "lift", "regrid", "twist", "export"])
 def test_force_is_a_flag(resode, command):
     text = resode(command, "--help").out
     assert re.search(r"--force(?! *\[)", text)

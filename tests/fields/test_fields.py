@@ -168,7 +168,7 @@ def test_a_periodic_field_commutes_with_shifts(name):
 
 @pytest.mark.parametrize("name", fields.names())
 def test_groups_do_not_mix(name):
-    if name == "bottleneck":
+    if name in ("bottleneck", "triple"):
         pytest.skip("its 1x1 convolutions mix all channels")
     module = layer(fields.build(name, groups=2, norm=None)).double()
     y = torch.randn(1, 8, 3, 3, dtype=torch.float64)

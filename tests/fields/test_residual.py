@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from resode.errors import InputError
-from resode.fields import Bottleneck, Double, Preactivation
+from resode.fields import Activated, Bottleneck, Double, Preactivation, Triple
 from resode.models.layouts import UnitSpec
-from resode.models.units import BottleneckUnit, PreactivationUnit, shortcut_a
+from resode.models.units import ActivatedUnit, BottleneckUnit, PreactivationUnit, shortcut_a
 
 
 def test_euler_with_h_1_is_a_preactivation_unit_bit_for_bit():
@@ -56,7 +56,9 @@ def test_a_state_that_can_only_grow_is_told(activation):
     assert (field.build(4)(torch.randn(2, 4, 5, 5)) >= 0).all()
 
 
-@pytest.mark.parametrize("field", [Double(final_activation=False), Double(activation="tanh")])
+@pytest.mark.parametrize(
+    "field", [Double(final_activation=False), Double(activation="tanh"), Triple(final_activation=False)]
+)
 def test_a_state_that_can_also_fall_needs_no_remark(field):
     assert field.remark() is None
     f = field.build(4)(torch.randn(2, 4, 5, 5))
@@ -85,6 +87,23 @@ def test_a_bottleneck_has_the_kernels_of_the_unit():
         assert torch.equal(getattr(unit, name).weight, getattr(field, name).weight)
 
 
+def test_a_triple_is_the_bottleneck_unit_without_its_sum_bit_for_bit():
+    unit = BottleneckUnit(UnitSpec(8, 2, 8), shortcut_a).eval()
+    field = Triple(final_activation=False).build(8).eval()
+    field.load_state_dict({name.replace("bn", "norm"): t for name, t in unit.state_dict().items()})
+    y = torch.randn(2, 8, 5, 5)
+    assert torch.equal(torch.relu(y + field(y)), unit(y))
+    assert (Triple().build(8)(y) >= 0).all()
+
+
+def test_euler_with_h_1_is_an_activated_unit():
+    unit = ActivatedUnit(UnitSpec(8, 8, 8), shortcut_a).double().eval()
+    field = Activated().build(8).double().eval()
+    field.load_state_dict({name.replace("bn", "norm"): t for name, t in unit.state_dict().items()})
+    y = torch.randn(2, 8, 5, 5, dtype=torch.float64)
+    torch.testing.assert_close(y + field(y), unit(y), rtol=0, atol=1e-13)
+
+
 @pytest.mark.parametrize(
     ("field", "equation"),
     [
@@ -94,6 +113,9 @@ def test_a_bottleneck_has_the_kernels_of_the_unit():
         (Double(norm=None, bias=True), "relu(K2 relu(K1 y + b1) + b2)"),
         (Double(norm=None, final_activation=False), "K2 relu(K1 y)"),
         (Bottleneck(norm=None, activation="tanh"), "K3 tanh(K2 tanh(K1 tanh(y)))"),
+        (Triple(norm=None, bias=True), "relu(K3 relu(K2 relu(K1 y + b1) + b2) + b3)"),
+        (Triple(norm=None, final_activation=False), "K3 relu(K2 relu(K1 y))"),
+        (Activated(norm=None), "u - y + K2 relu(K1 u), u = relu(y)"),
     ],
 )
 def test_an_equation_says_what_the_options_leave_of_it(field, equation):
@@ -105,6 +127,8 @@ def test_an_equation_says_what_the_options_leave_of_it(field, equation):
     [
         (lambda: Bottleneck(ratio=0), "Bottleneck: ratio 0; a positive integer is needed"),
         (lambda: Bottleneck(ratio=3).build(8), "Bottleneck: ratio 3 does not divide 8 channels"),
+        (lambda: Triple(ratio=3).build(8), "Triple: ratio 3 does not divide 8 channels; take a divisor"),
+        (lambda: Triple(final_activation=1), "Triple: final_activation 1; true or false is needed"),
         (lambda: Bottleneck(groups=4).build(8), "4 groups do not divide 2 channels"),
         (lambda: Preactivation(first_norm=1), "Preactivation: first_norm 1; true or false is needed"),
         (lambda: Double(final_activation=None), "Double: final_activation None; true or false is needed"),

@@ -27,7 +27,7 @@ from resode.integrators import IMEX, RK4, Adaptive, FixedStep, Leapfrog, Momentu
 from resode.models import create, models, name_and_options
 from resode.models.dynamic import DynamicNet, dynamic
 from resode.models.regridding import regrid
-from resode.models.transitions import Connector, Head, Identity, Stem, UnitConnector
+from resode.models.transitions import Connector, Head, Identity, Stem, Successive, UnitConnector
 from resode.stages import Stage
 
 TINY = (4, 6, 8, 8)
@@ -80,6 +80,22 @@ COMPOSED = {
         ],
         connector=Connector(pool="none", bias=True, norm=None, activation=None),
         last=7,
+        classes=3,
+    ),
+    "units of all kinds between projected blocks": lambda: DynamicNet(
+        [
+            Stage(6, "double", "projected_euler", TIME, interpolation="constant"),
+            Stage(8, {"name": "activated", "norm": "batch"}, {"name": "projected", "scheme": "heun"}, 1),
+        ],
+        connector=[
+            UnitConnector(kind="activated", stride=1),
+            Successive(
+                [UnitConnector(kind="basic", widens="last"), UnitConnector("B", kind="bottleneck")], [7]
+            ),
+            Successive([UnitConnector("B", twist="odd")]),
+        ],
+        first=4,
+        last=9,
         classes=3,
     ),
     "implicit and momentum": lambda: DynamicNet(
@@ -364,9 +380,10 @@ def test_a_trajectory_leads_to_the_logits(net):
     assert times[0] == 0
     assert times[-1] == pytest.approx(sum(b.stage.states.end - b.stage.states.start for b in blocks))
     assert all(a <= b for a, b in pairwise(times))
-    last = states[-1] if len(net.connectors) < len(blocks) else net.connectors[-1](states[-1])
+    before, *_, after = net.between()
+    last = states[-1] if after is None else after(states[-1])
     torch.testing.assert_close(net.head(last), net(x), rtol=1e-6, atol=1e-6)
-    assert torch.equal(states[0], net.stem(x))
+    assert torch.equal(states[0], net.stem(x) if before is None else before(net.stem(x)))
 
 
 def warned(states, integrator="euler", norm=None):
@@ -436,6 +453,24 @@ STAGE = {"width": 4, "field": "parabolic", "integrator": "euler", "states": 2}
             "cannot change 4 channels to 6",
         ),
         ({"stages": [{**STAGE, "width": 6}, STAGE], "connector": "unit"}, "use shortcut B"),
+        ({"stages": [STAGE] * 2, "connector": {"name": "unit", "kind": "basik"}}, "did you mean 'basic'"),
+        ({"stages": [STAGE] * 2, "connector": {"name": "unit", "widens": 2}}, "widens 2; first or last"),
+        ({"stages": [STAGE] * 2, "connector": {"name": "unit", "stride": 3}}, "stride 3; 1 or 2 is needed"),
+        (
+            {
+                "stages": [STAGE],
+                "first": 2,
+                "connector": {"name": "unit", "shortcut": "B", "kind": "bottleneck"},
+            }
+            | {"last": 6},
+            "a bottleneck has a multiple of 4 channels, not 6",
+        ),
+        (
+            {"stages": [STAGE] * 2, "connector": {"name": "sequence", "parts": ["unit"], "widths": [4]}},
+            "sequence: 1 connectors and 1 widths; one width is needed between",
+        ),
+        ({"stages": [STAGE] * 2, "connector": {"name": "sequence", "parts": "unit"}}, "parts is a list"),
+        ({"stages": [STAGE], "first": 0}, "first 0: a positive integer"),
         ({"stages": [STAGE], "classes": 0}, "classes 0: a positive integer"),
         ({"stages": [STAGE], "in_channels": "3"}, "in_channels '3': a positive integer"),
         ({"stages": [STAGE], "last": 4.5}, "last 4.5: a positive integer"),

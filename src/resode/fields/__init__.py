@@ -10,13 +10,14 @@ from resode.fields.twists import Twist
 
 # In the order of `resode list fields`.
 # isort: off
-from resode.fields.residual import Bottleneck, Double, Preactivation
+from resode.fields.residual import Activated, Bottleneck, Double, Preactivation, Triple
 from resode.fields.parabolic import Parabolic
 from resode.fields.antisymmetric import Antisymmetric
 from resode.fields.hamiltonian import Hamiltonian
 # isort: on
 
 __all__ = [
+    "Activated",
     "Activation",
     "Antisymmetric",
     "BatchNorm",
@@ -31,6 +32,7 @@ __all__ = [
     "Norm",
     "Parabolic",
     "Preactivation",
+    "Triple",
     "TvNorm",
     "Twist",
     "TwistedConvolution",

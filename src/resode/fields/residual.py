@@ -3,6 +3,8 @@
     preactivation   K2 s(N2 K1 s(N1 y))              arXiv:1603.05027; with Euler and h = 1 this is ResNet-v2
     double          s(N2 K2 s(N1 K1 y))              arXiv:1512.03385, the basic block without its sum
     bottleneck      K3 s(N3 K2 s(N2 K1 s(N1 y)))     arXiv:1603.05027; K1 and K3 of size 1x1
+    triple          s(N3 K3 s(N2 K2 s(N1 K1 y)))     arXiv:1512.03385, the bottleneck block without its sum
+    activated       u - y + K2 s(N2 K1 u)            u = s(N1 y): a pre-activation unit whose shortcut takes u
 
 Their kernels are not tied: the Jacobian can have any spectrum, and no step is stable for all of them.
 """
@@ -97,12 +99,7 @@ class Double(ConvolutionalField):
         return self.with_legend(outer(f"K2 {self.written('K1 y', 'N1', 'b1')}", "N2", "b2"), "K1, K2")
 
     def remark(self) -> str | None:
-        if not self.final_activation or not activation(self.activation).positive:
-            return None
-        return (
-            f"a field that ends with {self.activation} is never negative, so the state can only grow; "
-            "set final_activation=False to avoid that"
-        )
+        return _grows_only(self)
 
 
 class DoubleLayer(nn.Module):
@@ -142,15 +139,10 @@ class Bottleneck(ConvolutionalField):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if type(self.ratio) is not int or self.ratio < 1:
-            raise InputError(f"Bottleneck: ratio {self.ratio!r}; a positive integer is needed")
+        _check_ratio(self)
 
     def build(self, width: int) -> nn.Module:
-        if width % self.ratio:
-            raise InputError(
-                f"Bottleneck: ratio {self.ratio} does not divide {width} channels; take a divisor"
-            )
-        return BottleneckLayer(self, width, width // self.ratio)
+        return BottleneckLayer(self, width, _divided(self, width))
 
     @property
     def equation(self) -> str:
@@ -176,3 +168,128 @@ class BottleneckLayer(nn.Module):
         f = self.conv2(self.activation(self.norm2(f)))
         z: Tensor = self.conv3(self.activation(self.norm3(f)))
         return z
+
+
+@fields.register("triple", summary="s(N3 K3 s(N2 K2 s(N1 K1 y))): the bottleneck block without its sum")
+@dataclass(frozen=True)
+class Triple(ConvolutionalField):
+    """f(y) = s(N3(K3 s(N2(K2 s(N1(K1 y + b1)) + b2)) + b3)), K1 and K3 of size 1x1 (arXiv:1512.03385).
+
+    Args:
+        norm: N, and `twist`, as in `ConvolutionalField`.
+        activation: s.
+        groups: groups of the 3x3 convolution K2.
+        boundary: "zero" or "periodic".
+        bias: learn b1, b2 and b3.
+        ratio: K2 acts on width / ratio channels.
+        final_activation: if false, f(y) = N3(K3 ...), which takes both signs.
+    """
+
+    norm: NormOption = "batch"
+    ratio: int = 4
+    final_activation: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_bool("final_activation")
+        _check_ratio(self)
+
+    def build(self, width: int) -> nn.Module:
+        return TripleLayer(self, width, _divided(self, width))
+
+    @property
+    def equation(self) -> str:
+        outer = self.written if self.final_activation else self.normed
+        inner = self.written(f"K2 {self.written('K1 y', 'N1', 'b1')}", "N2", "b2")
+        return self.with_legend(outer(f"K3 {inner}", "N3", "b3"), "K2")
+
+    def remark(self) -> str | None:
+        return _grows_only(self)
+
+
+class TripleLayer(nn.Module):
+    """s(N3 K3 s(N2 K2 s(N1 K1 y))), (N, C, H, W) -> (N, C, H, W) through `middle` channels."""
+
+    def __init__(self, field: Triple, width: int, middle: int) -> None:
+        super().__init__()
+        self.inner: Activation = activation(field.activation)
+        self.outer: Activation = activation(field.activation if field.final_activation else "identity")
+        self.conv1 = Convolution(width, middle, 1, bias=field.bias)
+        self.norm1 = field.normalisation(middle)
+        self.conv2 = field.convolution(middle, middle)
+        self.norm2 = field.normalisation(middle)
+        self.conv3 = Convolution(middle, width, 1, bias=field.bias)
+        self.norm3 = field.normalisation(width)
+
+    def forward(self, y: Tensor) -> Tensor:
+        f = self.inner(self.norm1(self.conv1(y)))
+        f = self.inner(self.norm2(self.conv2(f)))
+        return self.outer(self.norm3(self.conv3(f)))
+
+
+@fields.register("activated", summary="u - y + K2 s(N2 K1 u), u = s(N1 y): relaxation to the activated state")
+@dataclass(frozen=True)
+class Activated(ConvolutionalField):
+    """f(y) = u - y + K2 s(N2(K1 u + b1)) + b2, u = s(N1(y)).
+
+    With Euler and h = 1 it is the pre-activation unit whose shortcut takes u instead of y, as in the
+    published ResNets with a twist (`resode.models.units.ActivatedUnit`): the state relaxes towards u.
+
+    Args:
+        norm: N, and `twist`, as in `ConvolutionalField`.
+        activation: s.
+        groups: groups of both convolutions.
+        boundary: "zero" or "periodic".
+        bias: learn b1 and b2.
+    """
+
+    norm: NormOption = "batch"
+
+    def build(self, width: int) -> nn.Module:
+        return ActivatedLayer(self, width)
+
+    @property
+    def equation(self) -> str:
+        kernel = f"K2 {self.written('K1 u', 'N2', 'b1')}{' + b2' * self.bias}"
+        return self.with_legend(f"u - y + {kernel}, u = {self.written('y', 'N1', '')}", "K1, K2")
+
+
+class ActivatedLayer(nn.Module):
+    """u - y + K2 s(N2 K1 u) with u = s(N1 y), (N, C, H, W) -> (N, C, H, W)."""
+
+    def __init__(self, field: Activated, width: int) -> None:
+        super().__init__()
+        self.activation: Activation = activation(field.activation)
+        self.norm1 = field.normalisation(width)
+        self.conv1 = field.convolution(width, width)
+        self.norm2 = field.normalisation(width)
+        self.conv2 = field.convolution(width, width)
+
+    def forward(self, y: Tensor) -> Tensor:
+        u = self.activation(self.norm1(y))
+        f: Tensor = self.conv2(self.activation(self.norm2(self.conv1(u))))
+        return f + u - y
+
+
+def _check_ratio(field: Bottleneck | Triple) -> None:
+    if type(field.ratio) is not int or field.ratio < 1:
+        raise InputError(f"{field.name}: ratio {field.ratio!r}; a positive integer is needed")
+
+
+def _divided(field: Bottleneck | Triple, width: int) -> int:
+    """The channels of the 3x3 convolution."""
+    if width % field.ratio:
+        raise InputError(
+            f"{field.name}: ratio {field.ratio} does not divide {width} channels; take a divisor"
+        )
+    return width // field.ratio
+
+
+def _grows_only(field: Double | Triple) -> str | None:
+    """A remark about a field that is never negative."""
+    if not field.final_activation or not activation(field.activation).positive:
+        return None
+    return (
+        f"a field that ends with {field.activation} is never negative, so the state can only grow; "
+        "set final_activation=False to avoid that"
+    )

@@ -23,6 +23,7 @@ from resode.models import published
 # isort: on
 
 from resode.models.budget import fit_memory, set_gradient
+from resode.models.lifting import lift
 from resode.models.regridding import regrid
 from resode.models.twisting import Where, chosen_convolutions
 from resode.models.twisting import twist as twisted_copy
@@ -31,6 +32,7 @@ __all__ = [
     "DynamicNet",
     "create",
     "fit_memory",
+    "lift",
     "list_models",
     "models",
     "name_and_options",

@@ -1,6 +1,7 @@
 """Networks of dynamic blocks: stem, blocks of different widths with connectors between them, head.
 
-    x -> stem -> [y' = f(theta(t), y) on stage 1] -> connector -> [stage 2] -> ... -> (connector) -> head
+    x -> stem -> (connector) -> [y' = f(theta(t), y) on stage 1] -> connector -> [stage 2] -> ...
+      -> (connector) -> head
 
 Every stage has its own field, integrator, grids and gradient method.
 """
@@ -17,7 +18,15 @@ from resode.errors import InputError
 from resode.inputs import check_images, check_shape
 from resode.models.catalogue import CIFAR, models
 from resode.models.layouts import size_mistakes
-from resode.models.transitions import Connector, Head, Stem, Transition, connectors, to_data
+from resode.models.transitions import (
+    Connector,
+    Head,
+    Stem,
+    Transition,
+    connector_of,
+    connectors,
+    to_data,
+)
 from resode.registry import Entry, instance
 from resode.stages import Stage
 
@@ -34,7 +43,10 @@ class DynamicNet(nn.Module):
     Args:
         stages: the specification of each block.
         stem: a `Stem`, or the number of channels of an image.
-        connector: between two stages (and, with `last`, after the last one); one for all, or a list.
+        connector: between two stages (with `first` also before the first one, with `last` after the last
+            one); one for all, or a list.
+        first: the width after the stem, where a connector leads to the first stage (default: the stem has
+            the width of the first stage).
         last: the width after the last stage, reached by a connector without pooling (default: the head
             follows the last stage directly).
         head: a `Head`.
@@ -50,6 +62,7 @@ class DynamicNet(nn.Module):
         *,
         stem: int | Stem = 3,
         connector: Transition | Sequence[Transition] = Connector(),  # noqa: B008
+        first: int | None = None,
         last: int | None = None,
         head: Head = Head(),  # noqa: B008
         classes: int = 10,
@@ -61,10 +74,11 @@ class DynamicNet(nn.Module):
         if not isinstance(stem, int):
             stem = instance(stem, Stem, "stem", "a Stem, or the channels of an image")
         self.stem_specification = stem if isinstance(stem, Stem) else Stem(stem)
-        self.head_specification, self.last = instance(head, Head, "head", "a Head"), last
-        last_width = {} if last is None else {"last": last}
-        in_channels = self.stem_specification.in_channels
-        mistakes = size_mistakes([1], 1, classes=classes, in_channels=in_channels, **last_width)
+        self.head_specification = instance(head, Head, "head", "a Head")
+        self.first, self.last = first, last
+        own = {name: width for name, width in (("first", first), ("last", last)) if width is not None}
+        self.in_channels = self.stem_specification.in_channels
+        mistakes = size_mistakes([1], 1, classes=classes, in_channels=self.in_channels, **own)
         if not stages:
             mistakes.append("a dynamic network needs at least one stage")
         mistakes += [
@@ -74,12 +88,12 @@ class DynamicNet(nn.Module):
         ]
         if mistakes:
             raise InputError(*mistakes)
-        widths = [stage.width for stage in stages] + ([] if last is None else [last])
+        widths = [w for w in (first, *(stage.width for stage in stages), last) if w is not None]
         between = len(widths) - 1
         self.connector_specifications: tuple[Transition, ...] = (
-            tuple(map(_connector, connector))
+            tuple(map(connector_of, connector))
             if isinstance(connector, Sequence) and not isinstance(connector, str)
-            else (_connector(connector),) * between
+            else (connector_of(connector),) * between
         )
         if len(self.connector_specifications) != between:
             raise InputError(
@@ -89,7 +103,7 @@ class DynamicNet(nn.Module):
         self.stem = self.stem_specification.build(widths[0])
         self.stages = nn.ModuleList(_each(stages, DynamicBlock))
         self.connectors = nn.ModuleList(
-            specification.build(before, after, last=number >= len(stages) - 1)
+            specification.build(before, after, last=last is not None and number == between - 1)
             for number, (specification, before, after) in enumerate(
                 zip(self.connector_specifications, widths, widths[1:], strict=False)
             )
@@ -99,12 +113,21 @@ class DynamicNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.stem(x)  # (N, width, H, W)
-        for number, block in enumerate(self.stages):
+        first, *after = self.between()
+        if first is not None:
+            y = first(y)
+        for block, connector in zip(self.stages, after, strict=True):
             y = block(y)
-            if number < len(self.connectors):
-                y = self.connectors[number](y)  # (N, next width, H / 2, W / 2)
+            if connector is not None:
+                y = connector(y)  # (N, next width, H / 2, W / 2)
         logits: Tensor = self.head(y)
         return logits
+
+    def between(self) -> tuple[nn.Module | None, ...]:
+        """The connector before the first stage and those after each stage; None where there is none."""
+        before = () if self.first is not None else (None,)
+        after = () if self.last is not None else (None,)
+        return (*before, *self.connectors, *after)
 
     def blocks(self) -> Iterator[DynamicBlock]:
         """The dynamic blocks, in order."""
@@ -120,17 +143,20 @@ class DynamicNet(nn.Module):
         Raises:
             InputError: x is no input of the network.
         """
-        check_images(self, x, channels=self.stem_specification.in_channels)
+        check_images(self, x, channels=self.in_channels)
         y, clock = self.stem(x), 0.0
+        first, *after = self.between()
+        if first is not None:
+            y = first(y)
         times: list[float] = []
         states: list[Tensor] = []
-        for number, block in enumerate(self.blocks()):
+        for block, connector in zip(self.blocks(), after, strict=True):
             nodes, along = block.trajectory(y)
             times += [clock + t - nodes[0] for t in nodes]
             states += along
             y, clock = along[-1], times[-1]
-            if number < len(self.connectors):
-                y = self.connectors[number](y)
+            if connector is not None:
+                y = connector(y)
         return tuple(times), tuple(states)
 
     def with_stages(
@@ -151,6 +177,7 @@ class DynamicNet(nn.Module):
             stages,
             stem=self.stem_specification if stem is None else stem,
             connector=self.connector_specifications if connector is None else connector,
+            first=self.first,
             last=self.last,
             head=self.head_specification,
             classes=self.classes,
@@ -170,8 +197,9 @@ class DynamicNet(nn.Module):
         if (first and first != (Connector(),)) or not all_equal:
             described = [connectors.describe(c) for c in self.connector_specifications]
             data["connector"] = described[0] if all_equal else described
-        if self.last is not None:
-            data["last"] = self.last
+        for name, width in (("first", self.first), ("last", self.last)):
+            if width is not None:
+                data[name] = width
         if to_data(self.head_specification):
             data["head"] = to_data(self.head_specification)
         return {**data, "classes": self.classes, "in_channels": in_channels}
@@ -179,9 +207,10 @@ class DynamicNet(nn.Module):
     def _sizes(self, height: int, width: int) -> list[tuple[int, int]]:
         """Height and width of the states of each stage."""
         sizes = [(height, width)]
-        for connector in self.connector_specifications[: len(self.stages) - 1]:
+        before = self.first is not None
+        for connector in self.connector_specifications[: len(self.stages) - 1 + before]:
             sizes.append((connector.size(sizes[-1][0]), connector.size(sizes[-1][1])))
-        return sizes
+        return sizes[before:]
 
     def warnings(self, height: int = 32, width: int = 32) -> list[str]:
         """What to know before training on images of this size, one line each."""
@@ -197,13 +226,13 @@ class DynamicNet(nn.Module):
             shape: (C, H, W) of an image (default: 32x32).
             batch: the batch size for the memory of a training step.
         """
-        own = self.stem_specification.in_channels
+        own = self.in_channels
         channels, height, width = (own, 32, 32) if shape is None else check_shape(shape, own)
         if size_mistakes([batch], 1):
             raise InputError(f"batch {batch!r}: a positive integer is needed")
         title = (
-            f"DynamicNet, {cost.parameters(self):,} parameters, images {channels}x{height}x{width} to "
-            f"{self.classes} classes"
+            f"{type(self).__name__}, {cost.parameters(self):,} parameters, "
+            f"images {channels}x{height}x{width} to {self.classes} classes"
         )
         lines = [title]
         for number, (block, size) in enumerate(zip(self.blocks(), self._sizes(height, width), strict=True)):
@@ -237,6 +266,7 @@ def dynamic(
     stages: Sequence[Mapping[str, Any] | Stage],
     stem: Mapping[str, Any] | None = None,
     connector: Any = "layer",
+    first: int | None = None,
     last: int | None = None,
     head: Mapping[str, Any] | None = None,
     classes: int = 10,
@@ -255,17 +285,11 @@ def dynamic(
         _each(stages, lambda stage: stage if isinstance(stage, Stage) else _from_data(Stage, stage, "stage")),
         stem=replace(_from_data(Stem, stem or {}, "stem"), in_channels=in_channels),
         connector=connector,
+        first=first,
         last=last,
         head=_from_data(Head, head or {}, "head"),
         classes=classes,
     )
-
-
-def _connector(value: Any) -> Transition:
-    """A connector from its specification or plain data."""
-    expected = f"a name or a mapping with a name ({', '.join(connectors.names())})"
-    connector: Transition = instance(connectors.of(value), Transition, "connector", expected)
-    return connector
 
 
 def _from_data(kind: Any, data: Mapping[str, Any], what: str) -> Any:

@@ -113,7 +113,7 @@ def _inputs(net: DynamicNet, images: Any) -> Tensor:
     preprocessing = getattr(net, "preprocessing", None)
     if isinstance(images, Tensor) and images.dtype == torch.uint8 and preprocessing is not None:
         images = preprocessing(images)
-    return check_images(net, images, "regrid: images", net.stem_specification.in_channels)
+    return check_images(net, images, "regrid: images", net.in_channels)
 
 
 def regridding(net: DynamicNet, *, states: Any = None, controls: Any = None) -> Regridding:

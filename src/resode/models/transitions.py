@@ -2,7 +2,9 @@
 
     stem         x -> s(N(K x)): images to the first state
     connector    y -> pool(s(N(K y))): one width and resolution to the next (Ruthotto & Haber 2018)
-    unit         y <- S y + K2 s(N2 K1 s(N1 y)) with stride 2: an ordinary residual unit (He et al. 2016b)
+    unit         y <- S y + K2 s(N2 K1 s(N1 y)) with stride 2: an ordinary residual unit (He et al. 2016b), or
+                 another kind of unit (`resode.models.units`)
+    sequence     several of these, one after the other
     head         y -> W mean(s(N y)) + b: the last state to logits
 
 Each is a frozen specification whose `build` makes the module for given widths. The convolutions K of stem,
@@ -10,7 +12,9 @@ connector and unit can be twisted.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch.nn.functional as F
@@ -20,10 +24,19 @@ from resode.errors import InputError, nearest
 from resode.fields.activations import activation as activation_of
 from resode.fields.norms import Norm, NormOption, norm_of
 from resode.fields.twists import TwistOption, twist_of
-from resode.models.layouts import UnitSpec
-from resode.models.units import Convolution, PreactivationUnit, shortcut_a, shortcut_b
+from resode.models.layouts import UnitSpec, size_mistakes
+from resode.models.units import (
+    ActivatedUnit,
+    BasicUnit,
+    BottleneckUnit,
+    Convolution,
+    PreactivationUnit,
+    Unit,
+    shortcut_a,
+    shortcut_b,
+)
 from resode.operators.twist import TwistConv2d
-from resode.registry import Registry
+from resode.registry import Registry, instance
 
 
 class Transition(ABC):
@@ -40,6 +53,10 @@ class Transition(ABC):
     @abstractmethod
     def size(self, side: int) -> int:
         """The side of the output image, from that of the input."""
+
+    def to_data(self) -> str | dict[str, Any]:
+        """Plain data from which `connectors.of` makes the same connector."""
+        return connectors.describe(self)
 
 
 connectors: Registry[Transition] = Registry("connector", "")
@@ -170,36 +187,115 @@ class Connector(Transition):
         return {"average": max(1, side // 2), "stride": (side + 1) // 2, "none": side}[self.pool]
 
 
-@connectors.register("unit", summary="an ordinary pre-activation residual unit of stride 2")
+KINDS: dict[str, type[Unit]] = {
+    "preactivation": PreactivationUnit,
+    "basic": BasicUnit,
+    "bottleneck": BottleneckUnit,
+    "activated": ActivatedUnit,
+}
+
+
+@connectors.register("unit", summary="an ordinary residual unit of stride 2, pre-activated by default")
 @dataclass(frozen=True)
 class UnitConnector(Transition):
     """S y + K2 relu(N2 K1 relu(N1 y)): the first unit of a stage in a pre-activation ResNet.
 
     Args:
         shortcut: A subsamples and pads with zeros; B is a 1x1 convolution with its norm.
-        twist: of K1 and K2, as for a field; or None.
+        twist: of the 3x3 convolutions, as for a field; or None.
+        kind: preactivation, or another unit of `resode.models.units`: basic, bottleneck, activated.
+        widens: the convolution that strides and widens, first or last. In a bottleneck K2 strides, and a
+            quarter of the outputs is its width.
+        stride: 2, or 1 to keep the size of the image.
     """
 
     shortcut: Literal["A", "B"] = "A"
     twist: TwistOption = None
+    kind: Literal["preactivation", "basic", "bottleneck", "activated"] = "preactivation"
+    widens: Literal["first", "last"] = "first"
+    stride: int = 2
     what = "connector"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "twist", twist_of(self.twist))
         if self.shortcut not in ("A", "B"):
             raise InputError(f"unknown shortcut '{self.shortcut}': use A or B")
+        if self.kind not in tuple(KINDS):
+            near = nearest(str(self.kind), KINDS)
+            raise InputError(f"unknown kind of unit '{self.kind}'{near} ({', '.join(KINDS)})")
+        if self.widens not in ("first", "last"):
+            raise InputError(f"connector: widens {self.widens!r}; first or last is needed")
+        if type(self.stride) is not int or self.stride not in (1, 2):
+            raise InputError(f"connector: stride {self.stride!r}; 1 or 2 is needed")
 
     def build(self, inputs: int, outputs: int, last: bool = False) -> nn.Module:
         if self.shortcut == "A" and inputs > outputs:
             raise InputError(f"shortcut A cannot drop channels ({inputs} to {outputs}); use shortcut B")
-        spec = UnitSpec(inputs, outputs, outputs, (1 if last else 2, 1))
-        unit = PreactivationUnit(spec, {"A": shortcut_a, "B": shortcut_b}[self.shortcut])
-        for name in ("conv1", "conv2"):
+        spec = self._spec(inputs, outputs, 1 if last else self.stride)
+        unit = KINDS[self.kind](spec, {"A": shortcut_a, "B": shortcut_b}[self.shortcut])
+        for name in ("conv2",) if self.kind == "bottleneck" else ("conv1", "conv2"):
             setattr(unit, name, _twisted(unit.get_submodule(name), self.twist))
         return unit
 
+    def _spec(self, inputs: int, outputs: int, stride: int) -> UnitSpec:
+        if self.kind == "bottleneck":
+            if outputs % 4:
+                raise InputError(f"a bottleneck has a multiple of 4 channels, not {outputs}")
+            return UnitSpec(inputs, outputs // 4, outputs, (1, stride))
+        if self.widens == "last":
+            return UnitSpec(inputs, inputs, outputs, (1, stride))
+        return UnitSpec(inputs, outputs, outputs, (stride, 1))
+
     def size(self, side: int) -> int:
-        return (side + 1) // 2
+        return (side - 1) // self.stride + 1
+
+
+@connectors.register("sequence", summary="several connectors, one after the other")
+@dataclass(frozen=True)
+class Successive(Transition):
+    """y -> c_n( ... c_1(y)), each as it is between two stages (none is the last).
+
+    Args:
+        parts: the connectors, as objects, names or mappings.
+        widths: the channels between them, one fewer.
+    """
+
+    parts: tuple[Transition, ...]
+    widths: tuple[int, ...] = ()
+    what = "connector"
+
+    def __post_init__(self) -> None:
+        for name in ("parts", "widths"):
+            value = getattr(self, name)
+            if not isinstance(value, Sequence) or isinstance(value, str):
+                raise InputError(f"sequence: {name} is a list, not {value!r}")
+        object.__setattr__(self, "parts", tuple(connector_of(part) for part in self.parts))
+        object.__setattr__(self, "widths", tuple(self.widths))
+        if not self.parts or len(self.widths) != len(self.parts) - 1:
+            raise InputError(
+                f"sequence: {len(self.parts)} connectors and {len(self.widths)} widths; one width is needed "
+                "between each two"
+            )
+        if mistakes := size_mistakes(self.widths, len(self.widths)):
+            raise InputError(*mistakes)
+
+    def build(self, inputs: int, outputs: int, last: bool = False) -> nn.Module:
+        joints = pairwise((inputs, *self.widths, outputs))
+        return nn.Sequential(
+            *(part.build(before, after) for part, (before, after) in zip(self.parts, joints, strict=True))
+        )
+
+    def size(self, side: int) -> int:
+        for part in self.parts:
+            side = part.size(side)
+        return side
+
+
+def connector_of(value: Any) -> Transition:
+    """A connector from its specification or plain data."""
+    expected = f"a name or a mapping with a name ({', '.join(connectors.names())})"
+    connector: Transition = instance(connectors.of(value), Transition, "connector", expected)
+    return connector
 
 
 @connectors.register("identity", summary="the identity, between two blocks of equal width and resolution")

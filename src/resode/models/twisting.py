@@ -23,6 +23,7 @@ from resode.blocks import DynamicBlock, dynamic_blocks
 from resode.errors import InputError, nearest
 from resode.fields import ConvolutionalField, Twist
 from resode.models.dynamic import DynamicNet
+from resode.models.lifted import LiftedNet
 from resode.models.transitions import Connector, Transition, UnitConnector
 from resode.operators.twist import TwistConv2d, check_twist
 from resode.stages import Stage
@@ -64,6 +65,8 @@ def twist(
         InputError: nothing to twist, an unknown stage or name, an invalid option.
     """
     check_twist(tie, degree, coordinates, form)
+    if isinstance(model, LiftedNet):
+        raise InputError("a lifted network of another library cannot be twisted: twist it, then lift it")
     specification = Twist(tie, degree, coordinates, form)
     chosen = chosen_convolutions(model, where)
     _refuse_hooks(model, chosen)

@@ -1,4 +1,4 @@
-"""Surgery: a stored network on other time grids, or twisted, written with its card and optimizer state.
+"""Surgery: a stored network on other time grids, twisted, or lifted, written with card and optimizer state.
 
 The optimizer state of the newest checkpoint is carried over by the same map as the parameters and written
 beside the new weights (`NAME.optimizer.safetensors`), so that training can go on.
@@ -14,6 +14,7 @@ from resode import atomic, cost, weights
 from resode.data.matching import image_size
 from resode.errors import InputError
 from resode.models import DynamicNet, name_and_options, twist
+from resode.models.lifting import lifting
 from resode.models.regridding import regridding
 from resode.models.twisting import Where, explain
 from resode.statistics import RECALIBRATION, estimate_statistics, has_statistics
@@ -113,6 +114,48 @@ def twist_file(path: str | Path, out: Path, *, where: Where = None, **options: A
     beside = _write(new, out, card, source, zero_extended(new))
     shape = (old.preprocessing.channels, *old.preprocessing.size)
     return Surgery(tuple(explain(old, new, shape)), (), beside)
+
+
+def lift_file(path: str | Path, out: Path) -> Surgery:
+    """Write a stored ResNet as a network of dynamic blocks with the same logits (`resode.models.lift`).
+
+    Args:
+        path: a run, a checkpoint, a .safetensors file, or the name of pretrained weights.
+        out: the .safetensors file to write.
+
+    Raises:
+        InputError: no such network, or one that cannot be lifted, or only in Python.
+        IntegrityError: a corrupt file.
+    """
+    source = locate(path)
+    if out.exists() and out.samefile(source.weights):
+        raise InputError(f"--out {out}: is the file that is read; choose another name")
+    old = weights.load(source.weights)
+    try:
+        done = lifting(old)
+        specification = weights.Specification("dynamic", done.module.options())
+    except InputError as error:
+        raise InputError(*(f"{path}: {line.removeprefix('lift: ')}" for line in error.messages)) from None
+    name = type(old).__name__ if old.card.specification is None else old.card.specification.name
+    how = f"from {path} ({atomic.sha256(source.weights)[:12]}), a {name}"
+    beside = _write(done.module, out, old.card.derived(specification, "lifted", how), source, done.transfer)
+    note = f"logits: within {done.difference:.2g} of those of the {name}, relative to the largest"
+    return Surgery(tuple(_lifted_lines(done.module, old.preprocessing)), (note,), beside)
+
+
+def _lifted_lines(net: DynamicNet, preprocessing: weights.Preprocessing) -> list[str]:
+    """What each block is, a line each, and parameters and multiply-adds of the network."""
+    lines = []
+    for number, block in enumerate(net.blocks(), start=1):
+        stage, steps = block.stage, block.stage.states.steps
+        lines.append(
+            f"stage {number}  {steps} {'unit is' if steps == 1 else 'units are'} {steps} "
+            f"step{'s' * (steps > 1)} of {stage.integrator.name}, width {stage.width}: "
+            f"f = {stage.field.equation}"
+        )
+    work = cost.multiply_adds(net, (preprocessing.channels, *preprocessing.size))
+    lines.append(f"network  {cost.parameters(net):,} parameters, {work / 1e6:,.1f} M multiply-adds an image")
+    return lines
 
 
 def _specification(path: str | Path, module: nn.Module) -> weights.Specification:

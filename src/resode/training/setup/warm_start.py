@@ -1,7 +1,7 @@
 """Warm start: what a run takes from the weights file in `init` besides the weights.
 
 These are the network's options, where the file holds the recipe's network or one made from it (regridded,
-twisted), the normalisation of the images, and the optimizer's state.
+lifted, twisted), the normalisation of the images, and the optimizer's state.
 """
 
 from collections.abc import Mapping
@@ -19,6 +19,7 @@ from resode.data.matching import BY_NAME, BY_POSITION, ClassOrder, How, class_or
 from resode.errors import InputError, IntegrityError
 from resode.mode import mode
 from resode.models import DynamicNet, create
+from resode.models.lifting import lifted_options
 from resode.registry import IN_PYTHON
 from resode.training.optim import optimizers
 from resode.training.recipe import network as settings
@@ -188,6 +189,8 @@ def _merged(path: Path, specification: weights.Specification, model: Model) -> t
     own, notes = model.options, tuple[str, ...]()
     if _is_regridded(specification, model):
         own, notes = {}, (f"the network is that of {path}: the recipe's on other time grids",)
+    elif _is_lifted(specification, model):
+        own, notes = {}, (f"the network is that of {path}: the recipe's, lifted",)
     elif _is_twisted(specification, model):
         own, notes = {}, (f"the network is that of {path}: the recipe's, twisted",)
     elif specification.name != model.name:
@@ -201,18 +204,32 @@ def _merged(path: Path, specification: weights.Specification, model: Model) -> t
 
 def _is_regridded(specification: weights.Specification, model: Model) -> bool:
     """Whether a file's network is the recipe's network of dynamic blocks on other time grids."""
-    if specification.name != "dynamic":
-        return False
-    by_data = {key: specification.options[key] for key in DECIDED_BY_DATA if key in specification.options}
-    try:
-        with torch.device("meta"):
-            network = create(model.name, **{**model.options, **by_data})
-    except (InputError, RuntimeError):
-        return False
+    network = _of_recipe(specification, model)
     if not isinstance(network, DynamicNet):
         return False
     recipe = weights.Specification("dynamic", network.options())
     return recipe != specification and _without_grids(recipe) == _without_grids(specification)
+
+
+def _is_lifted(specification: weights.Specification, model: Model) -> bool:
+    """Whether a file's network is the recipe's ResNet as a network of dynamic blocks, perhaps regridded."""
+    network = _of_recipe(specification, model)
+    options = None if network is None else lifted_options(network)
+    if options is None:
+        return False
+    return _without_grids(weights.Specification("dynamic", options)) == _without_grids(specification)
+
+
+def _of_recipe(specification: weights.Specification, model: Model) -> nn.Module | None:
+    """The recipe's network without data, if the file holds a network of dynamic blocks."""
+    if specification.name != "dynamic":
+        return None
+    by_data = {key: specification.options[key] for key in DECIDED_BY_DATA if key in specification.options}
+    try:
+        with torch.device("meta"):
+            return create(model.name, **{**model.options, **by_data})
+    except (InputError, RuntimeError):
+        return None
 
 
 def _is_twisted(specification: weights.Specification, model: Model) -> bool:
