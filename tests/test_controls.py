@@ -54,7 +54,51 @@ def test_constant_weights_take_the_node_to_the_left(grid, t):
 def test_weights_are_positive_and_sum_to_one(grid, t, interpolation):
     weights = interpolation_weights(grid, interpolation, t)
     assert all(w > 0 for _, w in weights)
-    assert sum(w for _, w in weights) == pytest.approx(1, abs=1e-15)
+    assert [j for j, _ in weights] == list(range(weights[0][0], weights[-1][0] + 1))
+    assert sum(w for _, w in weights) == pytest.approx(1, abs=1e-14)  # a few roundings for each degree
+
+
+@pytest.mark.parametrize(("interpolation", "degree"), [("quadratic", 2), ("cubic", 3)])
+@given(grids.filter(lambda grid: len(grid.nodes) >= 5), st.data())
+def test_every_polynomial_of_its_degree_is_a_spline(interpolation, degree, grid, data):
+    """Through the values at as many times as there are controls, theta is the polynomial everywhere."""
+    t = np.linspace(grid.start, grid.end, 50)
+    unit = lambda t: 2 * (np.asarray(t) - grid.start) / (grid.end - grid.start) - 1  # noqa: E731
+    power = data.draw(st.integers(0, degree))
+    basis = np.array(
+        [
+            [value(interpolation_weights(grid, interpolation, s), e) for e in np.eye(len(grid.nodes))]
+            for s in t
+        ]
+    )
+    coefficients, *_ = np.linalg.lstsq(basis, unit(t) ** power, rcond=None)
+    assert np.abs(basis @ coefficients - unit(t) ** power).max() < 1e-8
+    beyond = np.linalg.lstsq(basis, unit(t) ** (len(grid.nodes) + 3), rcond=None)[0]
+    assert np.abs(basis @ beyond - unit(t) ** (len(grid.nodes) + 3)).max() > 1e-6
+
+
+@pytest.mark.parametrize(("interpolation", "degree"), [("quadratic", 2), ("cubic", 3)])
+@given(st.integers(1, 6), st.floats(0, 6))
+def test_splines_on_few_nodes_are_bernstein_polynomials(interpolation, degree, nodes, t):
+    """Up to d + 1 nodes there is no inner knot; on fewer the degree is one less than their number."""
+    grid = TimeGrid(tuple(float(k) for k in range(nodes)))
+    if nodes > degree + 1 or not grid.start < t < grid.end:
+        return
+    n, x = nodes - 1, t / grid.end
+    for j, w in interpolation_weights(grid, interpolation, t):
+        assert w == pytest.approx(math.comb(n, j) * x**j * (1 - x) ** (n - j), abs=1e-12)
+
+
+def test_a_spline_of_degree_d_has_d_minus_1_continuous_derivatives():
+    """Differences of order d over h^(d-1) vanish with h, those of order d + 1 over h^d do not."""
+    grid, c = TimeGrid.uniform(6), np.sin(np.arange(7.0) * 2)
+    for interpolation, degree in (("quadratic", 2), ("cubic", 3)):
+        h = 1e-3
+        t = np.arange(0.5, 5.5, h)
+        theta = np.array([value(interpolation_weights(grid, interpolation, s), c) for s in t])
+        jumps = [np.abs(np.diff(theta, k + 1)).max() / h**k for k in (degree - 1, degree)]
+        assert jumps[0] < 0.05
+        assert jumps[1] > 0.05
 
 
 @given(grids, st.sampled_from(["linear", "constant"]))
@@ -325,3 +369,22 @@ def test_evaluation_mode_records_nothing():
     before = {n: t.clone() for n, t in net.state_dict().items()}
     net(x).sum().backward()
     assert all(torch.equal(before[n], t) for n, t in net.state_dict().items())
+
+
+@pytest.mark.parametrize("interpolation", ["quadratic", "cubic"])
+@pytest.mark.parametrize(("scheme", "gradient"), [("rk4", "checkpointed"), ("leapfrog", "reversible")])
+def test_the_gradient_of_spline_controls_is_that_of_plain_backpropagation(interpolation, scheme, gradient):
+    torch.manual_seed(0)
+    field = {"name": "parabolic", "norm": None, "activation": "tanh"}
+    block = DynamicBlock(
+        Stage(4, field, scheme, TimeGrid.uniform(6, 0.6), TimeGrid.uniform(4, 0.6), interpolation)
+    ).double()
+    y, found = torch.randn(2, 4, 5, 5, dtype=torch.float64), []
+    for method in ("stored", gradient):
+        block.set_gradient(method)
+        block.zero_grad()
+        block(y).square().sum().backward()
+        found.append([p.grad for p in block.controls.parameters()])
+    for one, other in zip(*found, strict=True):
+        assert one.abs().max() > 0
+        torch.testing.assert_close(other, one, rtol=1e-9, atol=1e-12)

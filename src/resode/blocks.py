@@ -120,7 +120,7 @@ class DynamicBlock(nn.Module):
         inner = [t for t in nodes if states.start < t < states.end]
         reached = {max((t for t in nodes if t <= states.start), default=nodes[0]), *inner}
         after = [t for t in nodes if t >= states.end]
-        if after and (after[0] == states.end or self.stage.interpolation == "linear"):
+        if after and (after[0] == states.end or self.stage.interpolation != "constant"):
             reached.add(after[0])
         if beyond := [t for t in nodes if t not in reached]:
             raise InputError(

@@ -5,11 +5,18 @@ The value theta_j at a node tau_j is an ordinary module with its parameters. Bet
     linear     theta(t) = (1 - w) theta_j + w theta_{j+1},   w = (t - tau_j) / (tau_{j+1} - tau_j)
     constant   theta(t) = theta_j                            tau_j <= t < tau_{j+1}
     shared     theta(t) = theta_0                            one node: an autonomous equation
+    quadratic  theta(t) = sum_j B_j(t) theta_j               B-splines of degree 2
+    cubic      theta(t) = sum_j B_j(t) theta_j               of degree 3
 
-and outside the nodes theta is constant. The control grid is independent of the state grid (Haber & Ruthotto
+and outside the nodes theta is constant. The B-splines have clamped knots, each inner one the mean of d
+neighbouring nodes (de Boor 2001, A Practical Guide to Splines, chapter XIII): theta(t) is theta_0 and theta_m
+at the ends, sum_j B_j = 1, and every polynomial of degree d is such a theta(t). On d nodes or fewer the
+degree is one less than their number. The control grid is independent of the state grid (Haber & Ruthotto
 2017, arXiv:1705.03341).
 """
 
+import math
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any, Literal, get_args
@@ -22,8 +29,9 @@ from resode.grids import TimeGrid
 from resode.integrators.base import Evaluation
 
 Theta = dict[str, Tensor]
-Interpolation = Literal["linear", "constant", "shared"]
+Interpolation = Literal["linear", "constant", "shared", "quadratic", "cubic"]
 INTERPOLATIONS: tuple[str, ...] = get_args(Interpolation)
+DEGREES = {"quadratic": 2, "cubic": 3}  # of B-splines
 
 
 def interpolation_weights(grid: TimeGrid, interpolation: str, t: float) -> tuple[tuple[int, float], ...]:
@@ -37,10 +45,32 @@ def interpolation_weights(grid: TimeGrid, interpolation: str, t: float) -> tuple
         return ((0, 1.0),)
     if t >= grid.end:
         return ((grid.steps, 1.0),)
+    if interpolation in DEGREES:
+        return _spline_weights(grid.nodes, DEGREES[interpolation], t)
     w = (t - grid.nodes[j]) / (grid.nodes[j + 1] - grid.nodes[j])
     if interpolation == "constant" or w == 0:
         return ((j, 1.0),)
     return ((j, 1.0 - w), (j + 1, w)) if w < 1 else ((j + 1, 1.0),)
+
+
+def _spline_weights(nodes: Sequence[float], degree: int, t: float) -> tuple[tuple[int, float], ...]:
+    """(j, B_j(t)) of the B-splines that are positive at t, strictly between the first and the last node.
+
+    By the recursion of Cox and de Boor from degree 0 upwards: `values[i]` is B_{first + i} of degree d.
+    """
+    degree = min(degree, len(nodes) - 1)
+    inner = (math.fsum(nodes[j : j + degree]) / degree for j in range(1, len(nodes) - degree))
+    knots = (*[nodes[0]] * (degree + 1), *inner, *[nodes[-1]] * (degree + 1))
+    k = bisect_right(knots, t) - 1  # t_k <= t < t_{k+1}
+    values = [1.0]
+    for d in range(1, degree + 1):
+        raised = [0.0] * (d + 1)
+        for i, value in enumerate(values):
+            left, right = knots[k - d + 1 + i], knots[k + 1 + i]
+            raised[i] += value * (right - t) / (right - left)
+            raised[i + 1] += value * (t - left) / (right - left)
+        values = raised
+    return tuple((k - degree + i, value) for i, value in enumerate(values) if value > 0)
 
 
 def default_controls(states: TimeGrid, evaluations: Iterable[Evaluation], interpolation: str) -> TimeGrid:
@@ -73,7 +103,7 @@ class Controls(nn.ModuleList):
         make: makes a field with initial parameters.
         parts: the parts of the scheme's right-hand side; `("f",)` if there is only one.
         grid: the control nodes.
-        interpolation: linear, constant or shared.
+        interpolation: linear, constant, shared, quadratic or cubic.
 
     Raises:
         InputError: an unknown interpolation, or shared controls with several nodes.
@@ -105,14 +135,20 @@ class Controls(nn.ModuleList):
         return self.combined(self.weights(time), part)
 
     def combined(self, weights: Sequence[tuple[int, float]], part: str = "f") -> Theta:
-        """A combination of one or two nodes, by parameter name."""
-        (j, _), *right = weights
+        """A combination of nodes with weights whose sum is 1, by parameter name."""
+        (j, first), *others = weights
         theta: Theta = dict(self.node(j, part).named_parameters())
-        if not right:
+        if not others:
             return theta
-        ((after, w),) = right
-        other = dict(self.node(after, part).named_parameters())
-        return {name: torch.lerp(value, other[name], w) for name, value in theta.items()}
+        if len(others) == 1:
+            ((after, w),) = others
+            other = dict(self.node(after, part).named_parameters())
+            return {name: torch.lerp(value, other[name], w) for name, value in theta.items()}
+        theta = {name: first * value for name, value in theta.items()}
+        for after, w in others:
+            other = dict(self.node(after, part).named_parameters())
+            theta = {name: torch.add(value, other[name], alpha=w) for name, value in theta.items()}
+        return theta
 
     def unused(self, evaluations: Sequence[Evaluation]) -> tuple[int, ...]:
         """The nodes that some part never touches: parameters there get no gradient."""

@@ -25,7 +25,7 @@ class Stage:
         integrator: an `Integrator`, its name, or a mapping.
         states: the state nodes: a `TimeGrid`, a list of nodes, a number of unit steps, or a mapping.
         controls: the control nodes (default: the state nodes that some evaluation touches).
-        interpolation: interpolation of the controls: linear, constant or shared.
+        interpolation: interpolation of the controls: linear, constant, shared, quadratic or cubic.
         gradient: stored, checkpointed, reversible or adjoint.
         keep_unused: accept control nodes that no evaluation touches; their gradient is zero.
 

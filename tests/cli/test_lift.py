@@ -64,6 +64,20 @@ def test_a_run_is_lifted_and_everything_works_on_it(resode, run, tmp_path):
     assert again.lines == ["resode: lifted.safetensors: this is a network of dynamic blocks already"]
 
 
+def test_fewer_controls_are_written_with_a_table_of_errors(resode, run, tmp_path):
+    words = ("--controls", "1", "--basis", "constant", "--data", "digits")
+    answer = resode("lift", run, *words, "--out", "fewer.safetensors")
+    assert answer.code == 0, answer.err
+    assert "statistics: re-estimated on" in answer.err
+    assert "test error" in answer.out
+    error = json.loads(resode("evaluate", "fewer.safetensors", "--json").out)["top1_error"]
+    assert f"{error:.2f} %" in answer.out
+    assert "1 constant controls" in weights.read_card("fewer.safetensors").training["lifted"]
+    refused = resode("lift", run, "--controls", "1", "--basis", "quartic", "--out", "no.safetensors")
+    assert refused.code == 2
+    assert len(refused.lines) == 1
+
+
 def test_packaged_weights_are_lifted(resode, tmp_path):
     assert resode("lift", "short/resnet20", "--out", "lifted.safetensors").code == 0
     old, new = library.load("short/resnet20"), library.load(tmp_path / "lifted.safetensors")
@@ -72,8 +86,10 @@ def test_packaged_weights_are_lifted(resode, tmp_path):
         torch.testing.assert_close(new(x), old(x), rtol=1e-5, atol=1e-5)
 
 
-def test_training_goes_on_from_a_lifted_run(resode, run):
-    assert resode("lift", run, "--out", "lifted.safetensors").code == 0
+@pytest.mark.parametrize("fewer", [False, True])
+def test_training_goes_on_from_a_lifted_run(resode, run, fewer):
+    words = ("--controls", "1", "--basis", "cubic") if fewer else ()
+    assert resode("lift", run, *words, "--out", "lifted.safetensors").code == 0
     init = ("--init", "lifted.safetensors", "--set", "init.optimizer=true", "--set", "epochs=1")
     answer = resode("train", "quickstart", "--out", "on", "--precision", "fp32", *init)
     assert answer.code == 0, answer.err

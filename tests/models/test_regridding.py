@@ -1,16 +1,19 @@
 """Re-gridding: the same theta(t) and the same flow on other time grids."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from resode.controls import interpolation_weights
 from resode.errors import InputError
 from resode.grids import TimeGrid
 from resode.integrators import integrators
 from resode.models import create, name_and_options
 from resode.models.dynamic import DynamicNet
-from resode.models.regridding import regrid, regridding
+from resode.models.lifting import lift
+from resode.models.regridding import fitting, regrid, regridding
 from resode.models.transitions import Connector
 from resode.stages import Stage
 from resode.statistics import estimate_statistics
@@ -356,3 +359,95 @@ def test_images_of_a_loaded_network_may_be_pixels():
 def test_only_networks_with_time_grids_have_others():
     with pytest.raises(InputError, match="regrid: a HeResNet has no time grids; give a DynamicNet"):
         regrid(create("he_resnet8"), states="double")
+
+
+# ------------------------------------------------------------ splines, and fewer controls
+
+
+def polynomial(net, degree):
+    """The parameters of each node times a polynomial's coefficients for its spline: theta is a polynomial."""
+    block = net.stages[0]
+    grid, interpolation = block.controls.grid, block.stage.interpolation
+    basis = np.zeros((40, len(grid.nodes)))
+    times = np.linspace(grid.start, grid.end, 40)
+    for k, t in enumerate(times):
+        for j, w in interpolation_weights(grid, interpolation, t):
+            basis[k, j] = w
+    coefficients = np.linalg.lstsq(basis, (1 + times) ** degree, rcond=None)[0]
+    base = {name: p.detach().clone() for name, p in block.controls[0].named_parameters()}
+    with torch.no_grad():
+        for c, node in zip(coefficients, block.controls, strict=True):
+            for name, p in node.named_parameters():
+                p.copy_(float(c) * base[name])
+    return base
+
+
+@pytest.mark.parametrize(("interpolation", "degree"), [("quadratic", 2), ("cubic", 3)])
+def test_a_polynomial_theta_stays_itself_on_any_control_grid(interpolation, degree):
+    old = network("rk4", TimeGrid.uniform(6, 1.2), TimeGrid.uniform(6, 1.2), interpolation=interpolation)
+    base = polynomial(old, degree)
+    for controls in ("double", "halve", [0, 0.3, 0.5, 0.9, 1.2]):
+        new = regrid(old, controls=controls)
+        for t in (0.0, 0.11, 0.6, 1.0, 1.2):
+            for name, value in new.stages[0].controls.at(t).items():
+                torch.testing.assert_close(value, (1 + t) ** degree * base[name], rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("interpolation", ["quadratic", "cubic"])
+def test_refined_states_keep_a_spline_bit_for_bit(interpolation):
+    old = network("rk4", TimeGrid.uniform(4, 1.0), TimeGrid.uniform(5, 1.0), interpolation=interpolation)
+    new = regrid(old, states="double")
+    for a, b in zip(old.stages[0].controls.parameters(), new.stages[0].controls.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("interpolation", ["constant", "linear", "quadratic", "cubic"])
+def test_as_many_controls_as_units_give_the_units_again(interpolation):
+    net = lift(create("he_preact_resnet32")).double()
+    new = fitting(net, 5, interpolation).module
+    for block, fitted in zip(net.blocks(), new.blocks(), strict=True):
+        for k in range(block.stage.states.steps):
+            theta = fitted.controls.at(k)
+            for name, value in block.controls[k].named_parameters():
+                torch.testing.assert_close(theta[name], value, rtol=1e-9, atol=1e-11)
+    x = torch.randn(2, 3, 16, 16, dtype=torch.float64)
+    with torch.no_grad():
+        torch.testing.assert_close(new(x), net(x), rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("interpolation", ["constant", "linear", "quadratic", "cubic"])
+def test_fewer_controls_are_the_nearest(interpolation):
+    """The sum of squares has no derivative in them: residuals are orthogonal to every basis function."""
+    net = lift(create("he_preact_resnet44")).double()
+    for count in (1, 2, 3, 4):
+        done = fitting(net, count, interpolation)
+        old, new = net.stages[0], done.module.stages[0]
+        assert len(new.controls) == count
+        times = range(old.stage.states.steps)
+        theta = [new.controls.at(t)["conv1.weight"] for t in times]
+        residual = [a - b.conv1.weight for a, b in zip(theta, old.controls, strict=True)]
+        for j in range(count):
+            weights = [dict(new.controls.weights(float(t))).get(j, 0.0) for t in times]
+            pulled = sum(w * r.detach() for w, r in zip(weights, residual, strict=True))
+            assert float(pulled.abs().max()) < 1e-12
+        moved = done.transfer(dict(net.named_parameters()))
+        assert moved.keys() == dict(done.module.named_parameters()).keys()
+    assert torch.equal(
+        done.module.state_dict()["stages.0.statistics.2.norm1.running_var"],
+        net.state_dict()["stages.0.statistics.2.norm1.running_var"],
+    )
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: fitting(create("he_resnet8"), 2), "a HeResNet has none; .*lift it first"),
+        (lambda: fitting(lift(create("he_resnet8")), 0), "controls 0: a positive integer"),
+        (lambda: fitting(lift(create("he_resnet8")), 2, "cubik"), "unknown interpolation 'cubik'.*'cubic'"),
+        (lambda: fitting(lift(create("he_resnet8")), 2, "shared"), "give controls=1 and constant"),
+        (lambda: lift(create("he_resnet8"), controls=1.5), "controls 1.5: a positive integer"),
+    ],
+)
+def test_controls_that_cannot_be_fitted_are_refused(call, message):
+    with pytest.raises(InputError, match=message):
+        call()

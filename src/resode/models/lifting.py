@@ -31,6 +31,7 @@ from resode.mode import mode
 from resode.models.dynamic import DynamicNet
 from resode.models.he import HePreactResNet, HeResNet
 from resode.models.lifted import lifted_in_place, logits_of
+from resode.models.regridding import estimate_on, fitting
 from resode.models.resnet import PreactivatedResNet, ResNet
 from resode.models.transitions import Head, Stem, Successive, Transition, UnitConnector
 from resode.models.units import (
@@ -70,7 +71,13 @@ class Lifting:
         return {new: tensors[old].clone() for new, old in self.sources.items() if old in tensors}
 
 
-def lift(net: nn.Module) -> DynamicNet:
+def lift(
+    net: nn.Module,
+    *,
+    controls: int | None = None,
+    interpolation: str = "linear",
+    images: Tensor | None = None,
+) -> DynamicNet:
     """A copy of a ResNet as a network of dynamic blocks, which gives the same logits within rounding.
 
     Each chain of units that keep the width is a block: a pre-activation unit is an Euler step, one that ends
@@ -80,6 +87,11 @@ def lift(net: nn.Module) -> DynamicNet:
     Args:
         net: a ResNet of resode (made by `create`, loaded or imported), or any network whose residual blocks
             are children of an `nn.Sequential` or `nn.ModuleList`; unchanged.
+        controls: so many controls for each block, the nearest to the units' weights by least squares; the
+            logits then differ (default: one for each unit).
+        interpolation: of these controls: linear, constant, quadratic or cubic.
+        images: inputs (N, C, H, W) on which running statistics are then estimated anew, as for `regrid`
+            (default: those of the units).
 
     Returns:
         The network in evaluation mode. A ResNet of resode can be saved; any other network stays in Python.
@@ -93,7 +105,13 @@ def lift(net: nn.Module) -> DynamicNet:
         >>> [block.stage.states.steps for block in net.blocks()]
         [3, 2, 2]
     """
-    return lifting(net).module
+    new = lifting(net).module
+    if controls is None:
+        return new
+    fewer = fitting(new, controls, interpolation).module
+    if images is not None:
+        estimate_on(fewer, images)
+    return fewer
 
 
 def lifting(net: nn.Module) -> Lifting:

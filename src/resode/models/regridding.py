@@ -9,11 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from resode.blocks import DynamicBlock
-from resode.controls import interpolation_weights
+from resode.controls import DEGREES, check_interpolation, interpolation_weights
 from resode.errors import InputError
 from resode.gradients import Checkpointed, Gradient
 from resode.grids import TimeGrid
@@ -24,6 +25,8 @@ from resode.stages import Stage
 from resode.statistics import estimate_statistics
 
 Tensors = Mapping[str, Tensor]
+Combination = tuple[tuple[int, float], ...]  # (old node, weight)
+NEGLIGIBLE = 1e-12  # a weight that only rounding makes
 BATCH = 256  # images a batch on which statistics are estimated
 
 
@@ -32,13 +35,13 @@ class TensorSource:
     """The old tensors from which one tensor of the new network is computed.
 
     Args:
-        names: of one old tensor, or of the two to interpolate between.
-        weight: of the second.
+        names: of the old tensors.
+        weights: of the second of two to interpolate between, or of all of several to add; none for one.
         rows: the row of the old tensor for each row of the new one (default: all).
     """
 
     names: tuple[str, ...]
-    weight: float = 0.0
+    weights: tuple[float, ...] = ()
     rows: tuple[int, ...] | None = None
 
     def is_in(self, tensors: Tensors) -> bool:
@@ -48,8 +51,11 @@ class TensorSource:
     def compute(self, tensors: Tensors) -> Tensor:
         """The new tensor."""
         first = tensors[self.names[0]]
-        if len(self.names) == 2:
-            return torch.lerp(first, tensors[self.names[1]], self.weight)
+        if len(self.weights) == 1:
+            return torch.lerp(first, tensors[self.names[1]], self.weights[0])
+        if self.weights:
+            terms = zip(self.weights, self.names, strict=True)
+            return torch.stack([w * tensors[name] for w, name in terms]).sum(0)
         return first.clone() if self.rows is None or not first.ndim else first[list(self.rows)]
 
 
@@ -103,9 +109,14 @@ def regrid(
     """
     new = regridding(net, states=states, controls=controls).module
     if images is not None:
-        inputs = _inputs(new, images)
-        estimate_statistics(new, inputs.tensor_split(-(-len(inputs) // BATCH)))  # of equal size, up to one
+        estimate_on(new, images)
     return new
+
+
+def estimate_on(net: DynamicNet, images: Tensor) -> None:
+    """Estimate running statistics anew on images (N, C, H, W), uint8 for a network that was loaded."""
+    inputs = _inputs(net, images)
+    estimate_statistics(net, inputs.tensor_split(-(-len(inputs) // BATCH)))  # of equal size, up to one
 
 
 def _inputs(net: DynamicNet, images: Any) -> Tensor:
@@ -113,7 +124,7 @@ def _inputs(net: DynamicNet, images: Any) -> Tensor:
     preprocessing = getattr(net, "preprocessing", None)
     if isinstance(images, Tensor) and images.dtype == torch.uint8 and preprocessing is not None:
         images = preprocessing(images)
-    return check_images(net, images, "regrid: images", net.in_channels)
+    return check_images(net, images, "images", net.in_channels)
 
 
 def regridding(net: DynamicNet, *, states: Any = None, controls: Any = None) -> Regridding:
@@ -124,10 +135,70 @@ def regridding(net: DynamicNet, *, states: Any = None, controls: Any = None) -> 
     by_stage = zip(blocks, _each(states, len(blocks)), _each(controls, len(blocks)), strict=True)
     stages = [_new_stage(number, block, s, c) for number, (block, s, c) in enumerate(by_stage)]
     try:
-        new = net.with_stages(stages)
+        return _moved(net, stages)
     except InputError as error:
         fix = "controls='states' (--controls states) puts control nodes where the new states need them"
         raise InputError(*error.messages, fix) from None
+
+
+def fitting(net: DynamicNet, controls: int, interpolation: str = "linear") -> Regridding:
+    """A network with fewer controls, whose theta(t) is nearest to the old one's at its evaluations.
+
+        minimise  sum_e |theta(t_e) - sum_j B_j(t_e) c_j|^2      over the new controls c_j, stage by stage
+
+    State grids and running statistics stay; estimate these anew before the network is used. As many controls
+    as a stage has times of evaluation give the old theta there.
+
+    Args:
+        net: with fixed steps; unchanged.
+        controls: of each stage; fewer where a stage has fewer times of evaluation.
+        interpolation: linear, constant, quadratic or cubic.
+
+    Raises:
+        InputError: no network of dynamic blocks with fixed steps, no positive number, or another
+            interpolation.
+    """
+    if not isinstance(net, DynamicNet):
+        raise InputError(f"controls: a {type(net).__name__} has none; give a DynamicNet, or lift it first")
+    if type(controls) is not int or controls < 1:
+        raise InputError(f"controls {controls!r}: a positive integer is needed")
+    if check_interpolation(interpolation) == "shared":
+        raise InputError("interpolation shared has one control: give controls=1 and constant")
+    stages, combinations = [], []
+    for number, block in enumerate(net.blocks(), start=1):
+        if not block.evaluations:
+            raise InputError(f"stage {number}: {block.stage.integrator.name} chooses its own times")
+        times = sorted({evaluation.time for evaluation in block.evaluations})
+        grid = _fewer(times, min(controls, len(times)), interpolation)
+        theta = [block.controls.weights(time) for time in times]
+        stages.append(replace(block.stage, controls=grid, interpolation=interpolation, keep_unused=False))
+        combinations.append(_fitted(grid, interpolation, times, theta, len(block.controls)))
+    return _moved(net, stages, combinations)
+
+
+def _fewer(times: Sequence[float], count: int, interpolation: str) -> TimeGrid:
+    """The nodes of so many controls, from the first to the last time."""
+    if count == 1:
+        return TimeGrid((times[0],))
+    if interpolation == "constant":
+        return TimeGrid(tuple(times[k * len(times) // count] for k in range(count)))
+    if count == len(times):
+        return TimeGrid(tuple(times))
+    return TimeGrid.uniform(count - 1, times[-1], times[0])
+
+
+def _moved(
+    net: DynamicNet, stages: Sequence[Stage], combinations: Sequence[Sequence[Combination]] | None = None
+) -> Regridding:
+    """The network with other stages, and the map of its tensors.
+
+    Args:
+        net: the old network.
+        stages: of the new one.
+        combinations: for each stage and each new control node, the old ones (default: theta(t) there).
+    """
+    blocks = list(net.blocks())
+    new = net.with_stages(stages)
     reference = next(net.parameters())
     new.to(dtype=reference.dtype, device=reference.device).train(net.training)
     sources = {name: TensorSource((name,)) for name in net.state_dict()}
@@ -135,7 +206,8 @@ def regridding(net: DynamicNet, *, states: Any = None, controls: Any = None) -> 
         prefix = f"stages.{number}."
         for name in [n for n in sources if n.startswith(prefix)]:
             del sources[name]
-        sources |= {prefix + name: source for name, source in _block_sources(prefix, old, fresh)}
+        chosen = None if combinations is None else combinations[number]
+        sources |= {prefix + name: source for name, source in _block_sources(prefix, old, fresh, chosen)}
     result = Regridding(new, {name: sources[name] for name in new.state_dict()})
     new.load_state_dict(result.transfer(net.state_dict()))
     _copy_modes(net, result)
@@ -212,20 +284,58 @@ def _changed(grid: TimeGrid, change: Any) -> TimeGrid:
     return TimeGrid.of(change)
 
 
-def _block_sources(prefix: str, old: DynamicBlock, new: DynamicBlock) -> list[tuple[str, TensorSource]]:
+def _combinations(old: DynamicBlock, new: DynamicBlock) -> list[Combination]:
+    """The old theta at each new node; for splines the coefficients of the spline through it."""
+    grid, interpolation, times = old.controls.grid, old.stage.interpolation, new.controls.grid.nodes
+    if interpolation in DEGREES and new.controls.grid == grid:
+        return [((j, 1.0),) for j in range(len(times))]
+    theta = [interpolation_weights(grid, interpolation, t) for t in times]
+    if interpolation not in DEGREES:
+        return theta
+    return _fitted(new.controls.grid, interpolation, times, theta, len(grid.nodes))
+
+
+def _fitted(
+    grid: TimeGrid, interpolation: str, times: Sequence[float], theta: Sequence[Combination], old_nodes: int
+) -> list[Combination]:
+    """The nodes of the controls on `grid` that are nearest to theta at `times`, by least squares.
+
+    Args:
+        grid: the new nodes.
+        interpolation: between them.
+        times: at least as many as nodes.
+        theta: at each of these times, a combination of old nodes.
+        old_nodes: their number.
+    """
+    basis, target = np.zeros((len(times), len(grid.nodes))), np.zeros((len(times), old_nodes))
+    for k, (time, combination) in enumerate(zip(times, theta, strict=True)):
+        for j, w in interpolation_weights(grid, interpolation, time):
+            basis[k, j] = w
+        for j, w in combination:
+            target[k, j] = w
+    solution = np.linalg.lstsq(basis, target, rcond=None)[0]  # (new nodes, old nodes)
+    rows = [[(i, float(w)) for i, w in enumerate(row) if abs(w) > NEGLIGIBLE] for row in solution]
+    return [
+        ((row[0][0], 1.0),) if len(row) == 1 and abs(row[0][1] - 1) <= NEGLIGIBLE else tuple(row)
+        for row in rows
+    ]
+
+
+def _block_sources(
+    prefix: str, old: DynamicBlock, new: DynamicBlock, combinations: Sequence[Combination] | None
+) -> list[tuple[str, TensorSource]]:
     """The name of each tensor of the new block and its source in the old network."""
     sources: list[tuple[str, TensorSource]] = []
-    grid, interpolation = old.controls.grid, old.stage.interpolation
-    for j, time in enumerate(new.controls.grid.nodes):
-        weights = interpolation_weights(grid, interpolation, time)
+    interpolated = combinations is None and old.stage.interpolation not in DEGREES
+    for j, nodes in enumerate(_combinations(old, new) if combinations is None else combinations):
+        weights = tuple(w for _, w in nodes)[interpolated:] if len(nodes) > 1 else ()
         for name, _ in new.controls[j].named_parameters():
-            names = tuple(f"{prefix}controls.{i}.{name}" for i, _ in weights)
-            sources.append((f"controls.{j}.{name}", TensorSource(names, weights[-1][1])))
-        for name, _ in new.controls[
-            j
-        ].named_buffers():  # constants of the field; the block has the statistics
-            names = (f"{prefix}controls.{weights[0][0]}.{name}",)
-            sources.append((f"controls.{j}.{name}", TensorSource(names)))
+            names = tuple(f"{prefix}controls.{i}.{name}" for i, _ in nodes)
+            sources.append((f"controls.{j}.{name}", TensorSource(names, weights)))
+        # constants of the field; the block has the statistics
+        first = nodes[0][0] if interpolated else max(nodes, key=lambda node: node[1])[0]
+        for name, _ in new.controls[j].named_buffers():
+            sources.append((f"controls.{j}.{name}", TensorSource((f"{prefix}controls.{first}.{name}",))))
     middles = [t + h / 2 for t, h in zip(new.stage.states.nodes, new.stage.states.intervals, strict=False)]
     steps = tuple(old.stage.states.interval_of(t) for t in middles)
     for name in new.scheme:

@@ -15,7 +15,7 @@ from resode.data.matching import image_size
 from resode.errors import InputError
 from resode.models import DynamicNet, name_and_options, twist
 from resode.models.lifting import lifting
-from resode.models.regridding import regridding
+from resode.models.regridding import fitting, regridding
 from resode.models.twisting import Where, explain
 from resode.statistics import RECALIBRATION, estimate_statistics, has_statistics
 from resode.training.optim import optimizers
@@ -116,12 +116,26 @@ def twist_file(path: str | Path, out: Path, *, where: Where = None, **options: A
     return Surgery(tuple(explain(old, new, shape)), (), beside)
 
 
-def lift_file(path: str | Path, out: Path) -> Surgery:
+def lift_file(
+    path: str | Path,
+    out: Path,
+    *,
+    controls: int | None = None,
+    interpolation: str = "linear",
+    data: str | None = None,
+    device: str = "auto",
+) -> Surgery:
     """Write a stored ResNet as a network of dynamic blocks with the same logits (`resode.models.lift`).
+
+    With fewer controls its running statistics are re-estimated on training images, as by `regrid_file`.
 
     Args:
         path: a run, a checkpoint, a .safetensors file, or the name of pretrained weights.
         out: the .safetensors file to write.
+        controls: so many for each block, by least squares (default: one for each unit).
+        interpolation: of these controls: linear, constant, quadratic or cubic.
+        data: a data set for the statistics (default: that of the run; none for a bare file).
+        device: where the statistics are estimated.
 
     Raises:
         InputError: no such network, or one that cannot be lifted, or only in Python.
@@ -138,9 +152,17 @@ def lift_file(path: str | Path, out: Path) -> Surgery:
         raise InputError(*(f"{path}: {line.removeprefix('lift: ')}" for line in error.messages)) from None
     name = type(old).__name__ if old.card.specification is None else old.card.specification.name
     how = f"from {path} ({atomic.sha256(source.weights)[:12]}), a {name}"
-    beside = _write(done.module, out, old.card.derived(specification, "lifted", how), source, done.transfer)
-    note = f"logits: within {done.difference:.2g} of those of the {name}, relative to the largest"
-    return Surgery(tuple(_lifted_lines(done.module, old.preprocessing)), (note,), beside)
+    notes = [f"logits: within {done.difference:.2g} of those of the {name}, relative to the largest"]
+    new, transfer = done.module, done.transfer
+    if controls is not None:
+        fitted = fitting(new, controls, interpolation)
+        new, transfer = fitted.module, lambda tensors: fitted.transfer(done.transfer(tensors))
+        specification = weights.Specification("dynamic", new.options())
+        how += f", {controls} {interpolation} controls"
+        statistics = _estimate_statistics(new, old.preprocessing, source, data, device)
+        notes = [f"controls: the nearest to the weights of the units, {interpolation}", statistics]
+    beside = _write(new, out, old.card.derived(specification, "lifted", how), source, transfer)
+    return Surgery(tuple(_lifted_lines(new, old.preprocessing)), tuple(notes), beside)
 
 
 def _lifted_lines(net: DynamicNet, preprocessing: weights.Preprocessing) -> list[str]:
@@ -148,9 +170,12 @@ def _lifted_lines(net: DynamicNet, preprocessing: weights.Preprocessing) -> list
     lines = []
     for number, block in enumerate(net.blocks(), start=1):
         stage, steps = block.stage, block.stage.states.steps
+        count = (
+            "" if len(block.controls) == steps else f", {len(block.controls)} {stage.interpolation} controls"
+        )
         lines.append(
             f"stage {number}  {steps} {'unit is' if steps == 1 else 'units are'} {steps} "
-            f"step{'s' * (steps > 1)} of {stage.integrator.name}, width {stage.width}: "
+            f"step{'s' * (steps > 1)} of {stage.integrator.name}, width {stage.width}{count}: "
             f"f = {stage.field.equation}"
         )
     work = cost.multiply_adds(net, (preprocessing.channels, *preprocessing.size))

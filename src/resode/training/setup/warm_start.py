@@ -212,12 +212,13 @@ def _is_regridded(specification: weights.Specification, model: Model) -> bool:
 
 
 def _is_lifted(specification: weights.Specification, model: Model) -> bool:
-    """Whether a file's network is the recipe's ResNet as a network of dynamic blocks, perhaps regridded."""
+    """Whether a file's network is the recipe's ResNet as dynamic blocks, perhaps on other grids."""
     network = _of_recipe(specification, model)
     options = None if network is None else lifted_options(network)
     if options is None:
         return False
-    return _without_grids(weights.Specification("dynamic", options)) == _without_grids(specification)
+    lifted = weights.Specification("dynamic", options)
+    return _without_grids(lifted, "interpolation") == _without_grids(specification, "interpolation")
 
 
 def _of_recipe(specification: weights.Specification, model: Model) -> nn.Module | None:
@@ -244,10 +245,11 @@ def _is_twisted(specification: weights.Specification, model: Model) -> bool:
     return False
 
 
-def _without_grids(specification: weights.Specification) -> dict[str, Any]:
-    """The options without what a regrid changes."""
+def _without_grids(specification: weights.Specification, *more: str) -> dict[str, Any]:
+    """The options without what a regrid changes, and without `more` options of stages."""
+    left_out = ("states", "controls", "gradient", *more)
     stages = [
-        {key: value for key, value in stage.items() if key not in ("states", "controls", "gradient")}
+        {key: value for key, value in stage.items() if key not in left_out}
         for stage in specification.options.get("stages", ())
     ]
     return {**specification.options, "stages": stages}
