@@ -63,6 +63,7 @@ def rows(path: str, images: int, controls: list[int]) -> list[dict[str, Any]]:
     lifted = finer = resode.lift(net)
     add("as trained", "kept", net)
     add("lifted", "kept", lifted)
+    add("lifted", "anew", resode.regrid(lifted, images=train))
     for factor in (2, 4):
         finer = resode.regrid(finer, states="double")
         add(f"{factor} n steps", "kept", finer)
