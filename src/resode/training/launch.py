@@ -336,19 +336,19 @@ def _resume(session: Session) -> None:
     )
 
 
-# A run may go on elsewhere, and by then its weights are its own.
-_FREE_ON_RESUME = ("device", "cuda_graph", "init")
+# A description is no setting; a run may go on elsewhere, and by then its weights are its own.
+_FREE_ON_RESUME = ("about", "device", "cuda_graph", "init")
 
 
 def _check_unedited(run: Run, checkpoint: checkpoints.Checkpoint) -> None:
     """Raise `IntegrityError` where experiment.yaml was edited after the checkpoint was written."""
-    before, now = checkpoint.state.get("experiment"), run.read_experiment().model_dump(mode="json")
-    if before is None:  # of an earlier version
+    recorded, now = checkpoint.state.get("experiment"), run.read_experiment().model_dump(mode="json")
+    if recorded is None:  # of an earlier version
         return
-    known = {key: value for key, value in now.items() if key in before}
+    before = Experiment.model_validate(recorded).model_dump(mode="json")  # with defaults of keys added since
     edited = [
         f"{run.path / 'experiment.yaml'}: {path} was {kept}, now it is {edited}"
-        for path, edited, kept in _differences(known, before)
+        for path, edited, kept in _differences(now, before)
         if path.partition(".")[0] not in _FREE_ON_RESUME
     ]
     if edited:
