@@ -172,8 +172,7 @@ def ours(integrator: Integrator, gradient: str, steps: float = STEPS, end: float
         modules = iter(functions)
         states = resode.TimeGrid.uniform(int(steps), end)
         controls = [0] if len(functions) == 1 else None
-        given: dict[str, Any] = {"states": states, "controls": controls, "gradient": method}
-        stage = Stage(WIDTH, lambda _: next(modules), integrator, **given)  # type: ignore[arg-type]  # a maker
+        stage = Stage(WIDTH, lambda _: next(modules), integrator, states, controls, gradient=method)
         return DynamicBlock(stage)
 
     return Form(block, partial(block, method="stored"))
