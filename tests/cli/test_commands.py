@@ -328,6 +328,25 @@ def test_a_signal_while_reading_ends_the_command_and_leaves_no_run(resode, tmp_p
     assert before == {number: signal.getsignal(number) for number in before}
 
 
+DURING_IMPORT = """
+import os, signal, sys
+from resode.__main__ import main
+
+class Finder:
+    def find_spec(name, path=None, target=None):
+        if name == "resode.cli":
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Finder)
+main()
+"""
+
+
+def test_ctrl_c_while_the_command_line_is_imported(tmp_path):
+    done = subprocess.run([sys.executable, "-c", DURING_IMPORT], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (130, "resode: interrupted\n")
+
+
 def test_ctrl_c_saves_and_resume_goes_on(tmp_path):
     """A real process, a real signal: exit 130, then the run ends as if nothing had happened."""
     command = [sys.executable, "-m", "resode", "train", "quickstart", "--out", "run", "--precision", "fp32"]
