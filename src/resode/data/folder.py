@@ -169,8 +169,8 @@ def why_none(folder: Path) -> str:
     """What to do with a folder that holds no data set of known layout, in which there may be images."""
     if test := find_test(folder):
         return (
-            f"holds test images alone ({tree.text(test.name)}/); training needs train/<class>/, too: rename the "
-            "folder of the training images to train, or move all class folders into one called train"
+            f"holds test images alone ({tree.text(test.name)}/); training needs train/<class>/, too: rename "
+            "the folder of the training images to train, or move all class folders into one called train"
         )
     inner = [tree.text(path) for path in _folders(folder) if find(path)]
     if inner:
@@ -182,7 +182,7 @@ def why_none(folder: Path) -> str:
 
 
 def _unused(folder: Path, *used: Path | None) -> Iterator[str]:
-    """A note that names the subfolders which are not read; `used`: the folders of the parts, if it has some."""
+    """A note that names the subfolders which are not read; `used`: the folders of the parts."""
     inside = [folder, *(path for path in used if path is not None)]
     ignored = [
         path.relative_to(folder)

@@ -191,7 +191,9 @@ def _safetensors(graph: nn.Module, example: Tensor, card: Card, takes: str, path
     if takes != "normalised":
         raise InputError(f"{path}: holds weights and no graph; input {takes} is for .onnx and .pt2")
     if card.specification is None:
-        raise InputError(f"{path}: {why_unnamed(graph)} (without a name, resode.weights.save keeps its tensors)")
+        raise InputError(
+            f"{path}: {why_unnamed(graph)} (without a name, resode.weights.save keeps its tensors)"
+        )
     return _File(lambda file: weights.save(graph, file, card), weights.load)
 
 

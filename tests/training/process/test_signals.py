@@ -89,16 +89,21 @@ def test_an_interruption_that_python_ignores_is_raised_again(got, monkeypatch, c
     assert (got, capsys.readouterr().err) == ([], "")
 
 
+def interrupted_with_warnings():
+    """Warn before and after a signal, where hooks are restored as the block is left."""
+    with warnings.catch_warnings():
+        warnings.warn("before", stacklevel=1)
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(60)
+        finally:
+            warnings.warn("after", stacklevel=1)
+
+
 def test_what_is_interrupted_may_not_warn_of_it(got, recwarn):
     show = warnings.showwarning
     with pytest.raises(signals.Interrupted), signals.raising_interrupted():
-        with warnings.catch_warnings():  # restores what it has found, as it is left
-            warnings.warn("before", stacklevel=1)
-            try:
-                os.kill(os.getpid(), signal.SIGINT)
-                time.sleep(60)
-            finally:
-                warnings.warn("after", stacklevel=1)
+        interrupted_with_warnings()
     assert warnings.showwarning is show
     assert [str(each.message) for each in recwarn] == ["before"]
 

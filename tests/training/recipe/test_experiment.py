@@ -198,7 +198,7 @@ def test_keys_are_texts_where_yaml_reads_a_truth_value():
 @pytest.mark.parametrize(
     ("options", "line"),
     [
-        ({"stages": [{"width": 8, "field": Section}]}, r"stages\.0\.field: the field Section has no name for"),
+        ({"stages": [{"width": 8, "field": Section}]}, r"stages\.0\.field: the field Section has no name"),
         ({"stages": [{"width": 8, "integrator": Section}]}, r"put @integrators\.register\('NAME'\) on its"),
         ({"stages": ({"width": 8, "states": range(3)},)}, "states: a value of type range is no plain data"),
         ({"stem": len}, "stem: len is no plain data; give names, numbers"),

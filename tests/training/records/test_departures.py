@@ -75,8 +75,8 @@ def test_a_copy_of_a_recipe_has_its_figure_until_it_is_changed(own):
     assert holding(own(copied)).about.published is not None
     assert holding(own(copied.replace("fast/resnet20-cpu", "mine", 1))).about.published is not None
     for name in ("fast/resnet20-cpu", "mine"):
-        shorter = copied.replace("name: fast/resnet20-cpu", f"name: {name}").replace("epochs: 22", "epochs: 3")
-        found = holding(own(shorter)).about
+        renamed = copied.replace("name: fast/resnet20-cpu", f"name: {name}")
+        found = holding(own(renamed.replace("epochs: 22", "epochs: 3"))).about
         assert (found.published, found.expected, found.cost, found.command) == (None, "", "", "")
         assert found.source
 
