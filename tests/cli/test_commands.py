@@ -207,9 +207,12 @@ def test_list_shows_parameters_and_multiply_adds(resode):
 
 
 def test_show_prints_the_resolved_recipe(resode):
-    text = resode("show", "he2016/resnet20", "--set", "epochs=10").out
-    for part in ("arXiv 1512.03385", "top1_error: 8.75", "269,722", "40.6 M", "epochs: 10", "y_{k+1}", "MB"):
+    text = resode("show", "he2016/resnet20", "--set", "seed=10").out
+    for part in ("arXiv 1512.03385", "top1_error: 8.75", "269,722", "40.6 M", "seed: 10", "y_{k+1}", "MB"):
         assert part in text, part
+    shorter = resode("show", "he2016/resnet20", "--epochs", "10").out
+    assert "he2016/resnet20 with other epochs" in shorter
+    assert "top1_error" not in shorter
 
 
 def test_show_predicts_the_memory_of_every_method(resode):
