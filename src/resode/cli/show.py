@@ -1,6 +1,7 @@
 """`resode show`: a recipe with everything resolved, a run, a model, or what a weights file holds."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -126,17 +127,21 @@ def _show_recipe(recipe: str, changes: dict[str, Any]) -> None:
     """On a terminal a page, the settings below the facts; elsewhere YAML, the facts as its comments."""
     from resode.training.recipe.commented import commented
     from resode.training.recipe.experiment import Experiment
+    from resode.training.records.departures import departures, holding
 
     experiment = Experiment.from_recipe(recipe, changes)
+    changed = departures(experiment.model_dump(mode="json"))
+    experiment = holding(experiment)
     cost = _cost(experiment, unchanged=not changes)
     costs = _costs(experiment, cost) if cost else []
     blocks = _blocks(experiment) if cost is not None and cost.dynamic else ""
     if sys.stdout.isatty():
-        _print([*_about(experiment), *costs])
+        _print([*_about(experiment, changed), *costs])
         say(f"\n{blocks}" if blocks else "")
         say(experiment.to_yaml(without=["about"]).rstrip())
         return
-    facts = [f"{label:<15} {text}" for label, text in [*_weights_row(experiment), *costs] if text]
+    rows = [*(_changed_row(experiment, changed) or _weights_row(experiment)), *costs]
+    facts = [f"{label:<15} {text}" for label, text in rows if text]
     say(commented(experiment, [*facts, *blocks.splitlines()]).rstrip())
 
 
@@ -165,12 +170,12 @@ def _blocks(experiment: "Experiment") -> str:
     return explain_blocks(experiment)
 
 
-def _about(experiment: "Experiment") -> Rows:
+def _about(experiment: "Experiment", changed: Sequence[str]) -> Rows:
     about = experiment.about
     published = about.published
     figure = f"{published.top1_error:.2f} % top-1 error ({published.source})" if published else ""
     return [
-        ("recipe", experiment.name),
+        *(_changed_row(experiment, changed) or [("recipe", experiment.name)]),
         ("", about.summary),
         ("source", about.source),
         ("equation", about.equation),
@@ -179,8 +184,13 @@ def _about(experiment: "Experiment") -> Rows:
         ("published", figure),
         ("expected", about.expected),
         *(("differs" if i == 0 else "", text) for i, text in enumerate(about.differs)),
-        *_weights_row(experiment),
+        *([] if changed else _weights_row(experiment)),
     ]
+
+
+def _changed_row(experiment: "Experiment", changed: Sequence[str]) -> Rows:
+    """What departs from the recipe of the package that has this name."""
+    return [("recipe", f"{experiment.name} with other {', '.join(changed)}")] if changed else []
 
 
 def _weights_row(experiment: "Experiment") -> Rows:
@@ -219,12 +229,13 @@ def _show_run(path: Path) -> None:
     """The result of a run so far, what it is made of, and its settings."""
     from resode import report
     from resode.cli.console import out
+    from resode.training.records.departures import holding
     from resode.training.records.run import Run
 
     out.print(report.table(path))
     run = Run(path)
     if run.exists:
-        experiment = run.read_experiment()
+        experiment = holding(run.read_experiment())
         held_out = f", {experiment.data.validation:g} held out" if experiment.data.validation else ""
         _print([("", experiment.about.summary), ("source", experiment.about.source),
                 ("data", experiment.data.source + held_out)])  # fmt: skip

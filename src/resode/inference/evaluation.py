@@ -280,13 +280,13 @@ def _read(
     side = None if own is None else image_size(source, own.size)
     called = test_name(source) if split == "test" else split
     if split == "test" and (alone := load_test(source, image_size=side, on_bad_image=on_bad_image)):
-        return replace(labelled(alone, "train", None), name=source), called, []
+        return replace(labelled(alone, "train", None), name=source), called, [*alone.notes]
     dataset = datasets.load(
         source, image_size=side, on_bad_image=on_bad_image, split=_recorded_split(trained, source)
     )
     if split == "test" and dataset.test is None:
         raise InputError(f"{source}: has no test images; evaluate on --split train, or give other --data")
-    notes = [split_note(dataset)] if dataset.split else []
+    notes = [*dataset.notes, *([split_note(dataset)] if dataset.split else [])]
     return replace(labelled(dataset, split, None), name=source), called, notes
 
 

@@ -37,6 +37,7 @@ __all__ = [
     "regrid",
     "set_gradient",
     "twist",
+    "why_unnamed",
 ]
 
 _CREATED_AS = "_created_as"  # a plain attribute: copied by deepcopy, absent from the state_dict
@@ -81,6 +82,19 @@ def name_and_options(module: nn.Module) -> tuple[str, dict[str, Any]] | None:
         except InputError:
             return None
     return created
+
+
+def why_unnamed(module: nn.Module) -> str:
+    """Why `name_and_options` has no name for a module, and what gives it one."""
+    if isinstance(module, DynamicNet):
+        try:
+            module.options()
+        except InputError as error:
+            return str(error)
+    return (
+        f"the {type(module).__name__} is no registered model: put @models.register('NAME') on the function "
+        "that makes it, load that by --plugin FILE, and make it by resode.create('NAME')"
+    )
 
 
 def twist(model: nn.Module, where: Where = None, **options: Any) -> nn.Module:

@@ -14,6 +14,7 @@ from torch import nn
 from resode import atomic, quantities, weights
 from resode.data import Dataset, hub
 from resode.errors import InputError, IntegrityError, ResourceError
+from resode.streams import notebook_cell
 from resode.training.loop import divergence
 from resode.training.loop.callbacks import Callback
 from resode.training.loop.restarts import allow_restarts, check_restart, ending_on_purpose
@@ -42,11 +43,13 @@ class Result:
         module: the trained network, in evaluation mode.
         run: the run directory.
         summary: the content of its summary.json.
+        shown_in: the notebook's cell below which it is printed already.
     """
 
     module: nn.Module = field(repr=False)
     run: Run
     summary: dict[str, Any] = field(repr=False)
+    shown_in: int | None = field(default=None, repr=False, compare=False)
 
     def __repr__(self) -> str:
         of = self.summary
@@ -59,6 +62,11 @@ class Result:
             f"Result: {', '.join(errors or [train])}; {self.epochs} epochs{stopped}, "
             f"{quantities.duration(of['seconds'])}\n{of['model']} on {of['data']['name']}, run {self.path}"
         )
+
+    def _ipython_display_(self) -> None:
+        """Display the result, as the value of a cell, unless that cell has printed it."""
+        if self.shown_in is None or self.shown_in != notebook_cell():
+            print(self)
 
     @property
     def path(self) -> Path:

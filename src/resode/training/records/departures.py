@@ -1,6 +1,8 @@
-"""Departures: the settings in which a run departs from the recipe of the package that it is named after.
+"""Departures: the settings in which an experiment departs from the recipe of the package that it comes from.
 
-What a recipe publishes and expects holds for its own data, network, training length and optimizer alone.
+What a recipe publishes and expects holds for its own data, network, training length and optimizer alone. An
+experiment comes from the recipe whose name it has, or else, as a file with `base:` or a copy under another
+name, from the recipes with which its header agrees.
 """
 
 import functools
@@ -31,7 +33,30 @@ def departures(experiment: Mapping[str, Any]) -> tuple[str, ...]:
     return () if recipe is None else tuple(_differing(experiment, recipe, ""))
 
 
-@functools.lru_cache
+# Parts of a header that hold for a recipe as it stands.
+_OF_RECIPE: Final = ("summary", "command", "cost", "published", "expected")
+
+
+def not_its_own(experiment: Mapping[str, Any]) -> tuple[str, ...]:
+    """The parts of an experiment's header that are of a recipe of the package from which it departs."""
+    if experiment.get("name") in recipes.files():
+        return _OF_RECIPE if departures(experiment) else ()
+    about = experiment.get("about")
+    stated = {key: about[key] for key in _OF_RECIPE if about.get(key)} if isinstance(about, Mapping) else {}
+    known = [each for each in map(_recipe, recipes.files() if stated else ()) if each is not None]
+    kept = {id(each): not any(_differing(experiment, each, "")) for each in known}
+    origins = {key: [each for each in known if each["about"][key] == value] for key, value in stated.items()}
+    return tuple(key for key, found in origins.items() if found and not any(kept[id(each)] for each in found))
+
+
+def holding(experiment: Experiment) -> Experiment:
+    """The experiment, its header without the parts that are of a recipe from which it departs."""
+    dropped = not_its_own(experiment.model_dump(mode="json"))
+    about = {key: value for key, value in experiment.about.model_dump().items() if key not in dropped}
+    return experiment.replace(about=about) if dropped else experiment
+
+
+@functools.cache
 def _recipe(name: str) -> Mapping[str, Any] | None:
     if name not in recipes.files():
         return None

@@ -32,7 +32,7 @@ from pydantic import (
 from resode import cost, weights
 from resode.errors import InputError, IntegrityError
 from resode.training.records import checkpoints, seal
-from resode.training.records.departures import departures
+from resode.training.records.departures import departures, not_its_own
 
 T = TypeVar("T")
 Count = Annotated[int, Field(ge=0, le=10**15)]
@@ -248,6 +248,11 @@ class RunRecord:
         """The settings in which the run departs from the recipe of its name, as dotted keys."""
         return departures(self.experiment)
 
+    @functools.cached_property
+    def not_its_own(self) -> tuple[str, ...]:
+        """The parts of the experiment's header that are of a recipe from which the run departs."""
+        return not_its_own(self.experiment)
+
     @property
     def initial_weights(self) -> str | None:
         """Where training began: "random", or the weights file; None where it is not recorded."""
@@ -271,11 +276,14 @@ class RunRecord:
     def result(self) -> Summary:
         """The summary; for an unfinished run, the settings that are known in advance.
 
-        Without published and expected results where the run departs from its recipe.
+        Without published and expected results where the run departs from its recipe, or has ended before the
+        last epoch.
         """
         found = self.summary or self._known()
-        if self.departures:
-            return found.model_copy(update={"published": None, "expected": None})
+        diverged = self.end is not None and self.end.status == "diverged"
+        early = diverged or (self.summary is not None and not self.finished)
+        dropped = {key: None for key in ("published", "expected") if early or key in self.not_its_own}
+        found = found.model_copy(update=dropped)
         if self.finished and found.expected is not None:  # this run shows it
             clauses = [text for text in found.expected.split("; ") if text != NOT_RUN]
             return found.model_copy(update={"expected": "; ".join(clauses) or None})
