@@ -123,19 +123,71 @@ def test_parameters_are_the_published_ones(data, kind):
     [("lm_resnet20", 20), ("lm_resnet56", 56), ("momentum_resnet20", 20), ("momentum_resnet44", 44)],
 )
 def test_a_scheme_adds_its_learned_coefficients_to_a_resnet_and_nothing_else(name, depth):
+    options = {"shortcut": "A"} if name.startswith("lm") else {}
     with torch.device("meta"):
-        net, classic = create(name), he_preact_resnet(depth)
+        net, classic = create(name, **options), he_preact_resnet(depth)
     learned = sum(p.numel() for block in net.blocks() for p in block.scheme.parameters())
     ours, theirs = (sum(p.numel() for p in module.parameters()) for module in (net, classic))
     assert ours - learned == theirs
     n = (depth - 2) // 6
-    assert learned == (n + 2 * (n - 1) if name.startswith("lm") else 0)
+    assert learned == (3 * (n - 1) if name.startswith("lm") else 0)
+
+
+@pytest.mark.parametrize("transition", ["continued", "restarted"])
+@pytest.mark.parametrize("depth", [14, 20])
+def test_every_parameter_of_an_lm_resnet_is_trained(transition, depth):
+    net = create(f"lm_resnet{depth}", transition=transition, widths=(4, 6, 8)).double()
+    net(torch.randn(4, 3, 8, 8, dtype=torch.float64)).square().sum().backward()
+    assert all(p.grad is not None and p.grad.any() for p in net.parameters())
+
+
+@pytest.mark.parametrize("gradient", ["stored", {"name": "checkpointed", "every": 1}])
+def test_a_continued_transition_is_the_recurrence_over_the_unit(gradient):
+    """y_{-1} = S y: with k = 1 throughout, y_{n+1} = y_{n-1} + f(y_n)."""
+    net = create("lm_resnet20", widths=(4, 6, 8), gradient=gradient).double().eval()
+    with torch.no_grad():
+        for block in net.blocks():
+            block.scheme["k"].fill_(1.0)
+    y = torch.randn(2, 4, 8, 8, dtype=torch.float64)
+    unit, block = net.connectors[0], net.stages[1]
+    before = unit.downsample(y)
+    state = unit(y)
+    for e in range(2):
+        before, state = state, before + block._field(e, block.controls.at(float(e)), state, record=False)
+    found = block(*net._connected(0, y))
+    torch.testing.assert_close(found, state, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"transition": "restart"}, "unknown transition 'restart'; did you mean 'restarted'"),
+        ({"k": "chanel"}, "did you mean 'channel'"),
+        ({"shortcut": "C"}, "unknown shortcut 'C': use A, B, preactivated"),
+    ],
+)
+def test_other_options_of_an_lm_resnet_are_refused(options, message):
+    with pytest.raises(InputError, match=message):
+        create("lm_resnet20", **options)
+
+
+def test_a_moving_start_needs_a_unit_before_it():
+    moving = {
+        "width": 4,
+        "field": "preactivation",
+        "integrator": {"name": "learned_two_step", "first": "moving"},
+    }
+    with pytest.raises(InputError, match=r"stage 1: .* there is none before the first stage"):
+        create("dynamic", stages=[{**moving, "states": 2}])
+    still = {"width": 4, "field": "preactivation", "integrator": "euler", "states": 2}
+    with pytest.raises(InputError, match=r"stage 2: .* take connector=unit before it"):
+        create("dynamic", stages=[still, {**moving, "states": 2}])
 
 
 def test_lm_resnet_with_k_0_is_the_resnet():
     """The learned two-step scheme contains Euler's."""
     classic, _ = pair(20, torch.float64)
-    net = create("lm_resnet20", widths=(4, 6, 8)).double()
+    net = create("lm_resnet20", shortcut="A", widths=(4, 6, 8)).double()
     tensors = {renamed(name): t for name, t in classic.state_dict().items()}
     tensors |= {
         name: torch.zeros_like(t) for name, t in net.state_dict().items() if name.endswith("scheme.k")
@@ -255,7 +307,7 @@ def test_the_weights_of_a_pde_block_count_once():
         ("lm_resnet8", {}, "the smallest depth is 14"),
         ("lm_resnet21", {}, "the nearest are 20 and 26"),
         ("lm_resnet20", {"gradient": "reversible"}, "has no inverse"),
-        ("lm_resnet20", {"widths": (8, 4, 2)}, "use shortcut B"),
+        ("lm_resnet20", {"widths": (8, 4, 2), "shortcut": "A"}, "use shortcut B"),
         ("revnet39", {}, "did you mean 'revnet38'"),
     ],
 )

@@ -158,8 +158,7 @@ by_depth(
     _PREACTIVATIONS,
     summary="Lu et al. 2018: LM-ResNet-{depth}, a learned two-step scheme",
     check=units_per_stage,
-    integrator="learned_two_step",
-)(published.preactivation_net)
+)(published.lm_resnet)
 by_depth(
     "momentum_resnet",
     _PREACTIVATIONS,

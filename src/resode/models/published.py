@@ -10,7 +10,7 @@ from typing import Any
 from resode.errors import InputError, nearest
 from resode.fields import Preactivation, TvNorm, Twist
 from resode.grids import TimeGrid
-from resode.integrators import Euler, Leapfrog
+from resode.integrators import Euler, Leapfrog, LearnedTwoStep
 from resode.models.catalogue import CIFAR, models
 from resode.models.dynamic import DynamicNet
 from resode.models.he import units_per_stage
@@ -34,9 +34,9 @@ def _check_widths(widths: Any, at_least: int = 1) -> None:
         raise InputError(*mistakes)
 
 
-def _check_kind(kind: Any, kinds: Mapping[str, Any]) -> None:
+def _check_kind(kind: Any, kinds: Mapping[str, Any], what: str = "kind") -> None:
     if kind not in tuple(kinds):
-        raise InputError(f"unknown kind '{kind}'{nearest(str(kind), kinds)} ({', '.join(kinds)})")
+        raise InputError(f"unknown {what} '{kind}'{nearest(str(kind), kinds)} ({', '.join(kinds)})")
 
 
 def _equal_steps(steps: Any, h: Any) -> TimeGrid:
@@ -202,6 +202,7 @@ def preactivation_net(
     depth: int,
     *,
     integrator: Any = "euler",
+    shortcut: Any = "A",
     widths: Sequence[int] = (16, 32, 64),
     norm: Any = "batch",
     interpolation: str = "linear",
@@ -212,12 +213,12 @@ def preactivation_net(
     """A pre-activation ResNet of depth 6n + 2 whose units are steps of an integrator, h = 1.
 
     Stage 1 takes n steps; stages 2 and 3 begin with an ordinary unit of stride 2 and take n - 1. With Euler
-    this is `he_preact_resnet`; with the learned two-step scheme LM-ResNet (Lu et al. 2018, arXiv:1710.10121);
-    with momentum the momentum ResNet (Sander et al. 2021, arXiv:2102.07870).
+    this is `he_preact_resnet`; with momentum the momentum ResNet (Sander et al. 2021, arXiv:2102.07870).
 
     Args:
         depth: 6n + 2, at least 14.
-        integrator: any integrator.
+        integrator: any integrator, or a list of one for each stage.
+        shortcut: of the units that begin stages 2 and 3: A, B or preactivated.
         widths: the channels of the three stages.
         norm: of the layers.
         interpolation: of the controls.
@@ -234,17 +235,63 @@ def preactivation_net(
     if mistakes:
         raise InputError(*mistakes)
     field = {"name": "preactivation", "norm": norm}
+    schemes = integrator if isinstance(integrator, list) else [integrator] * 3
     stages = [
-        _stage(w, field, integrator, TimeGrid.uniform(count), interpolation=interpolation, gradient=gradient)
-        for w, count in zip(widths, (n, n - 1, n - 1), strict=True)
+        _stage(w, field, scheme, TimeGrid.uniform(count), interpolation=interpolation, gradient=gradient)
+        for w, scheme, count in zip(widths, schemes, (n, n - 1, n - 1), strict=True)
     ]
     return DynamicNet(
         stages,
         stem=Stem(in_channels, norm=None, activation=None),
-        connector=UnitConnector("A"),
+        connector=UnitConnector(shortcut),
         head=Head(norm="batch", activation="relu"),
         classes=classes,
     )
+
+
+TRANSITIONS: Mapping[str, str] = {"continued": "moving", "restarted": "euler"}
+
+
+def lm_resnet(
+    depth: int,
+    *,
+    transition: str = "continued",
+    shortcut: str = "preactivated",
+    k: str = "step",
+    widths: Sequence[int] = (16, 32, 64),
+    norm: Any = "batch",
+    interpolation: str = "linear",
+    gradient: Any = "stored",
+    classes: int = 10,
+    in_channels: int = 3,
+) -> DynamicNet:
+    """LM-ResNet (Lu et al. 2018, arXiv:1710.10121): a pre-activation ResNet in learned two-step steps.
+
+        y_{n+1} = (1 - k_n) y_n + k_n y_{n-1} + f_n(y_n),        f = K2 relu(N2 K1 relu(N1 y))
+
+    The first step and the units of stride 2, y_1 = S y_0 + f(y_0), are Euler's. By default this is the
+    network of the authors' code (2prime/LM-ResNet, commit ff49654), whose k is our 1 - k. (Its option
+    `pretrain`, on by default, trains the network with Euler's steps alone, k = 0.)
+
+    Args:
+        depth: 6n + 2, at least 14.
+        transition: the first step after a unit of stride 2; "continued": two-step, from y_{-1} = S y_0;
+            "restarted": Euler's.
+        shortcut: S; "preactivated" is K0 relu(N0 y) with K0 of size 1x1, "A" and "B" are He's.
+        k: "step", one number for each step, or "channel", one for each step and channel.
+        widths: the channels of the three stages.
+        norm: of the layers.
+        interpolation: of the controls.
+        gradient: stored or checkpointed.
+        classes: the number of logits.
+        in_channels: the channels of an image.
+    """
+    _check_kind(transition, TRANSITIONS, "transition")
+    after = LearnedTwoStep(TRANSITIONS[transition], k)
+    return preactivation_net(
+        depth, integrator=[LearnedTwoStep(k=k), after, after], shortcut=shortcut, widths=widths, norm=norm,
+        interpolation=interpolation, gradient=gradient, classes=classes, in_channels=in_channels,
+    )  # fmt: skip
 
 
 REVNETS: Mapping[int, tuple[int, tuple[int, int, int]]] = {38: (3, (32, 64, 112)), 110: (9, (32, 64, 128))}

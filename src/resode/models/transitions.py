@@ -21,7 +21,14 @@ from resode.fields.activations import activation as activation_of
 from resode.fields.norms import Norm, NormOption, norm_of
 from resode.fields.twists import TwistOption, twist_of
 from resode.models.layouts import UnitSpec
-from resode.models.units import Convolution, PreactivationUnit, shortcut_a, shortcut_b
+from resode.models.units import (
+    Convolution,
+    PreactivationUnit,
+    Shortcut,
+    shortcut_a,
+    shortcut_b,
+    shortcut_preactivated,
+)
 from resode.operators.twist import TwistConv2d
 from resode.registry import Registry
 
@@ -170,30 +177,38 @@ class Connector(Transition):
         return {"average": max(1, side // 2), "stride": (side + 1) // 2, "none": side}[self.pool]
 
 
+_SHORTCUTS: dict[str, Shortcut] = {
+    "A": shortcut_a,
+    "B": shortcut_b,
+    "preactivated": shortcut_preactivated,
+}
+
+
 @connectors.register("unit", summary="an ordinary pre-activation residual unit of stride 2")
 @dataclass(frozen=True)
 class UnitConnector(Transition):
     """S y + K2 relu(N2 K1 relu(N1 y)): the first unit of a stage in a pre-activation ResNet.
 
     Args:
-        shortcut: A subsamples and pads with zeros; B is a 1x1 convolution with its norm.
+        shortcut: A subsamples and pads with zeros; B is a 1x1 convolution with its norm; preactivated is
+            norm, ReLU and a 1x1 convolution.
         twist: of K1 and K2, as for a field; or None.
     """
 
-    shortcut: Literal["A", "B"] = "A"
+    shortcut: Literal["A", "B", "preactivated"] = "A"
     twist: TwistOption = None
     what = "connector"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "twist", twist_of(self.twist))
-        if self.shortcut not in ("A", "B"):
-            raise InputError(f"unknown shortcut '{self.shortcut}': use A or B")
+        if self.shortcut not in tuple(_SHORTCUTS):
+            raise InputError(f"unknown shortcut '{self.shortcut}': use {', '.join(_SHORTCUTS)}")
 
     def build(self, inputs: int, outputs: int, last: bool = False) -> nn.Module:
         if self.shortcut == "A" and inputs > outputs:
             raise InputError(f"shortcut A cannot drop channels ({inputs} to {outputs}); use shortcut B")
         spec = UnitSpec(inputs, outputs, outputs, (1 if last else 2, 1))
-        unit = PreactivationUnit(spec, {"A": shortcut_a, "B": shortcut_b}[self.shortcut])
+        unit = PreactivationUnit(spec, _SHORTCUTS[self.shortcut])
         for name in ("conv1", "conv2"):
             setattr(unit, name, _twisted(unit.get_submodule(name), self.twist))
         return unit
