@@ -212,58 +212,53 @@ def test_the_first_unit_of_a_revnet_has_no_first_norm():
 
 
 def by_hand(net, blocks, steps, x):
-    """The loop written out: each block's weights, `steps` times with h = 1 / steps."""
-    y = net.stem(x)
+    """The loop written out: each block's weights, `steps` times with h = 1 / steps; stage 1 is twisted."""
+    y, place = net.stem(x), 0
     for number, count in enumerate(blocks):
         for j in range(count):
-            for step in range(steps):
-                p = net.stages[number].controls[j]
-                statistics = net.stages[number].statistics[j * steps + step]
-                f = y
-                for norm, conv in (("norm1", p.conv1), ("norm2", p.conv2)):
-                    own, scale = statistics.get_submodule(norm), p.get_submodule(norm)
-                    f = F.batch_norm(f, own.running_mean, own.running_var, scale.weight, scale.bias)
-                    f = F.relu(f)
-                    side = f.shape[2]
-                    X = (torch.arange(side, dtype=f.dtype) + 0.5) / side - 0.5
+            if number and j == 0:
+                y = net.connectors[place - 1].widening(y)
+            conv = net.stages[place].controls[0].conv
+            for _ in range(steps):
+                f = F.conv2d(y, conv.weight, padding=1, groups=conv.groups)
+                if number == 0:
+                    side = y.shape[2]
+                    X = torch.arange(side, dtype=f.dtype) / side - 0.5
                     Wx = torch.einsum("oin,nhw->oihw", conv.twist, conv.basis[:, 0])
-                    Wy = Wx.transpose(2, 3).flip(3)
-                    f = (
-                        F.conv2d(f, conv.weight, padding=1, groups=conv.groups)
-                        + X * F.conv2d(f, Wx, padding=1, groups=conv.groups)
-                        + X[:, None] * F.conv2d(f, Wy, padding=1, groups=conv.groups)
-                    )
+                    Wy = Wx.transpose(2, 3).flip(2)
+                    f = f + X * F.conv2d(y, Wx, padding=1, groups=conv.groups)
+                    f = f + X[:, None] * F.conv2d(y, Wy, padding=1, groups=conv.groups)
                 y = y + f / steps
-        if number < len(blocks) - 1:
-            y = net.connectors[number](y)
-    return net.head(y)
+            norm = net.connectors[place].norm if place < len(net.connectors) else net.head.norm
+            y = F.relu(norm(y))
+            place += 1
+    return net.head.linear(y.mean((2, 3)))
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3])
-def test_a_pde_resnet_is_the_loop_of_its_sub_steps(steps):
+@pytest.mark.parametrize("border", [0, 1])
+def test_a_pde_resnet_is_the_loop_of_its_sub_steps(steps, border):
     torch.manual_seed(0)
-    blocks = (2, 1)
-    net = create("pde_resnet", widths=(4, 8), blocks=blocks, groups=2, steps=steps).double().eval()
+    blocks, options = (2, 2), {"groups": 2, "steps": steps, "where": (1,), "border": border}
+    net = create("pde_resnet", widths=(4, 8), blocks=blocks, **options).double().eval()
     with torch.no_grad():
         for name, tensor in (*net.named_parameters(), *net.named_buffers()):
             if "num_batches" not in name and "basis" not in name:
                 tensor.add_(0.3 * torch.rand_like(tensor))
     x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
     torch.testing.assert_close(net(x), by_hand(net, blocks, steps, x), rtol=1e-12, atol=1e-12)
+    assert net.connectors[1](x.new_zeros(1, 4, 8, 8)).shape[2:] == (4 + border, 4 + border)
 
 
 def test_the_weights_of_a_pde_block_count_once():
     def counted(**options):
         with torch.device("meta"):
-            net = create("pde_resnet", widths=(8, 16), blocks=(2, 3), groups=2, **options)
+            net = create("pde_resnet", widths=(8, 16), blocks=(2, 3), groups=2, where=(1, 2), **options)
         return sum(p.numel() for p in net.stages.parameters())
 
-    def once(width, per_weight):
-        return 2 * (9 + per_weight) * width * width // 2 + 4 * width
-
     for steps in (1, 2, 3):
-        assert counted(steps=steps) == 2 * once(8, 4) + 3 * once(16, 4)
-        assert counted(steps=steps, tie="none") == 2 * once(8, 0) + 3 * once(16, 0)
+        assert counted(steps=steps) == (9 + 4) * (2 * 8 * 8 + 3 * 16 * 16) // 2
+        assert counted(steps=steps, tie="none") == 9 * (2 * 8 * 8 + 3 * 16 * 16) // 2
 
 
 # ------------------------------------------------------------ errors
@@ -304,6 +299,8 @@ def test_the_weights_of_a_pde_block_count_once():
         ("pde_resnet", {"steps": 0}, "steps 0: a positive integer"),
         ("pde_resnet", {"groups": 3}, "3 groups do not divide 32 channels"),
         ("pde_resnet", {"tie": "konformal"}, "unknown tie 'konformal'; did you mean 'conformal'"),
+        ("pde_resnet", {"where": (1, 5)}, "where 5: a stage from 1 to 4 is needed"),
+        ("pde_resnet", {"border": -1}, "border -1; a number of pixels"),
         ("lm_resnet8", {}, "the smallest depth is 14"),
         ("lm_resnet21", {}, "the nearest are 20 and 26"),
         ("lm_resnet20", {"gradient": "reversible"}, "has no inverse"),

@@ -17,7 +17,7 @@ from resode.models.catalogue import CIFAR, by_depth, list_models, models
 # In the order of `resode list models`.
 # isort: off
 from resode.models.he import he_resnet, units_per_stage
-from resode.models.resnet import cifar_preact_resnet, cifar_resnet  # noqa: F401  # their decorators register
+from resode.models.resnet import cifar_resnet  # noqa: F401  # its decorator registers
 from resode.models.dynamic import DynamicNet
 from resode.models import published
 # isort: on

@@ -8,14 +8,22 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from resode.errors import InputError, nearest
-from resode.fields import Preactivation, TvNorm, Twist
+from resode.fields import Single, TvNorm, Twist
 from resode.grids import TimeGrid
 from resode.integrators import Euler, Leapfrog, LearnedTwoStep
 from resode.models.catalogue import CIFAR, models
 from resode.models.dynamic import DynamicNet
 from resode.models.he import units_per_stage
 from resode.models.layouts import size_mistakes
-from resode.models.transitions import Connector, Head, Identity, Stem, UnitConnector
+from resode.models.transitions import (
+    ActivationConnector,
+    Connector,
+    Head,
+    Identity,
+    Stem,
+    Transition,
+    UnitConnector,
+)
 from resode.stages import Stage
 
 BN_1E4 = {"name": "batch", "eps": 1e-4}
@@ -365,7 +373,9 @@ def imex_net(
 
 
 @models.register(
-    "pde_resnet", summary="liuyao12 2021: twisted groups, Euler sub-steps with shared weights", shape=CIFAR
+    "pde_resnet",
+    summary="liuyao12: linear twisted groups, two Euler steps with equal weights",
+    shape=CIFAR,
 )
 def pde_resnet(
     *,
@@ -373,58 +383,63 @@ def pde_resnet(
     blocks: Sequence[int] = (3, 4, 6, 3),
     groups: int = 4,
     steps: int = 2,
-    tie: str | None = "conformal",
+    tie: str | None = "saddle",
+    where: Sequence[int] = (1, 2, 3),
     degree: int = 1,
+    coordinates: str = "published",
+    border: int = 1,
     norm: Any = "batch",
     gradient: Any = "stored",
     classes: int = 10,
     in_channels: int = 3,
 ) -> DynamicNet:
-    """Blocks of several Euler steps with shared weights (liuyao12 2021, ResNets with a twist).
+    """A network of PDE blocks (liuyao12, ResNets with a twist; pytorch-cifar at commit aa33035).
 
-    Grouped convolutions make a system of few equations; they are twisted, and two sub-steps replace one. With
-    h = 1 / steps, block j is
+        y <- y + T_j(y) / steps, `steps` times;        y <- relu(N_j y)
 
-        y <- y + h f_j(y), `steps` times,        f_j(y) = T2 s(N2 T1 s(N1 y)),
-
-    which is Euler with controls that are constant on each [j, j + 1). Our choices: running statistics for
-    each sub-step, and connectors (1x1, norm, ReLU, mean over 2x2) without a residual.
+    Each block solves the linear equation y' = T_j(y) over one unit of time by Euler's method, with one
+    twisted convolution in groups, a system of few equations. The first block of a stage, but for the first
+    stage, begins with y <- N K y, K of size 1x1 and stride 2.
 
     Args:
         widths: the width of each stage.
         blocks: the number of blocks in each stage.
         groups: of the 3x3 convolutions; must divide the widths.
         steps: of each block.
-        tie: of the twist: conformal, free, odd, saddle or mixed; none for plain convolutions.
+        tie: of the twist: saddle, conformal, free, odd or mixed; none for plain convolutions.
+        where: the stages that are twisted, counted from 1.
         degree: of the twist.
-        norm: of the layers.
+        coordinates: of the twist: published, centred or per-axis.
+        border: pixels of zeros around the image before the 1x1 convolutions.
+        norm: N.
         gradient: stored, checkpointed or adjoint.
         classes: the number of logits.
         in_channels: the channels of an image.
     """
     _check_widths(widths)
     mistakes = size_mistakes(blocks, len(widths), "blocks", steps=steps)
+    mistakes += [
+        f"where {number!r}: a stage from 1 to {len(widths)} is needed"
+        for number in where
+        if number not in range(1, len(widths) + 1)
+    ]
     if mistakes:
         raise InputError(*mistakes)
-    twist = None if tie in (None, "none") else Twist(tie, degree)
-    field = Preactivation(norm=norm, groups=groups, twist=twist)
-    stages = [
-        Stage(
-            width,
-            field,
-            Euler(),
-            TimeGrid.uniform(steps * count, count),
-            TimeGrid(tuple(range(count))),
-            interpolation="constant",
-            gradient=gradient,
-        )
-        for width, count in zip(widths, blocks, strict=True)
-    ]
+    twist = None if tie in (None, "none") else Twist(tie, degree, coordinates)
+    stages: list[Stage] = []
+    connectors: list[Transition] = []
+    for number, (width, count) in enumerate(zip(widths, blocks, strict=True), start=1):
+        field = Single(groups=groups, twist=twist if number in where else None)
+        unit, start = TimeGrid.uniform(steps, 1.0), TimeGrid((0.0,))
+        one_block = Stage(width, field, Euler(), unit, start, gradient=gradient)
+        stages += [one_block] * count
+        connectors += [ActivationConnector(norm)] * (count - 1)
+        connectors.append(ActivationConnector(norm, stride=2, border=border))
     return DynamicNet(
         stages,
-        stem=Stem(in_channels),
-        connector=Connector(),
-        head=Head(norm="batch", activation="relu"),
+        stem=Stem(in_channels, norm=norm),
+        connector=connectors[:-1],
+        head=Head(norm=norm, activation="relu"),
         classes=classes,
     )
 

@@ -160,7 +160,7 @@ class PreactivationUnit(nn.Module):
 class ActivatedUnit(PreactivationUnit):
     """u = relu(b1 y), y <- S u + K2 relu(b2 K1 u): the shortcut also takes the activated state.
 
-    The unit of the published ResNets with a twist (liuyao12 2021); parameters as in `PreactivationUnit`.
+    The unit of the published ResNets with a twist (liuyao12 2020); parameters as in `PreactivationUnit`.
     """
 
     def forward(self, y: Tensor) -> Tensor:

@@ -69,7 +69,7 @@ def golden(net: nn.Module) -> dict[str, torch.Tensor]:
         optimizer.step()
         losses.append(loss.item())
     kept |= {f"after.{name}": tensor for name, tensor in net.state_dict().items()}
-    return kept | {"losses": torch.tensor(losses, dtype=torch.float64)}
+    return kept | {"losses": torch.tensor(losses)}
 
 
 if __name__ == "__main__":
