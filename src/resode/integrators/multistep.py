@@ -149,9 +149,12 @@ class LearnedTwoStep(TwoStep):
 
     def coefficients(self, grid: TimeGrid, width: int) -> dict[str, Tensor]:
         """`k` of shape (steps,) or (steps, width, 1, 1), without the first step where that is Euler's."""
-        steps = grid.steps if self.moving else grid.steps - 1
-        shape = (steps,) if self.k == "step" else (steps, width, 1, 1)
-        return {"k": torch.rand(shape) * -0.1} if steps else {}
+        shape = (grid.steps,) if self.k == "step" else (grid.steps, width, 1, 1)
+        drawn = (
+            torch.rand(shape) * -0.1
+        )  # for all steps: the stream of random numbers is that of either start
+        k = drawn if self.moving else drawn[1:].clone()
+        return {"k": k} if len(k) else {}
 
     def start(self, y: Tensor, difference: Tensor | None = None) -> Carry:
         return (y,) if difference is None else (y, difference)
