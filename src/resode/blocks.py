@@ -184,10 +184,11 @@ class DynamicBlock(nn.Module):
 
     # ------------------------------------------------------------ integration
 
-    def forward(self, y: Tensor) -> Tensor:
+    def forward(self, y: Tensor, difference: Tensor | None = None) -> Tensor:
+        """The last state, from the first one and, for a moving scheme, y_0 - y_{-1} (default: 0)."""
         if isinstance(self.stage.integrator, Adaptive):
             return self._solve_adaptively(y)[-1]
-        return self.stage.gradient.integrate(self._flow(), y)
+        return self.stage.gradient.integrate(self._flow(difference), y)
 
     def set_gradient(self, gradient: Any) -> None:
         """Take another gradient method, as an object, a name or a mapping; parameters are unchanged.
@@ -216,17 +217,19 @@ class DynamicBlock(nn.Module):
         method = self.stage.gradient
         return drift(method, self._flow(), y) if isinstance(method, Reversible) else None
 
-    def trajectory(self, y: Tensor) -> tuple[tuple[float, ...], list[Tensor]]:
-        """The state nodes and the states there, y first.
+    def trajectory(
+        self, y: Tensor, difference: Tensor | None = None
+    ) -> tuple[tuple[float, ...], list[Tensor]]:
+        """The state nodes and the states there, y first; arguments as for `forward`.
 
         In training mode normalisation layers update their running statistics, as in `forward`.
         """
         if isinstance(self.stage.integrator, Adaptive):
             return self.stage.states.nodes, list(self._solve_adaptively(y))
-        flow = self._flow()
+        flow = self._flow(difference)
         return self.stage.states.nodes, [flow.state(carry) for carry in flow.carries(y)]
 
-    def _flow(self) -> Flow:
+    def _flow(self, difference: Tensor | None = None) -> Flow:
         """The discretised equation with the parameters of now."""
         thetas = [self.controls.combined(w, e.part) for w, e in zip(self._weights, self._times, strict=True)]
         for i, untouched in self._padded.items():
@@ -243,6 +246,7 @@ class DynamicBlock(nn.Module):
             dict(self.scheme.items()),
             lambda: tuple(module.training for module in self.controls.modules()),
             self,
+            difference,
         )
 
     def _field(self, e: int, theta: Theta | None, y: Tensor, record: bool) -> Tensor:

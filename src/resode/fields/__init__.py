@@ -10,7 +10,7 @@ from resode.fields.twists import Twist
 
 # In the order of `resode list fields`.
 # isort: off
-from resode.fields.residual import Bottleneck, Double, Preactivation
+from resode.fields.residual import Bottleneck, Double, Preactivation, Single
 from resode.fields.parabolic import Parabolic
 from resode.fields.antisymmetric import Antisymmetric
 from resode.fields.hamiltonian import Hamiltonian
@@ -31,6 +31,7 @@ __all__ = [
     "Norm",
     "Parabolic",
     "Preactivation",
+    "Single",
     "TvNorm",
     "Twist",
     "TwistedConvolution",

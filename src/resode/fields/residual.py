@@ -2,6 +2,7 @@
 
     preactivation   K2 s(N2 K1 s(N1 y))              arXiv:1603.05027; with Euler and h = 1 this is ResNet-v2
     double          s(N2 K2 s(N1 K1 y))              arXiv:1512.03385, the basic block without its sum
+    single          s(N K y)                         one layer; by default K y, a linear equation
     bottleneck      K3 s(N3 K2 s(N2 K1 s(N1 y)))     arXiv:1603.05027; K1 and K3 of size 1x1
 
 Their kernels are not tied: the Jacobian can have any spectrum, and no step is stable for all of them.
@@ -97,12 +98,7 @@ class Double(ConvolutionalField):
         return self.with_legend(outer(f"K2 {self.written('K1 y', 'N1', 'b1')}", "N2", "b2"), "K1, K2")
 
     def remark(self) -> str | None:
-        if not self.final_activation or not activation(self.activation).positive:
-            return None
-        return (
-            f"a field that ends with {self.activation} is never negative, so the state can only grow; "
-            "set final_activation=False to avoid that"
-        )
+        return _only_grows(self.activation, "final_activation=False") if self.final_activation else None
 
 
 class DoubleLayer(nn.Module):
@@ -120,6 +116,54 @@ class DoubleLayer(nn.Module):
     def forward(self, y: Tensor) -> Tensor:
         f = self.first(self.norm1(self.conv1(y)))
         return self.second(self.norm2(self.conv2(f)))
+
+
+@fields.register("single", summary="s(N(K y + b)): one layer, by default the linear K y")
+@dataclass(frozen=True)
+class Single(ConvolutionalField):
+    """f(y) = s(N(K y + b)); by default f(y) = K y, the equation of the PDE blocks of liuyao12.
+
+    Args:
+        norm: N, and `twist`, as in `ConvolutionalField`.
+        activation: s.
+        groups: groups of K.
+        boundary: "zero" or "periodic".
+        bias: learn b.
+    """
+
+    activation: str = "identity"
+
+    def build(self, width: int) -> nn.Module:
+        return SingleLayer(self, width)
+
+    @property
+    def equation(self) -> str:
+        layer = self.normed("K y") if self.activation == "identity" else self.written("K y")
+        return self.with_legend(layer)
+
+    def remark(self) -> str | None:
+        return _only_grows(self.activation, "activation='identity'")
+
+
+class SingleLayer(nn.Module):
+    """s(N(K y)), (N, C, H, W) -> (N, C, H, W)."""
+
+    def __init__(self, field: Single, width: int) -> None:
+        super().__init__()
+        self.activation: Activation = activation(field.activation)
+        self.conv = field.convolution(width, width)
+        self.norm = field.normalisation(width)
+
+    def forward(self, y: Tensor) -> Tensor:
+        return self.activation(self.norm(self.conv(y)))
+
+
+def _only_grows(name: str, fix: str) -> str | None:
+    """The remark on a field that ends with an activation without negative values."""
+    if not activation(name).positive:
+        return None
+    grows = f"a field that ends with {name} is never negative, so the state can only grow"
+    return f"{grows}; set {fix} to avoid that"
 
 
 @fields.register("bottleneck", summary="K3 s(N3 K2 s(N2 K1 s(N1 y))): K1 and K3 of size 1x1")

@@ -46,6 +46,11 @@ class Integrator(ABC):
     reversible: ClassVar[bool] = False
 
     @property
+    def moving(self) -> bool:
+        """Whether the first step uses the difference y_0 - y_{-1} that the state comes with."""
+        return False
+
+    @property
     @abstractmethod
     def order(self) -> int | None:
         """The order of convergence; None if the scheme has none."""
@@ -84,11 +89,19 @@ class FixedStep(Integrator):
         """The evaluations of a step: `f(i, y)` is the right-hand side at the i-th of them."""
 
     def coefficients(self, grid: TimeGrid, width: int) -> dict[str, Tensor]:
-        """Initial values of the learned coefficients by name, each of shape (steps, ...)."""
+        """Initial values of the learned coefficients by name, each of shape (steps, ...).
+
+        One of shape (m, ...) with m < steps belongs to the last m steps; the steps before have none.
+        """
         return {}
 
-    def start(self, y: Tensor) -> Carry:
-        """The carry before the first step."""
+    def start(self, y: Tensor, difference: Tensor | None = None) -> Carry:
+        """The carry before the first step.
+
+        Args:
+            y: the state.
+            difference: y_0 - y_{-1}, for a `moving` scheme (default: 0).
+        """
         return (y,)
 
     @abstractmethod
@@ -140,9 +153,10 @@ class FixedStep(Integrator):
         return tuple(accumulate(lengths[:-1], initial=0))
 
 
-def of_step(coefficients: Coefficients, k: int) -> dict[str, Tensor]:
-    """The learned coefficients of step k, from those of all steps."""
-    return {name: value[k] for name, value in coefficients.items()}
+def of_step(coefficients: Coefficients, k: int, steps: int) -> dict[str, Tensor]:
+    """The learned coefficients of step k out of so many, from those of all steps that have any."""
+    rows = {name: k - steps + len(value) for name, value in coefficients.items()}
+    return {name: coefficients[name][row] for name, row in rows.items() if row >= 0}
 
 
 def right_hand_side(integrator: FixedStep, s: Step, f: Callable[..., Tensor]) -> RightHandSide:
@@ -164,7 +178,8 @@ def carries(
     yield carry
     for k in range(grid.steps):
         s = grid.step(k)
-        carry = integrator.step(s, right_hand_side(integrator, s, f), carry, of_step(coefficients, k))
+        own = of_step(coefficients, k, grid.steps)
+        carry = integrator.step(s, right_hand_side(integrator, s, f), carry, own)
         yield carry
 
 
@@ -182,7 +197,7 @@ def solve(
         grid: the nodes of the states.
         f: `f(t, y)`, or `f(t, y, part)` for a partitioned scheme.
         y: the initial state; a partitioned scheme splits it along axis 1.
-        coefficients: learned coefficients, each of shape (steps, ...) (default: their initial values).
+        coefficients: learned coefficients, as the scheme's `coefficients` (default: their initial values).
 
     Example:
         >>> from resode.integrators import RK4

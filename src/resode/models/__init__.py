@@ -17,7 +17,7 @@ from resode.models.catalogue import CIFAR, by_depth, list_models, models
 # In the order of `resode list models`.
 # isort: off
 from resode.models.he import he_resnet, units_per_stage
-from resode.models.resnet import cifar_preact_resnet, cifar_resnet  # noqa: F401  # their decorators register
+from resode.models.resnet import cifar_resnet  # noqa: F401  # its decorator registers
 from resode.models.dynamic import DynamicNet
 from resode.models import published
 # isort: on
@@ -172,8 +172,7 @@ by_depth(
     _PREACTIVATIONS,
     summary="Lu et al. 2018: LM-ResNet-{depth}, a learned two-step scheme",
     check=units_per_stage,
-    integrator="learned_two_step",
-)(published.preactivation_net)
+)(published.lm_resnet)
 by_depth(
     "momentum_resnet",
     _PREACTIVATIONS,

@@ -17,7 +17,16 @@ from resode.errors import InputError
 from resode.inputs import check_images, check_shape
 from resode.models.catalogue import CIFAR, models
 from resode.models.layouts import size_mistakes
-from resode.models.transitions import Connector, Head, Stem, Transition, connectors, to_data
+from resode.models.transitions import (
+    Connector,
+    Head,
+    Stem,
+    Transition,
+    UnitConnector,
+    connectors,
+    to_data,
+)
+from resode.models.units import PreactivationUnit
 from resode.registry import Entry, instance
 from resode.stages import Stage
 
@@ -96,15 +105,41 @@ class DynamicNet(nn.Module):
         )
         self.head = head.build(widths[-1], classes)
         self.classes = classes
+        self._moving = self._moving_connectors(stages)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.stem(x)  # (N, width, H, W)
+        start: list[Tensor] = []  # the difference to the state before, for a moving scheme
         for number, block in enumerate(self.stages):
-            y = block(y)
+            y = block(y, *start)
             if number < len(self.connectors):
-                y = self.connectors[number](y)  # (N, next width, H / 2, W / 2)
+                y, *start = self._connected(number, y)  # (N, next width, H / 2, W / 2)
         logits: Tensor = self.head(y)
         return logits
+
+    def _connected(self, number: int, y: Tensor) -> tuple[Tensor, ...]:
+        """The state after a connector and, for a moving scheme, its difference to the one before."""
+        connector = self.connectors[number]
+        if not self._moving[number]:
+            return (connector(y),)
+        assert isinstance(connector, PreactivationUnit)
+        return connector.state_and_difference(y)
+
+    def _moving_connectors(self, stages: Sequence[Stage]) -> tuple[bool, ...]:
+        """For each connector, whether a moving scheme follows it."""
+        if stages[0].integrator.moving:
+            raise InputError(
+                f"stage 1: {stages[0].integrator.name} with first=moving continues a unit, and there is none "
+                "before the first stage: take first=euler"
+            )
+        moving = [stage.integrator.moving for stage in stages[1:]] + [False] * (self.last is not None)
+        for number, (needed, connector) in enumerate(zip(moving, self.connector_specifications, strict=True)):
+            if needed and not isinstance(connector, UnitConnector):
+                raise InputError(
+                    f"stage {number + 2}: {stages[number + 1].integrator.name} with first=moving continues a "
+                    "unit: take connector=unit before it, or first=euler"
+                )
+        return tuple(moving)
 
     def blocks(self) -> Iterator[DynamicBlock]:
         """The dynamic blocks, in order."""
@@ -122,15 +157,16 @@ class DynamicNet(nn.Module):
         """
         check_images(self, x, channels=self.stem_specification.in_channels)
         y, clock = self.stem(x), 0.0
+        start: list[Tensor] = []
         times: list[float] = []
         states: list[Tensor] = []
         for number, block in enumerate(self.blocks()):
-            nodes, along = block.trajectory(y)
+            nodes, along = block.trajectory(y, *start)
             times += [clock + t - nodes[0] for t in nodes]
             states += along
             y, clock = along[-1], times[-1]
             if number < len(self.connectors):
-                y = self.connectors[number](y)
+                y, *start = self._connected(number, y)
         return tuple(times), tuple(states)
 
     def with_stages(

@@ -8,14 +8,22 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from resode.errors import InputError, nearest
-from resode.fields import Preactivation, TvNorm, Twist
+from resode.fields import Single, TvNorm, Twist
 from resode.grids import TimeGrid
-from resode.integrators import Euler, Leapfrog
+from resode.integrators import Euler, Leapfrog, LearnedTwoStep
 from resode.models.catalogue import CIFAR, models
 from resode.models.dynamic import DynamicNet
 from resode.models.he import units_per_stage
 from resode.models.layouts import size_mistakes
-from resode.models.transitions import Connector, Head, Identity, Stem, UnitConnector
+from resode.models.transitions import (
+    ActivationConnector,
+    Connector,
+    Head,
+    Identity,
+    Stem,
+    Transition,
+    UnitConnector,
+)
 from resode.stages import Stage
 
 BN_1E4 = {"name": "batch", "eps": 1e-4}
@@ -34,9 +42,9 @@ def _check_widths(widths: Any, at_least: int = 1) -> None:
         raise InputError(*mistakes)
 
 
-def _check_kind(kind: Any, kinds: Mapping[str, Any]) -> None:
+def _check_kind(kind: Any, kinds: Mapping[str, Any], what: str = "kind") -> None:
     if kind not in tuple(kinds):
-        raise InputError(f"unknown kind '{kind}'{nearest(str(kind), kinds)} ({', '.join(kinds)})")
+        raise InputError(f"unknown {what} '{kind}'{nearest(str(kind), kinds)} ({', '.join(kinds)})")
 
 
 def _equal_steps(steps: Any, h: Any) -> TimeGrid:
@@ -202,6 +210,7 @@ def preactivation_net(
     depth: int,
     *,
     integrator: Any = "euler",
+    shortcut: Any = "A",
     widths: Sequence[int] = (16, 32, 64),
     norm: Any = "batch",
     interpolation: str = "linear",
@@ -212,12 +221,12 @@ def preactivation_net(
     """A pre-activation ResNet of depth 6n + 2 whose units are steps of an integrator, h = 1.
 
     Stage 1 takes n steps; stages 2 and 3 begin with an ordinary unit of stride 2 and take n - 1. With Euler
-    this is `he_preact_resnet`; with the learned two-step scheme LM-ResNet (Lu et al. 2018, arXiv:1710.10121);
-    with momentum the momentum ResNet (Sander et al. 2021, arXiv:2102.07870).
+    this is `he_preact_resnet`; with momentum the momentum ResNet (Sander et al. 2021, arXiv:2102.07870).
 
     Args:
         depth: 6n + 2, at least 14.
-        integrator: any integrator.
+        integrator: any integrator, or a list of one for each stage.
+        shortcut: of the units that begin stages 2 and 3: A, B or preactivated.
         widths: the channels of the three stages.
         norm: of the layers.
         interpolation: of the controls.
@@ -234,17 +243,63 @@ def preactivation_net(
     if mistakes:
         raise InputError(*mistakes)
     field = {"name": "preactivation", "norm": norm}
+    schemes = integrator if isinstance(integrator, list) else [integrator] * 3
     stages = [
-        _stage(w, field, integrator, TimeGrid.uniform(count), interpolation=interpolation, gradient=gradient)
-        for w, count in zip(widths, (n, n - 1, n - 1), strict=True)
+        _stage(w, field, scheme, TimeGrid.uniform(count), interpolation=interpolation, gradient=gradient)
+        for w, scheme, count in zip(widths, schemes, (n, n - 1, n - 1), strict=True)
     ]
     return DynamicNet(
         stages,
         stem=Stem(in_channels, norm=None, activation=None),
-        connector=UnitConnector("A"),
+        connector=UnitConnector(shortcut),
         head=Head(norm="batch", activation="relu"),
         classes=classes,
     )
+
+
+TRANSITIONS: Mapping[str, str] = {"continued": "moving", "restarted": "euler"}
+
+
+def lm_resnet(
+    depth: int,
+    *,
+    transition: str = "continued",
+    shortcut: str = "preactivated",
+    k: str = "step",
+    widths: Sequence[int] = (16, 32, 64),
+    norm: Any = "batch",
+    interpolation: str = "linear",
+    gradient: Any = "stored",
+    classes: int = 10,
+    in_channels: int = 3,
+) -> DynamicNet:
+    """LM-ResNet (Lu et al. 2018, arXiv:1710.10121): a pre-activation ResNet in learned two-step steps.
+
+        y_{n+1} = (1 - k_n) y_n + k_n y_{n-1} + f_n(y_n),        f = K2 relu(N2 K1 relu(N1 y))
+
+    The first step and the units of stride 2, y_1 = S y_0 + f(y_0), are Euler's. By default this is the
+    network of the authors' code (2prime/LM-ResNet, commit ff49654), whose k is our 1 - k. (Its option
+    `pretrain`, on by default, trains the network with Euler's steps alone, k = 0.)
+
+    Args:
+        depth: 6n + 2, at least 14.
+        transition: the first step after a unit of stride 2; "continued": two-step, from y_{-1} = S y_0;
+            "restarted": Euler's.
+        shortcut: S; "preactivated" is K0 relu(N0 y) with K0 of size 1x1, "A" and "B" are He's.
+        k: "step", one number for each step, or "channel", one for each step and channel.
+        widths: the channels of the three stages.
+        norm: of the layers.
+        interpolation: of the controls.
+        gradient: stored or checkpointed.
+        classes: the number of logits.
+        in_channels: the channels of an image.
+    """
+    _check_kind(transition, TRANSITIONS, "transition")
+    after = LearnedTwoStep(TRANSITIONS[transition], k)
+    return preactivation_net(
+        depth, integrator=[LearnedTwoStep(k=k), after, after], shortcut=shortcut, widths=widths, norm=norm,
+        interpolation=interpolation, gradient=gradient, classes=classes, in_channels=in_channels,
+    )  # fmt: skip
 
 
 REVNETS: Mapping[int, tuple[int, tuple[int, int, int]]] = {38: (3, (32, 64, 112)), 110: (9, (32, 64, 128))}
@@ -318,7 +373,9 @@ def imex_net(
 
 
 @models.register(
-    "pde_resnet", summary="liuyao12 2021: twisted groups, Euler sub-steps with shared weights", shape=CIFAR
+    "pde_resnet",
+    summary="liuyao12: linear twisted groups, two Euler steps with equal weights",
+    shape=CIFAR,
 )
 def pde_resnet(
     *,
@@ -326,58 +383,63 @@ def pde_resnet(
     blocks: Sequence[int] = (3, 4, 6, 3),
     groups: int = 4,
     steps: int = 2,
-    tie: str | None = "conformal",
+    tie: str | None = "saddle",
+    where: Sequence[int] = (1, 2, 3),
     degree: int = 1,
+    coordinates: str = "published",
+    border: int = 1,
     norm: Any = "batch",
     gradient: Any = "stored",
     classes: int = 10,
     in_channels: int = 3,
 ) -> DynamicNet:
-    """Blocks of several Euler steps with shared weights (liuyao12 2021, ResNets with a twist).
+    """A network of PDE blocks (liuyao12, ResNets with a twist; pytorch-cifar at commit aa33035).
 
-    Grouped convolutions make a system of few equations; they are twisted, and two sub-steps replace one. With
-    h = 1 / steps, block j is
+        y <- y + T_j(y) / steps, `steps` times;        y <- relu(N_j y)
 
-        y <- y + h f_j(y), `steps` times,        f_j(y) = T2 s(N2 T1 s(N1 y)),
-
-    which is Euler with controls that are constant on each [j, j + 1). Our choices: running statistics for
-    each sub-step, and connectors (1x1, norm, ReLU, mean over 2x2) without a residual.
+    Each block solves the linear equation y' = T_j(y) over one unit of time by Euler's method, with one
+    twisted convolution in groups, a system of few equations. The first block of a stage, but for the first
+    stage, begins with y <- N K y, K of size 1x1 and stride 2.
 
     Args:
         widths: the width of each stage.
         blocks: the number of blocks in each stage.
         groups: of the 3x3 convolutions; must divide the widths.
         steps: of each block.
-        tie: of the twist: conformal, free, odd, saddle or mixed; none for plain convolutions.
+        tie: of the twist: saddle, conformal, free, odd or mixed; none for plain convolutions.
+        where: the stages that are twisted, counted from 1.
         degree: of the twist.
-        norm: of the layers.
+        coordinates: of the twist: published, centred or per-axis.
+        border: pixels of zeros around the image before the 1x1 convolutions.
+        norm: N.
         gradient: stored, checkpointed or adjoint.
         classes: the number of logits.
         in_channels: the channels of an image.
     """
     _check_widths(widths)
     mistakes = size_mistakes(blocks, len(widths), "blocks", steps=steps)
+    mistakes += [
+        f"where {number!r}: a stage from 1 to {len(widths)} is needed"
+        for number in where
+        if number not in range(1, len(widths) + 1)
+    ]
     if mistakes:
         raise InputError(*mistakes)
-    twist = None if tie in (None, "none") else Twist(tie, degree)
-    field = Preactivation(norm=norm, groups=groups, twist=twist)
-    stages = [
-        Stage(
-            width,
-            field,
-            Euler(),
-            TimeGrid.uniform(steps * count, count),
-            TimeGrid(tuple(range(count))),
-            interpolation="constant",
-            gradient=gradient,
-        )
-        for width, count in zip(widths, blocks, strict=True)
-    ]
+    twist = None if tie in (None, "none") else Twist(tie, degree, coordinates)
+    stages: list[Stage] = []
+    connectors: list[Transition] = []
+    for number, (width, count) in enumerate(zip(widths, blocks, strict=True), start=1):
+        field = Single(groups=groups, twist=twist if number in where else None)
+        unit, start = TimeGrid.uniform(steps, 1.0), TimeGrid((0.0,))
+        one_block = Stage(width, field, Euler(), unit, start, gradient=gradient)
+        stages += [one_block] * count
+        connectors += [ActivationConnector(norm)] * (count - 1)
+        connectors.append(ActivationConnector(norm, stride=2, border=border))
     return DynamicNet(
         stages,
-        stem=Stem(in_channels),
-        connector=Connector(),
-        head=Head(norm="batch", activation="relu"),
+        stem=Stem(in_channels, norm=norm),
+        connector=connectors[:-1],
+        head=Head(norm=norm, activation="relu"),
         classes=classes,
     )
 
