@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from resode.controls import Theta
+from resode.gradients.watch import Watch
 from resode.grids import TimeGrid
 from resode.integrators.base import Carry, Coefficients, FixedStep, RightHandSide, of_step
 
@@ -135,6 +136,7 @@ class Flow(Chain):
         coefficients: the learned coefficients of all steps, by name.
         training: the modes of the field's modules.
         owner: the block.
+        watch: warns where a reversible gradient fails to recover the states.
     """
 
     integrator: FixedStep
@@ -146,6 +148,7 @@ class Flow(Chain):
     coefficients: Coefficients
     training: Callable[[], tuple[bool, ...]] = tuple
     owner: object = None
+    watch: Watch | None = None
 
     @property
     def steps(self) -> int:

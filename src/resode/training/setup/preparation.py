@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from resode import cost, weights
+from resode.blocks import adaptive_solvers
 from resode.data import Augmentation, Dataset, Loader, sources
 from resode.memory import Shape
 from resode.models import DynamicNet, models, name_and_options
@@ -209,7 +210,9 @@ def _about_data(data: TrainingData, module: nn.Module, start: StartingPoint) -> 
     yield from data.notes()
     shape = "x".join(map(str, data.shape))
     try:
-        work = f"; the network takes {cost.multiply_adds(module, data.shape) / 1e6:,.1f} M multiply-adds each"
+        least = "at least " if adaptive_solvers(module) else ""
+        count = cost.multiply_adds(module, data.shape)
+        work = f"; the network takes {least}{count / 1e6:,.1f} M multiply-adds each"
     except RuntimeError:  # a forward that reads values
         work = ""
     yield f"images of {shape} in {len(data.classes)} classes{work}"
