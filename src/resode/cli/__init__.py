@@ -10,7 +10,8 @@ import io
 import os
 import sys
 import traceback
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 import typer
@@ -118,6 +119,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         bars = Bars()
         with (
             contextlib.closing(bars),
+            _warnings_as_lines(),
             reporting_to(None if "--json" in words else bars),
             raising_interrupted(),
         ):
@@ -135,6 +137,20 @@ def main(arguments: list[str] | None = None) -> NoReturn:
             _interrupted(code, messages, program=arguments is None)
         _fail(code, messages)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+@contextlib.contextmanager
+def _warnings_as_lines() -> Iterator[None]:
+    """Print a warning of the library as one line, without its place in the code."""
+
+    def show(message: Warning | str, *_: Any) -> None:
+        from resode.cli.console import note
+
+        note(f"warning: {' '.join(str(message).split())}")
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
 
 
 def _describe(error: Exception) -> tuple[int, tuple[str, ...]]:
