@@ -228,7 +228,7 @@ def test_no_flipped_bit_is_silent(path, network, card):
 def test_a_file_of_before_digests_is_read_and_known(path, network, card):
     old = replace(card, format=1).to_json()
     save_file(load_file(path), path, metadata={"resode": old})
-    assert not weights.has_digest(path)
+    assert not read_card(path).sealed
     load(path)
     load_into(network, path)
     save_file(load_file(path), path, metadata={"resode": card.to_json()})

@@ -134,6 +134,11 @@ class Card:
         object.__setattr__(self, "training", _as_json(self.training, "the card's training record"))
 
     @property
+    def sealed(self) -> bool:
+        """Whether the file carries a digest; those of earlier versions do not."""
+        return self.format >= HASHED
+
+    @property
     def assumes_classes(self) -> bool:
         """Whether nobody recorded the names of the classes: a checkpoint of another program has none."""
         return self.training.get("classes") == ASSUMED or "imported" in self.training
@@ -238,12 +243,6 @@ def _digest(card: str, tensors: Mapping[str, Tensor]) -> str:
 def _to_text(values: Mapping[str, Any]) -> str:
     text = json.dumps(values, sort_keys=True, ensure_ascii=False, allow_nan=False)
     return text.encode("utf-8", "backslashreplace").decode()  # "\udce9": a path that is not UTF-8
-
-
-def has_digest(path: str | PathLike[str]) -> bool:
-    """Whether a file carries a digest, or was written before files had one."""
-    with _opened(path) as file:
-        return DIGEST in json.loads((file.metadata() or {}).get(KEY, "{}"))
 
 
 def read_card(path: str | PathLike[str]) -> Card:
@@ -450,7 +449,7 @@ def _tensors(file: Any, path: str | PathLike[str]) -> dict[str, Tensor]:
     if DIGEST in json.loads(text):
         if stamped(text, tensors) != text:
             raise IntegrityError(f"{path}: does not match the SHA-256 that it carries (damaged)")
-    elif card.format >= HASHED:
+    elif card.sealed:
         raise IntegrityError(f"{path}: lacks the SHA-256 that its format carries (damaged)")
     return tensors
 
