@@ -206,7 +206,7 @@ def save(module: nn.Module, path: str | PathLike[str], card: Card) -> None:
         ResourceError: the disk is full or read-only; the old file is unchanged.
         InputError: a tensor is on the meta device.
     """
-    own = module.state_dict(keep_vars=True)
+    own = getattr(module, "_orig_mod", module).state_dict(keep_vars=True)  # from torch.compile
     first = _first_names(own)
     tensors = {}
     for name in own:
@@ -313,9 +313,12 @@ def load_into(module: nn.Module, path: str | PathLike[str], *, new_head: bool = 
         InputError: the file is missing, or its names or shapes do not fit.
         IntegrityError: the file is corrupt.
     """
+    module = getattr(module, "_orig_mod", module)  # from torch.compile
     with _opened(path) as file:
         tensors = _tensors(file, path)
     own = module.state_dict(keep_vars=True)
+    if not own.keys() <= tensors.keys():
+        tensors = unwrapped(tensors)
     differing = _head(own, tensors)
     if new_head:
         kept = differing if mismatches(own, tensors) else head(module)
@@ -362,6 +365,17 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         for name, tensor in own.items():
             tensor.data = tensor.data.to(tensors[name].dtype)
     module.load_state_dict(tensors)
+
+
+def unwrapped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors without what wrappers add to their names.
+
+    torch.compile adds `_orig_mod.` for the network or for a part of it, DataParallel `module.` to all names.
+    """
+    found = {name.replace("_orig_mod.", ""): tensor for name, tensor in tensors.items()}
+    while found and all(name.startswith("module.") for name in found):
+        found = {name.removeprefix("module."): tensor for name, tensor in found.items()}
+    return found
 
 
 def mismatches(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> list[str]:

@@ -24,7 +24,7 @@ from resode.training.process.device import choose_device, place
 from resode.training.process.distributed import SINGLE, World
 from resode.training.recipe.experiment import Experiment
 from resode.training.setup.changes import Change, Changed
-from resode.training.setup.checks import check_images
+from resode.training.setup.checks import check_images, check_statistics
 from resode.training.setup.data import TrainingData, statistics_index
 from resode.training.setup.execution import cuda_graph_obstacle
 from resode.training.setup.extension import DynamicExtension, Extension, ExtensionSettings
@@ -158,6 +158,7 @@ def prepare(
     order = start.class_order(data.dataset)
     module = network.build(where.device, start, order)
     check_images(module, data, experiment.sizes, experiment.batch_size, where)
+    check_statistics(module, data, experiment, where)
     loss = checked(loss, experiment, len(data.classes), where.device)
     form = _form(experiment, module, data, where)
     memory = StepMemory(
