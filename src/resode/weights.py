@@ -270,8 +270,8 @@ def load(path: str | PathLike[str]) -> Loaded:
         card, tensors = _card(file, path), _tensors(file, path)
     if card.specification is None:
         raise InputError(
-            f"{path}: its network is no registered model, but one made in Python; build it, then "
-            f"resode.load({str(path)!r}, into=net)"
+            f"{path}: its network was made in Python and is no registered model, so that no command can "
+            "rebuild it; in Python, give the network that takes the weights (into)"
         )
     module = _built(card.specification, path)
     try:
@@ -440,8 +440,8 @@ def _card(file: Any, path: str | PathLike[str]) -> Card:
     text = (file.metadata() or {}).get(KEY)
     if text is None:
         raise InputError(
-            f"{path}: was not written by resode; use `resode import` for a published checkpoint, "
-            "`from resode import weights; weights.load_into(module, path)` for other tensors"
+            f"{path}: was not written by resode; `resode import` converts published checkpoints, and in "
+            "Python a network of yours takes other tensors"
         )
     try:
         return Card.from_json(text)

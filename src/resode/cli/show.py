@@ -275,7 +275,7 @@ def _show_weights(file: Path) -> None:
     card = weights.read_card(file)
     rows = [("file", f"{file} ({size(file.stat().st_size)})")]
     if card.specification is None:
-        rows.append(("model", "a module that is no registered model (weights.load_into reads it)"))
+        rows.append(("model", "a network made in Python, which is no registered model"))
     else:
         rows += _model(card.specification, card.preprocessing)
     rows += _input(card.preprocessing)

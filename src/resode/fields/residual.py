@@ -101,7 +101,7 @@ class Double(ConvolutionalField):
             return None
         return (
             f"a field that ends with {self.activation} is never negative, so the state can only grow; "
-            "set final_activation=False to avoid that"
+            "final_activation=false avoids that"
         )
 
 

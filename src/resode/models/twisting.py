@@ -209,7 +209,7 @@ def _refuse_fields(model: nn.Module) -> None:
         if not isinstance(block.stage.field, ConvolutionalField):
             name = block.stage.field.name
             raise InputError(
-                f"nothing to twist: the field {name} cannot be twisted; choose convolutions with where=..."
+                f"nothing to twist: the field {name} cannot be twisted; name convolutions (where, --where)"
             )
 
 
