@@ -178,6 +178,16 @@ def test_a_group_may_share_the_cache(class_folder, decoded):
     assert len(decoded) == 16
 
 
+def test_what_is_no_file_is_decoded_again(class_folder, decoded):
+    load(str(class_folder))
+    (path,) = entries()
+    path.unlink()
+    os.mkfifo(path)  # reading it would wait for ever
+    with pytest.warns(UserWarning, match="damaged"):
+        load(str(class_folder))
+    assert len(decoded) == 16
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads every file")
 def test_a_file_that_cannot_be_read_is_decoded_again(class_folder, decoded):
     load(str(class_folder))

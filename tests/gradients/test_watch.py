@@ -69,6 +69,13 @@ def test_lost_states_are_warned_of_once_and_the_fix_is_named():
         assert fix in line
 
 
+def test_a_graph_that_is_run_backwards_again_warns_once():
+    made = lost()
+    y = made(torch.randn(2, WIDTH, 6, 6)).sum()
+    first, second = warned(2, lambda: y.backward(retain_graph=True))
+    assert (len(first), second) == (1, [])
+
+
 def test_what_is_warned_of_is_a_wrong_gradient_and_the_fixes_are_right():
     exact = gradients_of(block(16.0, gradient="stored", dtype=torch.float64))
 

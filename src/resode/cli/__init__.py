@@ -12,7 +12,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -119,7 +119,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         bars = Bars()
         with (
             contextlib.closing(bars),
-            _warnings_as_lines(),
+            warnings_as_lines(),
             reporting_to(None if "--json" in words else bars),
             raising_interrupted(),
         ):
@@ -140,10 +140,17 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
 
 @contextlib.contextmanager
-def _warnings_as_lines() -> Iterator[None]:
+def warnings_as_lines() -> Iterator[None]:
     """Print a warning of the library as one line, without its place in the code."""
 
-    def show(message: Warning | str, *_: Any) -> None:
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
         from resode.cli.console import note
 
         note(f"warning: {' '.join(str(message).split())}")

@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import platform
+import stat
 import warnings
 import zlib
 from collections.abc import Sequence
@@ -68,6 +69,8 @@ def read(key: str) -> Decoded | None:
     try:
         for _ in range(ATTEMPTS):
             status = path.stat()
+            if not stat.S_ISREG(status.st_mode):  # reading a pipe would wait for ever
+                raise ValueError("not a file")
             found = _read(key, path, status)
             if _identity(path.stat()) == _identity(status):  # else another process has just replaced it
                 return found
@@ -75,7 +78,9 @@ def read(key: str) -> Decoded | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, ResodeError) as error:
-        reason = f"cannot be read ({error.strerror})" if isinstance(error, OSError) else "are damaged"
+        reason = (
+            f"cannot be read ({error.strerror or error})" if isinstance(error, OSError) else "are damaged"
+        )
     warnings.warn(f"{path}: the cached images {reason}; they are decoded again", stacklevel=2)
     return None
 

@@ -64,7 +64,7 @@ class Watch:
             error: relative, a scalar.
             what: the scheme and its steps.
         """
-        if not error > LIMIT:
+        if self.warned or not error > LIMIT:  # a graph may be run backwards again
             return
         self.warned = True
         warnings.warn(
