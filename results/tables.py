@@ -15,6 +15,7 @@ from typing import Any
 
 from resode import pretrained, quantities, recipes, weights
 from resode.training import Experiment
+from resode.training.recipe.published import measured
 
 HERE = Path(__file__).parent
 MACHINES = ("", "-vectors")  # suffix of a record: a processor with matrix units, one with vectors for bf16
@@ -140,7 +141,8 @@ def published() -> Lines:
         recipe = Experiment.from_recipe(name)
         if recipe.about.published is None:
             continue
-        theirs = f"| {name} | {recipe.about.published.top1_error:.2f} %"
+        remark = measured(recipe.about.published.source)
+        theirs = f"| {name} | {recipe.about.published.top1_error:.2f} %" + (f" ({remark})" if remark else "")
         found = {key: folders for key, folders in recorded.items() if key[0] == name}
         for (_, epochs, images, _), folders in found.items():
             summaries = [read(folder / "summary.json") for folder in folders]

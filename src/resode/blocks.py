@@ -25,6 +25,7 @@ from resode.fields import Hamiltonian
 from resode.fields.contract import check_nodes, check_shape, written_buffers
 from resode.gradients import Adjoint, Flow, Reversible, Stored, drift
 from resode.gradients.reversible import current_autocast
+from resode.gradients.watch import Watch
 from resode.integrators import Adaptive, FixedStep
 from resode.integrators.base import Evaluation
 from resode.registry import instance
@@ -60,6 +61,7 @@ class DynamicBlock(nn.Module):
         self.scheme = nn.ParameterDict(self._coefficients())
         self.statistics = nn.ModuleList(self._own_statistics())
         self.function_evaluations = 0  # of an adaptive solver, counted as they happen
+        self._watch = Watch()
         integrator = stage.integrator
         self._offsets = integrator.offsets(stage.states) if isinstance(integrator, FixedStep) else ()
         # Evaluations at equal times share one theta.
@@ -247,6 +249,7 @@ class DynamicBlock(nn.Module):
             lambda: tuple(module.training for module in self.controls.modules()),
             self,
             difference,
+            self._watch,
         )
 
     def _field(self, e: int, theta: Theta | None, y: Tensor, record: bool) -> Tensor:
@@ -328,9 +331,10 @@ class DynamicBlock(nn.Module):
         if self.unused:
             nodes = ", ".join(f"{self.controls.grid.nodes[j]:g}" for j in self.unused)
             controls += f"; unused, with zero gradient: {nodes}"
-        adaptive = not self.evaluations
-        calls = "as many as the tolerances need" if adaptive else f"{len(self.evaluations)}"
-        per = ", each evaluation" if adaptive else ""
+        calls, per, counted = f"{len(self.evaluations)}", "", ""
+        if isinstance(integrator, Adaptive):
+            calls = f"as many as {integrator.tolerances} need for the images"
+            per, counted = ", each evaluation", "; one evaluation counted"
         work, kept = cost.multiply_adds(self, shape), memory.profile(self, shape, batch).peak()
         rows = [
             ("field", f"{stage.field.name}: f = {stage.field.equation}"),
@@ -342,7 +346,8 @@ class DynamicBlock(nn.Module):
             ("multiply-adds", f"{work / 1e6:,.1f} M an image{per}"),
             (
                 "memory",
-                f"{kept / 1e6:,.2f} MB of activations at batch {batch}, gradient {stage.gradient.name}",
+                f"{kept / 1e6:,.2f} MB of activations at batch {batch}, gradient {stage.gradient.name}"
+                f"{counted}",
             ),
         ]
         return rows + [("warning", line) for line in self.warnings(height, width)]
@@ -357,6 +362,16 @@ class DynamicBlock(nn.Module):
 def _without_scratch_counter(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
     """Drop the counter that BatchNorm adds for files without version numbers: a node has none."""
     state.pop(f"{prefix}num_batches_tracked", None)
+
+
+def adaptive_solvers(module: nn.Module) -> str:
+    """The adaptive solvers of a network, `Adaptive dopri5 (rtol 0.001, atol 0.0001)`; empty: it has none.
+
+    What they take depends on the images: costs that are counted hold one evaluation of each such block.
+    """
+    found = (block.stage.integrator for block in dynamic_blocks(module))
+    names = [f"{each.name} ({each.tolerances})" for each in found if isinstance(each, Adaptive)]
+    return " and ".join(dict.fromkeys(names))
 
 
 def dynamic_blocks(module: nn.Module) -> tuple[DynamicBlock, ...]:

@@ -52,7 +52,7 @@ def test_the_double_field_is_its_formula_with_and_without_its_end():
 @pytest.mark.parametrize("activation", ["relu", "softplus", "sigmoid"])
 def test_a_state_that_can_only_grow_is_told(activation):
     field = Double(activation=activation)
-    assert "can only grow; set final_activation=False" in field.remark()
+    assert "can only grow; final_activation=false" in field.remark()
     assert (field.build(4)(torch.randn(2, 4, 5, 5)) >= 0).all()
 
 

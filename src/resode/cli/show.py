@@ -209,12 +209,12 @@ def _costs(experiment: "Experiment", cost: "RecipeCost") -> Rows:
     if cost.shape is None or cost.network.multiply_adds is None:
         return rows
     image = "x".join(map(str, cost.shape))
-    rows.append(("multiply-adds", f"{cost.network.multiply_adds / 1e6:,.1f} M an image of {image}"))
+    rows.append(("multiply-adds", f"{cost.network.work} an image of {image}{cost.network.counted}"))
     parts = zip(("parameters", "gradients", "optimizer"), map(size, cost.fixed_bytes), strict=True)
     listed = ", ".join(f"{name} {bytes_}" for name, bytes_ in parts)
     precision = "bf16" if experiment.precision == "bf16" else "fp32"
-    step = f"of a step at batch {experiment.batch_size} in {precision}: {listed}, and activations:"
-    rows.append(("memory", step))
+    step = f"of a step at batch {experiment.batch_size} in {precision}: {listed}, and activations"
+    rows.append(("memory", f"{step}{cost.network.counted}:"))
     for each in cost.steps:
         total = size(sum(cost.fixed_bytes) + each.activation_bytes)
         again = f", {each.recomputed:.2f} forward passes recomputed" if each.recomputed else ""
@@ -262,8 +262,8 @@ def _show_model(name: str) -> None:
     rows = [("model", name), ("", facts.summary)]
     if facts.cost is not None and facts.shape is not None:
         rows.append(("parameters", f"{facts.cost.parameters:,}"))
-        work = f"{(facts.cost.multiply_adds or 0) / 1e6:,.1f} M an image of {'x'.join(map(str, facts.shape))}"
-        rows.append(("multiply-adds", work))
+        image = "x".join(map(str, facts.shape))
+        rows.append(("multiply-adds", f"{facts.cost.work} an image of {image}{facts.cost.counted}"))
     train = sorted(
         (recipe for recipe in recipes.files() if model_of(recipe) == name),
         key=lambda recipe: not recipe.startswith("he2016/"),
@@ -286,7 +286,7 @@ def _show_weights(file: Path) -> None:
     card = weights.read_card(file)
     rows = [("file", f"{file} ({size(file.stat().st_size)})")]
     if card.specification is None:
-        rows.append(("model", "a module that is no registered model (weights.load_into reads it)"))
+        rows.append(("model", "a network made in Python, which is no registered model"))
     else:
         rows += _model(card.specification, card.preprocessing)
     rows += _input(card.preprocessing)
@@ -306,7 +306,7 @@ def _model(specification: "Specification", preprocessing: "Preprocessing") -> Ro
     return [
         ("model", f"{specification.name} ({options})"),
         ("parameters", f"{cost.parameters:,}"),
-        ("multiply-adds", f"{(cost.multiply_adds or 0) / 1e6:,.1f} M an image"),
+        ("multiply-adds", f"{cost.work} an image{cost.counted}"),
     ]
 
 

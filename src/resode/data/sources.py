@@ -168,7 +168,8 @@ def _decode(
     classes = classes or raw.classes or raw.numbered_classes()
     raw.check(classes)
     options = {"image_size": image_size, "on_bad_image": on_bad_image}
-    key = cache.key(raw.content(), **options) if raw.content else None
+    labels = [split.labels for split in (raw.train, raw.test) if split is not None]
+    key = cache.key(raw.content(), classes, labels, **options) if raw.content else None
     decoded = cache.read(key) if key else None
     if decoded is None:
         decoded = decode_dataset(raw, image_size=image_size, on_bad_image=on_bad_image)

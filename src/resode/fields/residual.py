@@ -98,7 +98,7 @@ class Double(ConvolutionalField):
         return self.with_legend(outer(f"K2 {self.written('K1 y', 'N1', 'b1')}", "N2", "b2"), "K1, K2")
 
     def remark(self) -> str | None:
-        return _only_grows(self.activation, "final_activation=False") if self.final_activation else None
+        return _only_grows(self.activation, "final_activation=false") if self.final_activation else None
 
 
 class DoubleLayer(nn.Module):
@@ -142,7 +142,7 @@ class Single(ConvolutionalField):
         return self.with_legend(layer)
 
     def remark(self) -> str | None:
-        return _only_grows(self.activation, "activation='identity'")
+        return _only_grows(self.activation, "activation=identity")
 
 
 class SingleLayer(nn.Module):
@@ -162,8 +162,7 @@ def _only_grows(name: str, fix: str) -> str | None:
     """The remark on a field that ends with an activation without negative values."""
     if not activation(name).positive:
         return None
-    grows = f"a field that ends with {name} is never negative, so the state can only grow"
-    return f"{grows}; set {fix} to avoid that"
+    return f"a field that ends with {name} is never negative, so the state can only grow; {fix} avoids that"
 
 
 @fields.register("bottleneck", summary="K3 s(N3 K2 s(N2 K1 s(N1 y))): K1 and K3 of size 1x1")

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from resode.controls import Theta
+from resode.gradients.watch import Watch
 from resode.grids import TimeGrid
 from resode.integrators.base import Carry, Coefficients, FixedStep, RightHandSide, of_step
 
@@ -136,6 +137,7 @@ class Flow(Chain):
         training: the modes of the field's modules.
         owner: the block.
         difference: y_0 - y_{-1}, with which a moving scheme begins.
+        watch: warns where a reversible gradient fails to recover the states.
     """
 
     integrator: FixedStep
@@ -148,6 +150,7 @@ class Flow(Chain):
     training: Callable[[], tuple[bool, ...]] = tuple
     owner: object = None
     difference: Tensor | None = None
+    watch: Watch | None = None
 
     @property
     def steps(self) -> int:

@@ -215,6 +215,8 @@ def _about(trained: Trained) -> Iterator[str]:
     if trained.preprocessing is None:
         yield "the network has no preprocessing: it got 8-bit pixels divided by 255, and floats as they are"
     yield from state_notes(trained.label, trained.module)
+    if trained.unsealed:
+        yield trained.unsealed
     if trained.assumes_classes:
         yield f"{trained.label}: the names of its classes are assumed; its checkpoint had none"
     loss = trained.origin.get("loss", CROSS_ENTROPY)

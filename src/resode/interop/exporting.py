@@ -142,7 +142,8 @@ def _onnx(graph: nn.Module, example: Tensor, card: Card, takes: str, path: Path)
     runtime = _onnx_runtime()
     for dtype in {p.dtype for p in graph.parameters()} - {torch.float32}:
         raise InputError(
-            f"{path}: ONNX files compute in float32, the network in {dtype}; export module.float()"
+            f"{path}: ONNX files compute in float32, the network in {dtype}; export .pt2, or convert the "
+            "network to float32"
         )
     program = _trace(graph, example, path)
     # Unless the size is a power of two: one step of IMEX on 96x96 is off by 2e-5, and fifteen times slower.

@@ -14,6 +14,7 @@ from torch import nn
 from resode import atomic, quantities, weights
 from resode.data import Dataset, hub
 from resode.errors import InputError, IntegrityError, ResourceError
+from resode.gradients import unwatched
 from resode.streams import notebook_cell
 from resode.training.loop import divergence
 from resode.training.loop.callbacks import Callback
@@ -106,6 +107,7 @@ def default_directory(experiment: Experiment) -> Path:
 
 
 @keeping_freed_memory()
+@unwatched()  # the session checks, each epoch
 def train(
     module: nn.Module | None,
     experiment: Experiment,

@@ -11,7 +11,7 @@ import io
 import itertools
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
@@ -39,6 +39,7 @@ Count = Annotated[int, Field(ge=0, le=10**15)]
 Percent = Annotated[float, Field(ge=0, le=100)]
 
 NOT_RUN = "not run in full here yet"  # of a recipe's expected result
+UNSEALED = "written by an earlier version without hashes, so damage to it cannot be found"
 FROM_WEIGHTS = "weights file"  # the status of a record that was read from a weights file
 MARKS = ("experiment.yaml", "metrics.csv", "summary.json")  # a run directory holds at least one of these
 ROUNDING = 1e-3  # percent; records are rounded
@@ -349,6 +350,13 @@ def read(path: Path) -> RunRecord:
     )
 
 
+def unsealed_note(runs: Iterable[RunRecord]) -> str:
+    """A line about the runs among these that carry no hashes; empty if all do."""
+    found = [str(run.path) for run in runs if not run.sealed]
+    listed = f"{', '.join(found[:3])}{f' and {len(found) - 3} more' if len(found) > 3 else ''}"
+    return f"{listed}: {UNSEALED}" if found else ""
+
+
 def read_summary(path: Path, *, check: bool = True) -> dict[str, Any] | None:
     """The values of a run's summary.json as they were written; None if the run has not finished.
 
@@ -399,7 +407,7 @@ def _read_weights(path: Path) -> RunRecord:
     except ValidationError as mistake:
         raise _damaged(path, f"its card: {mistake.errors(include_url=False)[0]['msg']}") from None
     text = yaml.safe_dump(json.loads(card.to_json()), sort_keys=False, allow_unicode=True)
-    return RunRecord(path, {}, text, {}, (), summary, (), weights=True)
+    return RunRecord(path, {}, text, {}, (), summary, (), weights=True, sealed=card.sealed)
 
 
 def _require_run(path: Path) -> None:
