@@ -53,7 +53,7 @@ _KINDS: Mapping[str, Callable[[nn.Module], Iterable[Tensor]]] = {
 
 
 def bounded(network: nn.Module, box: Box) -> dict[str, tuple[float, list[Tensor]]]:
-    """By kind with a bound: the bound and the parameters of a network."""
+    """Each kind that has a bound, with the bound and the parameters of a network."""
     bounds = {kind: getattr(box, kind) for kind in _KINDS}
     return {kind: (b, list(_KINDS[kind](network))) for kind, b in bounds.items() if b is not None}
 
