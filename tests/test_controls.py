@@ -256,18 +256,6 @@ def test_equal_nodes_are_not_rough():
     assert made.roughness(1.0, 1.0).item() == 0
 
 
-@settings(max_examples=20, deadline=None)
-@given(st.floats(0.01, 1))
-def test_clamp_is_the_nearest_point_of_the_box(bound):
-    made = controls()
-    before = {name: p.detach().clone() for name, p in made.named_parameters()}
-    made.clamp(bound)
-    for name, p in made.named_parameters():
-        expected = np.clip(before[name].numpy(), -bound, bound)
-        assert np.array_equal(p.detach().numpy(), expected)
-        assert p.requires_grad
-
-
 # ------------------------------------------------------------ statistics
 
 

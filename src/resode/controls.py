@@ -157,12 +157,6 @@ class Controls(nn.ModuleList):
             return next(self.parameters()).new_zeros(())
         return torch.stack(terms).sum()
 
-    @torch.no_grad()
-    def clamp(self, bound: float) -> None:
-        """Project the parameters onto |theta| <= bound, after an optimizer step say."""
-        for parameter in self.parameters():
-            parameter.clamp_(-bound, bound)
-
     def extra_repr(self) -> str:
         return f"{self.interpolation}, nodes={self.grid}"
 

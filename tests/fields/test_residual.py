@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from resode.errors import InputError
-from resode.fields import Bottleneck, Double, Preactivation
+from resode.fields import Bottleneck, Double, PreactDouble, Preactivation
 from resode.models.layouts import UnitSpec
 from resode.models.units import BottleneckUnit, PreactivationUnit, shortcut_a
 
@@ -47,6 +47,15 @@ def test_the_double_field_is_its_formula_with_and_without_its_end():
     expected = full.norm2(full.conv2(torch.relu(full.norm1(full.conv1(y)))))
     assert torch.equal(bare(y), expected)
     assert torch.equal(full(y), torch.relu(expected))
+
+
+def test_the_preactivated_double_field_is_its_formula_and_keeps_the_state():
+    y = torch.randn(2, 4, 5, 5)
+    before = y.clone()
+    field = PreactDouble(bias=True).build(4).eval()
+    inner = torch.relu(field.norm1(field.conv1(torch.relu(y))))
+    assert torch.equal(field(y), field.norm2(field.conv2(inner)))
+    assert torch.equal(y, before)
 
 
 @pytest.mark.parametrize("activation", ["relu", "softplus", "sigmoid"])
@@ -93,6 +102,8 @@ def test_a_bottleneck_has_the_kernels_of_the_unit():
         (Preactivation("group"), "K2 relu(N2(K1 relu(N1(y)))), N = GroupNorm(groups=None, eps=1e-05)"),
         (Double(norm=None, bias=True), "relu(K2 relu(K1 y + b1) + b2)"),
         (Double(norm=None, final_activation=False), "K2 relu(K1 y)"),
+        (PreactDouble(norm=None, bias=True), "K2 relu(K1 relu(y) + b1) + b2"),
+        (PreactDouble("group"), "N2(K2 relu(N1(K1 relu(y)))), N = GroupNorm(groups=None, eps=1e-05)"),
         (Bottleneck(norm=None, activation="tanh"), "K3 tanh(K2 tanh(K1 tanh(y)))"),
     ],
 )

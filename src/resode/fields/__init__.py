@@ -10,7 +10,7 @@ from resode.fields.twists import Twist
 
 # In the order of `resode list fields`.
 # isort: off
-from resode.fields.residual import Bottleneck, Double, Preactivation, Single
+from resode.fields.residual import Bottleneck, Double, PreactDouble, Preactivation, Single
 from resode.fields.parabolic import Parabolic
 from resode.fields.antisymmetric import Antisymmetric
 from resode.fields.hamiltonian import Hamiltonian
@@ -30,6 +30,7 @@ __all__ = [
     "Hamiltonian",
     "Norm",
     "Parabolic",
+    "PreactDouble",
     "Preactivation",
     "Single",
     "TvNorm",

@@ -2,6 +2,7 @@
 
     preactivation   K2 s(N2 K1 s(N1 y))              arXiv:1603.05027; with Euler and h = 1 this is ResNet-v2
     double          s(N2 K2 s(N1 K1 y))              arXiv:1512.03385, the basic block without its sum
+    preact_double   N2 K2 s(N1 K1 s(y))              the DynamicBlocks toolbox, its PreactDoubleLayer
     single          s(N K y)                         one layer; by default K y, a linear equation
     bottleneck      K3 s(N3 K2 s(N2 K1 s(N1 y)))     arXiv:1603.05027; K1 and K3 of size 1x1
 
@@ -116,6 +117,53 @@ class DoubleLayer(nn.Module):
     def forward(self, y: Tensor) -> Tensor:
         f = self.first(self.norm1(self.conv1(y)))
         return self.second(self.norm2(self.conv2(f)))
+
+
+@fields.register("preact_double", summary="N2 K2 s(N1 K1 s(y)): activations first, a norm after each K")
+@dataclass(frozen=True)
+class PreactDouble(ConvolutionalField):
+    """f(y) = N2(K2 s(N1(K1 s(y) + b1)) + b2), the PreactDoubleLayer of the DynamicBlocks toolbox.
+
+    `Double` with each activation before its convolution instead of after the norm: f takes both signs.
+
+    Args:
+        norm: N, and `twist`, as in `ConvolutionalField`.
+        activation: s.
+        groups: groups of both convolutions.
+        boundary: "zero" or "periodic".
+        bias: learn b1 and b2.
+
+    Example:
+        >>> PreactDouble(norm=None, bias=True).equation
+        'K2 relu(K1 relu(y) + b1) + b2'
+    """
+
+    norm: NormOption = "batch"
+
+    def build(self, width: int) -> nn.Module:
+        return PreactDoubleLayer(self, width)
+
+    @property
+    def equation(self) -> str:
+        inner = self.written(f"K1 {self.activation}(y)", "N1", "b1")
+        return self.with_legend(self.normed(f"K2 {inner}", "N2", "b2"), "K1, K2")
+
+
+class PreactDoubleLayer(nn.Module):
+    """N2 K2 s(N1 K1 s(y)), (N, C, H, W) -> (N, C, H, W)."""
+
+    def __init__(self, field: PreactDouble, width: int) -> None:
+        super().__init__()
+        self.activation: Activation = activation(field.activation)
+        self.conv1 = field.convolution(width, width)
+        self.norm1 = field.normalisation(width)
+        self.conv2 = field.convolution(width, width)
+        self.norm2 = field.normalisation(width)
+
+    def forward(self, y: Tensor) -> Tensor:
+        f = self.activation(self.norm1(self.conv1(self.activation(y))))
+        z: Tensor = self.norm2(self.conv2(f))
+        return z
 
 
 @fields.register("single", summary="s(N(K y + b)): one layer, by default the linear K y")

@@ -4,7 +4,7 @@ Each is a few lines over `DynamicNet`: a field, an integrator, grids. For other 
 `dynamic` with its stages written out.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from resode.errors import InputError, nearest
@@ -14,6 +14,7 @@ from resode.integrators import Euler, Leapfrog, LearnedTwoStep
 from resode.models.catalogue import CIFAR, models
 from resode.models.dynamic import DynamicNet
 from resode.models.he import units_per_stage
+from resode.models.initial import clamped_xavier
 from resode.models.layouts import size_mistakes
 from resode.models.transitions import (
     ActivationConnector,
@@ -42,9 +43,11 @@ def _check_widths(widths: Any, at_least: int = 1) -> None:
         raise InputError(*mistakes)
 
 
-def _check_kind(kind: Any, kinds: Mapping[str, Any], what: str = "kind") -> None:
-    if kind not in tuple(kinds):
-        raise InputError(f"unknown {what} '{kind}'{nearest(str(kind), kinds)} ({', '.join(kinds)})")
+def _check_name(what: str, name: Any, names: Iterable[str]) -> None:
+    """Raise `InputError` unless an option is one of the names."""
+    names = tuple(names)
+    if name not in names:
+        raise InputError(f"unknown {what} '{name}'{nearest(str(name), names)} ({', '.join(names)})")
 
 
 def _equal_steps(steps: Any, h: Any) -> TimeGrid:
@@ -66,6 +69,7 @@ def dynamicblocks(
     norm: Any = None,
     gradient: Any = "stored",
     keep_unused: bool = False,
+    initial: str = "default",
     classes: int = 10,
     in_channels: int = 3,
 ) -> DynamicNet:
@@ -73,19 +77,22 @@ def dynamicblocks(
 
     Args:
         scheme: any integrator (the toolbox has rk4 and euler, which it calls rk1).
-        layer: parabolic or double.
+        layer: parabolic, double or preact_double (DoubleSymLayer, DoubleLayer, PreactDoubleLayer in the
+            toolbox).
         states: the state nodes of every block.
         controls: the control nodes of every block (default: the state nodes that are evaluated).
         widths: the width of each block, then the width after the last connector.
-        norm: of the layers, or none (default: TvNorm with eps 1e-4 and its scale frozen at 1).
+        norm: of the layers, or none (default: TvNorm with eps 1e-4 and its scale frozen at 1); the toolbox's
+            "Batch" is batch.
         gradient: stored, checkpointed, reversible or adjoint.
         keep_unused: accept control nodes that no evaluation touches.
+        initial: weights at first: default (each layer's own) or clamped_xavier (the toolbox's: normal with
+            variance 2 / (fan_in + fan_out), clamped at two standard deviations, biases 0).
         classes: the number of logits.
         in_channels: the channels of an image.
     """
-    layers = ("parabolic", "double")
-    if layer not in layers:
-        raise InputError(f"unknown layer '{layer}'{nearest(str(layer), layers)} (parabolic, double)")
+    _check_name("layer", layer, ("parabolic", "double", "preact_double"))
+    _check_name("initial", initial, ("default", "clamped_xavier"))
     _check_widths(widths, at_least=2)
     norm = TvNorm(eps=1e-4, scale=False) if norm is None else None if norm == "none" else norm
     field = {"name": layer, "norm": norm, "bias": True}
@@ -93,13 +100,16 @@ def dynamicblocks(
         _stage(w, field, scheme, states, controls, gradient=gradient, keep_unused=keep_unused)
         for w in widths[:-1]
     ]
-    return DynamicNet(
+    network = DynamicNet(
         stages,
         stem=Stem(in_channels, norm=BN_1E4, bias=True),
         connector=Connector(norm=BN_1E4, bias=True),
         last=widths[-1],
         classes=classes,
     )
+    if initial == "clamped_xavier":
+        clamped_xavier(network)
+    return network
 
 
 RUTHOTTO_HABER: Mapping[str, tuple[Any, str]] = {
@@ -143,7 +153,7 @@ def ruthotto_haber(
         classes: the number of logits.
         in_channels: the channels of an image.
     """
-    _check_kind(kind, RUTHOTTO_HABER)
+    _check_name("kind", kind, RUTHOTTO_HABER)
     _check_widths(widths)
     integrator, field = RUTHOTTO_HABER[kind]
     described = {"name": field, "norm": TvNorm(eps=1e-3), "bias": False}
@@ -192,7 +202,7 @@ def chang(
         classes: the number of logits.
         in_channels: the channels of an image.
     """
-    _check_kind(kind, CHANG)
+    _check_name("kind", kind, CHANG)
     _check_widths(widths)
     integrator, name = CHANG[kind]
     field = {"name": name, "norm": norm}
@@ -294,7 +304,7 @@ def lm_resnet(
         classes: the number of logits.
         in_channels: the channels of an image.
     """
-    _check_kind(transition, TRANSITIONS, "transition")
+    _check_name("transition", transition, TRANSITIONS)
     after = LearnedTwoStep(TRANSITIONS[transition], k)
     return preactivation_net(
         depth, integrator=[LearnedTwoStep(k=k), after, after], shortcut=shortcut, widths=widths, norm=norm,

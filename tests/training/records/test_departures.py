@@ -1,6 +1,7 @@
 """What a recipe publishes is shown beside runs that keep to it, and beside no others."""
 
 import json
+from pathlib import Path
 
 import pytest
 import yaml
@@ -26,6 +27,7 @@ def recorded(recipe, **overrides):
         ({"data.validation": 0, "optimizer.lr": 0.05}, ("data.validation", "optimizer.lr")),
         ({"init.path": "other.safetensors"}, ("init",)),
         ({"average.decay": 0.9}, ("average",)),
+        ({"box.linear": 1.0, "optimizer.decay_biases": True}, ("optimizer.decay_biases", "box")),
     ],
 )
 def test_departures_are_the_settings_that_change_a_result(overrides, keys):
@@ -37,6 +39,31 @@ def test_records_without_later_keys_and_recipes_of_ones_own_do_not_depart():
     assert departures({key: whole[key] for key in ("name", "epochs", "batch_size")}) == ()
     assert departures({**whole, "name": "mine", "epochs": 1}) == ()
     assert departures({}) == ()
+
+
+def test_a_normalisation_that_the_recipe_sets_is_a_setting_like_others():
+    whole = recorded("dynamicblocks/rk4")
+    assert departures(whole) == ()
+    data = {**whole["data"], "mean": [0.49, 0.48, 0.45]}
+    assert departures({**whole, "data": data}) == ("data.mean",)
+
+
+def test_what_a_record_does_not_name_was_at_its_default():
+    whole = recorded("dynamicblocks/rk4")
+    optimizer, model = dict(whole["optimizer"]), dict(whole["model"])
+    del optimizer["decay_biases"], model["initial"]
+    assert departures({**whole, "optimizer": optimizer}) == ("optimizer.decay_biases",)
+    assert departures({**whole, "model": model}) == ("model.initial",)
+
+
+RECORDED = Path(__file__).parents[3] / "results" / "dynamicblocks-rk4"
+
+
+@pytest.mark.skipif(not RECORDED.is_dir(), reason="the records are not here")
+def test_a_run_of_an_older_form_of_its_recipe_says_so():
+    found = read(RECORDED)
+    assert found.result.published is None
+    assert {"epochs", "data.mean", "box", "model.initial"} <= set(departures(found.experiment))
 
 
 @pytest.fixture

@@ -95,6 +95,23 @@ class Smoothness(Section):
     """The factor b, of the Dirichlet energy in time."""
 
 
+class Box(Section):
+    """Bounds on parameters, to which they are clamped after each step: |p| <= bound, one for each kind.
+
+    A kind without a bound is free, as are the biases of norms and of linear layers, the bias of K^T in a
+    parabolic field, and twists.
+    """
+
+    controls: PositiveFloat | None = None
+    """Bound on every parameter of theta(t), in dynamic blocks."""
+    convolutions: PositiveFloat | None = None
+    """Bound on weights and biases of convolutions, in the whole network."""
+    norms: PositiveFloat | None = None
+    """Bound on the scales of normalisations, in the whole network."""
+    linear: PositiveFloat | None = None
+    """Bound on the weights of linear layers."""
+
+
 class Refinement(Section):
     """Finer time grids from a point of the training on: multilevel training (dynamic blocks only).
 
