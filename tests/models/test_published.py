@@ -305,6 +305,8 @@ def test_the_weights_of_a_pde_block_count_once():
         ("lm_resnet21", {}, "the nearest are 20 and 26"),
         ("lm_resnet20", {"gradient": "reversible"}, "has no inverse"),
         ("lm_resnet20", {"widths": (8, 4, 2), "shortcut": "A"}, "use shortcut B"),
+        ("revnet38", {"widths": (4, 8)}, "a list of 3 positive integers"),
+        ("revnet38", {"widths": (3, 4, 6)}, "the width 3 has to be a multiple of 2"),
         ("revnet39", {}, "did you mean 'revnet38'"),
     ],
 )

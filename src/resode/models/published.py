@@ -316,7 +316,12 @@ REVNETS: Mapping[int, tuple[int, tuple[int, int, int]]] = {38: (3, (32, 64, 112)
 
 
 def revnet(
-    depth: int, *, gradient: Any = "reversible", classes: int = 10, in_channels: int = 3
+    depth: int,
+    *,
+    widths: Sequence[int] | None = None,
+    gradient: Any = "reversible",
+    classes: int = 10,
+    in_channels: int = 3,
 ) -> DynamicNet:
     """RevNet-38 and RevNet-110 (Gomez et al. 2017, arXiv:1707.04585): coupled pre-activation layers.
 
@@ -325,13 +330,18 @@ def revnet(
 
     Args:
         depth: 38 (3 units per stage, widths 32-64-112) or 110 (9 units, 32-64-128).
+        widths: the channels of the three stages, even numbers (default: those of the depth).
         gradient: stored, checkpointed or reversible.
         classes: the number of logits.
         in_channels: the channels of an image.
     """
     if depth not in REVNETS:
         raise InputError(f"no RevNet of depth {depth}: choose {' or '.join(map(str, REVNETS))}")
-    units, widths = REVNETS[depth]
+    units, usual = REVNETS[depth]
+    widths = usual if widths is None else widths
+    mistakes = size_mistakes(widths, 3)
+    if mistakes:
+        raise InputError(*mistakes)
     plain = {"name": "preactivation", "norm": "batch"}
 
     def stage(width: int, steps: int, field: Any) -> Stage:

@@ -14,6 +14,7 @@ channels of zeros, as many before as after; shortcut B is a 1x1 convolution with
 
 from collections.abc import Callable, Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -182,3 +183,15 @@ def zero_branches(network: nn.Module) -> None:
     for module in network.modules():
         if isinstance(module, Unit):
             module.zero_branch()
+
+
+@torch.no_grad()
+def fan_in_weights(network: nn.Module) -> None:
+    """Draw all weights of convolutions and linear layers by the fan-in rule (arXiv:1502.01852, equation 10).
+
+    They are normal with variance 2 / (numbers that enter a sum); biases stay as they are. It keeps the
+    variance of the activations from layer to layer. Does nothing on the meta device.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear) and not module.weight.is_meta:
+            nn.init.kaiming_normal_(module.weight)
