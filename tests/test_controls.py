@@ -234,7 +234,6 @@ def test_roughness_is_its_formula(grid, a, b, parts):
     assert made.roughness(a, b).item() == pytest.approx(expected, rel=1e-10)
 
 
-
 def test_a_smooth_total_variation_has_a_gradient_at_equal_nodes_and_its_own_formula():
     made = controls(TimeGrid((0.0, 0.5, 2.0)))
     theta = [torch.cat([p.flatten() for p in node.parameters()]).detach().numpy() for node in made]

@@ -28,6 +28,7 @@ but 30 % reaction, 40 % advection, 10 % diffusion and 21 % mixed (`INDEPENDENT`)
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -133,7 +134,7 @@ def _decompose(kernel: Kernel) -> KernelDecomposition:
     )
 
 
-def _turning(c: Tensor) -> dict[str, float | None]:
+def _turning(c: Tensor) -> dict[str, Any]:
     """The fit of T and v, in terms that turn with the image or do not change."""
     names = ("smoothing", "anisotropy", "axis", "drift", "direction")
     reaction = c[..., 0, 0]
