@@ -234,6 +234,18 @@ def test_roughness_is_its_formula(grid, a, b, parts):
     assert made.roughness(a, b).item() == pytest.approx(expected, rel=1e-10)
 
 
+def test_a_smooth_total_variation_has_a_gradient_at_equal_nodes_and_its_own_formula():
+    made = controls(TimeGrid((0.0, 0.5, 2.0)))
+    theta = [torch.cat([p.flatten() for p in node.parameters()]).detach().numpy() for node in made]
+    slopes = [((q - p) / h, h) for (p, q), h in zip(pairwise(theta), (0.5, 1.5), strict=True)]
+    expected = sum(0.7 * h * np.sqrt(s**2 + 1e-2).sum() for s, h in slopes)
+    assert made.roughness(0.7, 0.0, 1e-2).item() == pytest.approx(expected, rel=1e-10)
+    made[1].load_state_dict(made[0].state_dict())
+    made[2].load_state_dict(made[0].state_dict())
+    made.roughness(1.0, 0.0, 1e-2).backward()
+    assert all((p.grad == 0).all() for p in made.parameters())
+
+
 def test_roughness_of_a_network_is_the_sum_and_pulls_nodes_together():
     net = DynamicNet(
         [Stage(2, "parabolic", "rk4", 2), Stage(4, "hamiltonian", "stormer_verlet", 2)], classes=2

@@ -27,7 +27,7 @@ from resode.gradients import Adjoint, Flow, Reversible, Stored, drift
 from resode.gradients.reversible import current_autocast
 from resode.gradients.watch import Watch
 from resode.integrators import Adaptive, FixedStep
-from resode.integrators.base import Evaluation
+from resode.integrators.base import NORM, Evaluation
 from resode.registry import instance
 from resode.stability import stability_warning
 from resode.stages import Stage
@@ -81,6 +81,12 @@ class DynamicBlock(nn.Module):
             check_nodes(name, [self.controls.node(j, part) for j in range(len(self.controls))])
         node = self.controls.node(0, self.controls.parts[0])
         check_shape(name, node, width)
+        normed = any(part == NORM for _, part in self.stage.evaluations)
+        if normed and isinstance(getattr(node, "norm", None), nn.Identity | None):
+            raise InputError(
+                f"{self.stage.integrator.name}: normed applies the norm N of the field, but {name} has none, "
+                "or several; take hamiltonian, parabolic or antisymmetric with a norm, or remove normed"
+            )
         self._written = written_buffers(node, width)
         for path in self._written:
             if not isinstance(node.get_submodule(path.rpartition(".")[0]), _SpectralNorm):
@@ -164,8 +170,9 @@ class DynamicBlock(nn.Module):
                 module.register_buffer(name, module.get_buffer(name), persistent=False)
                 if name == "num_batches_tracked":
                     module.register_load_state_dict_pre_hook(_without_scratch_counter)
+        of_norm = {name: t for name, t in example.get("f", {}).items() if name.startswith("norm.")}
         for evaluation in self.evaluations:
-            yield Statistics(example[evaluation.part])
+            yield Statistics(of_norm if evaluation.part == NORM else example[evaluation.part])
 
     def _backward_evaluations(self) -> tuple[Evaluation, ...]:
         integrator = self.stage.integrator
@@ -256,12 +263,17 @@ class DynamicBlock(nn.Module):
         """The right-hand side at evaluation e, with the node's own parameters if theta is None."""
         i = self._theta_of[e]
         node = self.controls.node(self._weights[i][0][0], self._times[i].part)
+        only_norm = self._times[i].part == NORM
+        module = node.get_submodule("norm") if only_norm else node
         if theta is None:
-            own_value: Tensor = node(y)
+            own_value: Tensor = module(y)
             return own_value
         own = self.statistics[e] if self.statistics else None
         statistics = own.tensors(copies=not record) if isinstance(own, Statistics) else {}
-        result: Tensor = functional_call(node, {**theta, **statistics}, (y,))
+        tensors = {**theta, **statistics}
+        if only_norm:
+            tensors = {n.removeprefix("norm."): t for n, t in tensors.items() if n.startswith("norm.")}
+        result: Tensor = functional_call(module, tensors, (y,))
         return result
 
     def _solve_adaptively(self, y: Tensor) -> Tensor:
@@ -286,6 +298,11 @@ class DynamicBlock(nn.Module):
         parameters = tuple(p for p in self.controls.parameters() if p.requires_grad) if adjoint else None
         return integrator.integrate(f, y, self.stage.states, adjoint_parameters=parameters)
 
+    @property
+    def field_evaluations(self) -> int:
+        """Evaluations of the field in a forward pass by fixed steps; those of its norm alone do not count."""
+        return sum(part != NORM for _, part in self.evaluations)
+
     # ------------------------------------------------------------ description
 
     def stability(self, height: int, width: int) -> str | None:
@@ -295,7 +312,8 @@ class DynamicBlock(nn.Module):
     def warnings(self, height: int, width: int) -> list[str]:
         """What to know before training on states of this size."""
         lines = [self.stability(height, width), self.stage.field.remark()]
-        if isinstance(self.stage.field, Hamiltonian) and len(self.stage.integrator.parts) == 1:
+        normed = self.field_evaluations < len(self.evaluations)  # a norm bounds the state
+        if isinstance(self.stage.field, Hamiltonian) and len(self.stage.integrator.parts) == 1 and not normed:
             lines.append(
                 f"the Hamiltonian field is half of a pair; alone, by {self.stage.integrator.name}, "
                 "y' = +K^T s(K y) grows: take symplectic_euler, or the parabolic field"
@@ -331,7 +349,7 @@ class DynamicBlock(nn.Module):
         if self.unused:
             nodes = ", ".join(f"{self.controls.grid.nodes[j]:g}" for j in self.unused)
             controls += f"; unused, with zero gradient: {nodes}"
-        calls, per, counted = f"{len(self.evaluations)}", "", ""
+        calls, per, counted = f"{self.field_evaluations}", "", ""
         if isinstance(integrator, Adaptive):
             calls = f"as many as {integrator.tolerances} need for the images"
             per, counted = ", each evaluation", "; one evaluation counted"

@@ -24,8 +24,11 @@ RightHandSide = Callable[[int, Tensor], Tensor]  # f(i, y), the i-th evaluation 
 Coefficients = Mapping[str, Tensor]  # learned coefficients by name
 
 
+NORM = "N"  # the part of an evaluation that applies the norm N of the field alone
+
+
 class Evaluation(NamedTuple):
-    """One evaluation of a right-hand side: its time, and for a partitioned scheme the part of the field."""
+    """One evaluation: its time, and of what: "f", a part of a partitioned scheme, or `NORM`."""
 
     time: float
     part: str = "f"
@@ -165,7 +168,7 @@ def right_hand_side(integrator: FixedStep, s: Step, f: Callable[..., Tensor]) ->
 
     def rhs(i: int, y: Tensor) -> Tensor:
         time, part = evaluations[i]
-        return f(time, y, part) if len(integrator.parts) > 1 else f(time, y)
+        return f(time, y, part) if len(integrator.parts) > 1 or part == NORM else f(time, y)
 
     return rhs
 
@@ -195,7 +198,8 @@ def solve(
     Args:
         integrator: the scheme.
         grid: the nodes of the states.
-        f: `f(t, y)`, or `f(t, y, part)` for a partitioned scheme.
+        f: `f(t, y)`, or `f(t, y, part)` for a partitioned scheme; `f(t, y, "N")` is the norm that a scheme
+            may ask for.
         y: the initial state; a partitioned scheme splits it along axis 1.
         coefficients: learned coefficients, as the scheme's `coefficients` (default: their initial values).
 

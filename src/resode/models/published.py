@@ -7,6 +7,9 @@ Each is a few lines over `DynamicNet`: a field, an integrator, grids. For other 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import torch
+from torch import nn
+
 from resode.errors import InputError, nearest
 from resode.fields import Single, TvNorm, Twist
 from resode.grids import TimeGrid
@@ -28,6 +31,8 @@ from resode.models.transitions import (
 from resode.stages import Stage
 
 BN_1E4 = {"name": "batch", "eps": 1e-4}
+# Meganet.m updates its running statistics in the forward and again in the backward pass: 1 - 0.9^2 in all.
+BN_MEGANET = BN_1E4 | {"momentum": 0.19}
 
 
 def _stage(width: int, field: Any, integrator: Any, states: Any, controls: Any = None, **more: Any) -> Stage:
@@ -130,6 +135,7 @@ def ruthotto_haber(
     steps: int = 3,
     end: float | None = None,
     gradient: Any = "stored",
+    version: str = "paper",
     classes: int = 10,
     in_channels: int = 3,
 ) -> DynamicNet:
@@ -142,6 +148,11 @@ def ruthotto_haber(
         hamiltonian    Y' = K1^T s(N(K1 Z)), Z' = -K2^T s(N(K2 Y)),  symplectic Euler (called Verlet there)
         second_order   y'' = -K^T s(N(K y)),  leapfrog
 
+    The authors' code (Meganet.m, 1b3b0de) has eps 1e-4 in TvNorm, the other sign of both halves of
+    `hamiltonian` (Y' = -K1^T ..., Z' = +K2^T ...), and other initial weights: the same theta at all steps;
+    kernels of n entries normal with variance 2 / n, clamped at two standard deviations; the classifier normal
+    with deviation 0.1, clamped at 0.2.
+
     Args:
         kind: parabolic, hamiltonian or second_order.
         widths: the width of each block (default: the paper's for CIFAR-10; CIFAR-100 32-64-128, STL-10
@@ -150,21 +161,50 @@ def ruthotto_haber(
         steps: of each block.
         end: the final time (default: steps of h = 1).
         gradient: stored, checkpointed, reversible or adjoint.
+        version: paper, or meganet for the network of the authors' code.
         classes: the number of logits.
         in_channels: the channels of an image.
     """
     _check_name("kind", kind, RUTHOTTO_HABER)
     _check_widths(widths)
+    versions = ("paper", "meganet")
+    if version not in versions:
+        raise InputError(f"unknown version '{version}'{nearest(str(version), versions)} (paper, meganet)")
+    meganet = version == "meganet"
     integrator, field = RUTHOTTO_HABER[kind]
-    described = {"name": field, "norm": TvNorm(eps=1e-3), "bias": False}
+    described = {
+        "name": "parabolic" if meganet else field,  # -F: the sign of both halves
+        "norm": TvNorm(eps=1e-4 if meganet else 1e-3),
+        "bias": False,
+    }
+    norm = BN_MEGANET if meganet else BN_1E4
     states = TimeGrid.uniform(steps, end)
-    return DynamicNet(
+    network = DynamicNet(
         [_stage(w, described, integrator, states, gradient=gradient) for w in widths],
-        stem=Stem(in_channels, norm=BN_1E4),
-        connector=Connector(norm=BN_1E4),
+        stem=Stem(in_channels, norm=norm),
+        connector=Connector(norm=norm),
         last=widths[-1] if last is None else last,
         classes=classes,
     )
+    if meganet:
+        _as_meganet_begins(network)
+    return network
+
+
+@torch.no_grad()
+def _as_meganet_begins(network: DynamicNet) -> None:
+    """Draw the initial weights of Meganet.m; those of the norms stay 1 and 0."""
+    for module in network.modules():
+        weight = getattr(module, "weight", None)
+        if isinstance(weight, nn.Parameter) and weight.ndim == 4 and not weight.is_meta:
+            deviation = (2 / weight.numel()) ** 0.5
+            weight.normal_(std=deviation).clamp_(-2 * deviation, 2 * deviation)
+    for parameter in network.head.linear.parameters():  # type: ignore[union-attr]
+        if not parameter.is_meta:
+            parameter.normal_(std=0.1).clamp_(-0.2, 0.2)
+    for block in network.blocks():
+        for node in block.controls:
+            node.load_state_dict(block.controls[0].state_dict())
 
 
 CHANG: Mapping[str, tuple[str, str]] = {
@@ -358,6 +398,12 @@ def revnet(
     )
 
 
+IMEX_LAYERS: Mapping[str, Mapping[str, Any]] = {
+    "preactivation": {"name": "preactivation"},
+    "symmetric": {"name": "hamiltonian", "bias": False},
+}
+
+
 @models.register("imex_net", summary="Haber et al. 2019: semi-implicit", shape=CIFAR)
 def imex_net(
     *,
@@ -365,26 +411,38 @@ def imex_net(
     steps: int = 3,
     h: float = 1.0,
     norm: Any = "batch",
+    layer: str = "preactivation",
+    zero_mean: bool = False,
+    normed: bool = False,
     gradient: Any = "stored",
     classes: int = 10,
     in_channels: int = 3,
 ) -> DynamicNet:
     """A semi-implicit network (Haber et al. 2019, arXiv:1903.02639): one step couples all pixels.
 
+    The steps of the authors' code are those of `layer="symmetric", zero_mean=True, normed=True`.
+
     Args:
         widths: the width of each block.
         steps: of each block.
         h: the step size.
-        norm: of the pre-activation layers.
+        norm: of the layers.
+        layer: preactivation, or symmetric for f = K^T s(N(K y)).
+        zero_mean: take each kernel of B minus its mean.
+        normed: normalise before each solve, by N of the symmetric layer.
         gradient: stored or checkpointed.
         classes: the number of logits.
         in_channels: the channels of an image.
     """
     _check_widths(widths)
-    field = {"name": "preactivation", "norm": norm}
+    if layer not in tuple(IMEX_LAYERS):
+        names = tuple(IMEX_LAYERS)
+        raise InputError(f"unknown layer '{layer}'{nearest(str(layer), names)} ({', '.join(names)})")
+    field = {**IMEX_LAYERS[layer], "norm": norm}
+    scheme = {"name": "imex", "zero_mean": zero_mean, "normed": normed}
     states = _equal_steps(steps, h)
     return DynamicNet(
-        [_stage(w, field, "imex", states, gradient=gradient) for w in widths],
+        [_stage(w, field, scheme, states, gradient=gradient) for w in widths],
         stem=Stem(in_channels),
         connector=Connector(),
         head=Head(norm="batch", activation="relu"),

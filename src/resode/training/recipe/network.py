@@ -93,6 +93,8 @@ class Smoothness(Section):
     """The factor a, of the total variation in time."""
     dirichlet: NonNegativeFloat = 0.0
     """The factor b, of the Dirichlet energy in time."""
+    epsilon: NonNegativeFloat = 0.0
+    """Smooths |d| in the total variation to h sqrt((d/h)^2 + epsilon), h the interval (Meganet.m: 1e-3)."""
 
 
 class Box(Section):

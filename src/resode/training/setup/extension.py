@@ -109,7 +109,9 @@ class DynamicExtension:
     def penalty(self) -> Tensor | None:
         """The roughness of theta(t) (`resode.controls.roughness`)."""
         weights = self.settings.smoothness
-        return None if weights is None else roughness(self.module, weights.total_variation, weights.dirichlet)
+        if weights is None:
+            return None
+        return roughness(self.module, weights.total_variation, weights.dirichlet, weights.epsilon)
 
     def project(self) -> None:
         """Clamp the parameters to their bounds."""
@@ -120,7 +122,7 @@ class DynamicExtension:
         """Evaluations of fields: of the forward pass with fixed steps; of adaptive solvers also backwards."""
         if not self.blocks:
             return None
-        return sum(len(block.evaluations) + block.function_evaluations for block in self.blocks)
+        return sum(block.field_evaluations + block.function_evaluations for block in self.blocks)
 
     def reset_counters(self) -> None:
         """Set the counts of adaptive solvers to zero."""
