@@ -53,7 +53,7 @@ def dynamics(
 
     Args:
         net: the network; its mode and statistics are unchanged.
-        images: one batch of its inputs (N, C, H, W) (default: none; then norms of states are left out).
+        images: one batch of its inputs (N, C, H, W) (default: none, and no norms of states).
         size: height and width of an image, where there is none.
 
     Raises:

@@ -74,7 +74,7 @@ def analyze(
 
         resode analyze he_resnet20 --json
 
-        resode analyze runs/hamiltonian --depth --images 2000
+        resode analyze runs/rk4 --depth --images 1000
 
     \f
     """

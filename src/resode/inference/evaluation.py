@@ -260,7 +260,7 @@ class Prepared:
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """Of the images; pixels / 255 where the network has none."""
+        """The preprocessing of the images; pixels / 255 where the network has none."""
         pixels = self.images.images.pixels
         return self.trained.for_images(pixels.shape[1:3], pixels.shape[3], self.images.classes)
 

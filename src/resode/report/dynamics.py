@@ -57,7 +57,7 @@ def of_weights(path: Path) -> Section | None:
     """The section about the network of a run or a weights file, on one batch of its test images.
 
     None for other networks, and where the weights cannot be read: a page is written of any run. Without its
-    images the norms of states are left out, which `note` says.
+    images the norms of states are missing, which `note` says.
     """
     try:
         trained = trained_network(path, "cpu")

@@ -66,7 +66,7 @@ class Products:
         self._eps = torch.finfo(last.dtype).eps
 
     def convergence(self) -> Convergence:
-        """Of all images that were added."""
+        """Orders and distances over all images that were added."""
         gram = torch.cat([products for products, _ in self._batches])
         size = torch.cat([norms for _, norms in self._batches])
         one, two, four, start = range(4)

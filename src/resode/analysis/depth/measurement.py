@@ -37,7 +37,7 @@ from resode.statistics import has_statistics
 
 STAGE_IMAGES = 512  # on which stages are measured, at most half of all
 STAGE_BATCH = 64  # of them at a time, in float64
-STATISTICS = (512, 2048)  # training images for running statistics: as many as test images, within these
+STATISTICS = (1024, 2048)  # training images for running statistics: as many as test images, within these
 STATISTICS_BATCH = 256  # of them at a time
 
 

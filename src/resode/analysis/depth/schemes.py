@@ -68,7 +68,7 @@ class OfSecondOrder(FixedStep):
 
     @property
     def order(self) -> int | None:
-        """That of the scheme."""
+        """The order of the scheme."""
         return self.scheme.order
 
     @property
@@ -101,7 +101,7 @@ class OfPair(FixedStep):
 
     @property
     def order(self) -> int | None:
-        """That of the scheme."""
+        """The order of the scheme."""
         return self.scheme.order
 
     @property

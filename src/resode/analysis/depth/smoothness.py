@@ -47,7 +47,7 @@ class Smoothness:
 
 
 def smoothness(controls: Controls) -> Smoothness:
-    """Of theta(t) at its control nodes."""
+    """Test theta(t) at its control nodes."""
     nodes = list(controls)
     weights = [
         torch.cat([p.detach().double().flatten() for p in node.parameters()] or [_none()]) for node in nodes
