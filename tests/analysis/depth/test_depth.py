@@ -6,10 +6,13 @@ import json
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import resode
 from resode import DynamicNet, Stage, TimeGrid
 from resode.analysis.depth import Depth, depth
+from resode.analysis.depth.stage import is_smooth
+from resode.blocks import DynamicBlock
 from resode.errors import InputError, IntegrityError
 
 SMOOTH = {"name": "parabolic", "norm": None, "activation": "tanh"}
@@ -158,3 +161,20 @@ def test_other_inputs_are_refused(change, message):
     arguments = {"data": pictures(4), **change}
     with pytest.raises(InputError, match=message):
         depth(DynamicNet([Stage(4, SMOOTH, "euler", states=2)]), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("field", "scheme", "controls", "expected"),
+    [
+        (SMOOTH, "euler", "constant", True),
+        (SMOOTH, "adams_bashforth2", "linear", True),
+        (SMOOTH, "adams_bashforth2", "constant", False),  # a slope from beyond a jump of theta(t)
+        ("parabolic", "rk4", "linear", False),  # ReLU
+        (lambda width: nn.Conv2d(width, width, 1), "rk4", "linear", True),
+        (lambda width: nn.Sequential(nn.Conv2d(width, width, 1), nn.ReLU()), "rk4", "linear", False),
+    ],
+)
+def test_the_order_of_the_scheme_is_asked_for_only_where_f_is_known_to_be_smooth(
+    field, scheme, controls, expected
+):
+    assert is_smooth(DynamicBlock(Stage(4, field, scheme, 2, interpolation=controls))) == expected
