@@ -197,7 +197,7 @@ class DynamicBlock(nn.Module):
         """The last state, from the first one and, for a moving scheme, y_0 - y_{-1} (default: 0)."""
         if isinstance(self.stage.integrator, Adaptive):
             return self._solve_adaptively(y)[-1]
-        return self.stage.gradient.integrate(self._flow(difference), y)
+        return self.stage.gradient.integrate(self.flow(difference), y)
 
     def set_gradient(self, gradient: Any) -> None:
         """Take another gradient method, as an object, a name or a mapping; parameters are unchanged.
@@ -224,7 +224,7 @@ class DynamicBlock(nn.Module):
         statistics are not updated.
         """
         method = self.stage.gradient
-        return drift(method, self._flow(), y) if isinstance(method, Reversible) else None
+        return drift(method, self.flow(), y) if isinstance(method, Reversible) else None
 
     def trajectory(
         self, y: Tensor, difference: Tensor | None = None
@@ -235,11 +235,11 @@ class DynamicBlock(nn.Module):
         """
         if isinstance(self.stage.integrator, Adaptive):
             return self.stage.states.nodes, list(self._solve_adaptively(y))
-        flow = self._flow(difference)
+        flow = self.flow(difference)
         return self.stage.states.nodes, [flow.state(carry) for carry in flow.carries(y)]
 
-    def _flow(self, difference: Tensor | None = None) -> Flow:
-        """The discretised equation with the parameters of now."""
+    def flow(self, difference: Tensor | None = None) -> Flow:
+        """The discretised equation with the parameters of now; of schemes with fixed steps."""
         thetas = [self.controls.combined(w, e.part) for w, e in zip(self._weights, self._times, strict=True)]
         for i, untouched in self._padded.items():
             thetas[i] = self.controls.with_zero(thetas[i], untouched, self._times[i].part)
@@ -342,24 +342,14 @@ class DynamicBlock(nn.Module):
             width: the width of the state.
             batch: the batch size for the memory of a training step.
         """
-        stage, integrator = self.stage, self.stage.integrator
-        order = "" if integrator.order is None else f", order {integrator.order}"
+        stage = self.stage
         shape = (stage.width, height, width)
-        controls = f"{self.controls.grid} ({self.controls.interpolation})"
-        if self.unused:
-            nodes = ", ".join(f"{self.controls.grid.nodes[j]:g}" for j in self.unused)
-            controls += f"; unused, with zero gradient: {nodes}"
-        calls, per, counted = f"{self.field_evaluations}", "", ""
-        if isinstance(integrator, Adaptive):
-            calls = f"as many as {integrator.tolerances} need for the images"
+        per, counted = "", ""
+        if isinstance(stage.integrator, Adaptive):
             per, counted = ", each evaluation", "; one evaluation counted"
         work, kept = cost.multiply_adds(self, shape), memory.profile(self, shape, batch).peak()
         rows = [
-            ("field", f"{stage.field.name}: f = {stage.field.equation}"),
-            ("scheme", f"{integrator.name}{order}: {integrator.equation}"),
-            ("states", f"{stage.states}, each {stage.width}x{height}x{width}"),
-            ("controls", controls),
-            ("evaluations", calls),
+            *self.equation(height, width),
             ("parameters", f"{cost.parameters(self):,}"),
             ("multiply-adds", f"{work / 1e6:,.1f} M an image{per}"),
             (
@@ -369,6 +359,25 @@ class DynamicBlock(nn.Module):
             ),
         ]
         return rows + [("warning", line) for line in self.warnings(height, width)]
+
+    def equation(self, height: int, width: int) -> list[tuple[str, str]]:
+        """The equation, the scheme and the grids in rows (label, text), for states of this size."""
+        stage, integrator = self.stage, self.stage.integrator
+        order = "" if integrator.order is None else f", order {integrator.order}"
+        controls = f"{self.controls.grid} ({self.controls.interpolation})"
+        if self.unused:
+            nodes = ", ".join(f"{self.controls.grid.nodes[j]:g}" for j in self.unused)
+            controls += f"; unused, with zero gradient: {nodes}"
+        calls = f"{self.field_evaluations}"
+        if isinstance(integrator, Adaptive):
+            calls = f"as many as {integrator.tolerances} need for the images"
+        return [
+            ("field", f"{stage.field.name}: f = {stage.field.equation}"),
+            ("scheme", f"{integrator.name}{order}: {integrator.equation}"),
+            ("states", f"{stage.states}, each {stage.width}x{height}x{width}"),
+            ("controls", controls),
+            ("evaluations", calls),
+        ]
 
     def extra_repr(self) -> str:
         s = self.stage

@@ -212,8 +212,8 @@ class DynamicNet(nn.Module):
             data["head"] = to_data(self.head_specification)
         return {**data, "classes": self.classes, "in_channels": in_channels}
 
-    def _sizes(self, height: int, width: int) -> list[tuple[int, int]]:
-        """Height and width of the states of each stage."""
+    def sizes(self, height: int, width: int) -> list[tuple[int, int]]:
+        """Height and width of the states of each stage, for images of this size."""
         sizes = [(height, width)]
         for connector in self.connector_specifications[: len(self.stages) - 1]:
             sizes.append((connector.size(sizes[-1][0]), connector.size(sizes[-1][1])))
@@ -222,7 +222,7 @@ class DynamicNet(nn.Module):
     def warnings(self, height: int = 32, width: int = 32) -> list[str]:
         """What to know before training on images of this size, one line each."""
         lines = []
-        for number, (block, size) in enumerate(zip(self.blocks(), self._sizes(height, width), strict=True)):
+        for number, (block, size) in enumerate(zip(self.blocks(), self.sizes(height, width), strict=True)):
             lines += [f"stage {number + 1}: {line}" for line in block.warnings(*size)]
         return lines
 
@@ -242,7 +242,7 @@ class DynamicNet(nn.Module):
             f"{self.classes} classes"
         )
         lines = [title]
-        for number, (block, size) in enumerate(zip(self.blocks(), self._sizes(height, width), strict=True)):
+        for number, (block, size) in enumerate(zip(self.blocks(), self.sizes(height, width), strict=True)):
             lines.append(f"  stage {number + 1}")
             lines += [f"    {label:<14} {text}" for label, text in block.explain(*size, batch)]
         return "\n".join(lines)
