@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from resode import create
 from resode.interop import FORMATS
 from resode.training import Experiment
-from tests.fidelity.steps import EVALUATED, TRAINED, Golden, assert_close, rates, take, trainer_of
+from tests.fidelity.training import EVALUATED, TRAINED, Golden, assert_close, rates, take, trainer_of
 
 
 @pytest.fixture(params=["akamaster", "fattorib"])
@@ -53,11 +53,11 @@ def test_logits_and_gradients(source):
 def test_three_steps_of_the_recipe(source):
     """Scaling, loss, rate, momentum, weight decay of all parameters, running statistics."""
     name, golden, translate = source
-    trainer = trainer_of(f"{name}/resnet20", golden, network(golden, translate))
+    trainer = trainer_of(f"{name}/resnet20", network(golden, translate), golden["images"], golden["labels"])
     for step, inputs in enumerate(golden["inputs"]):
         assert_close({"": trainer.setup.training.batch(0, step).inputs}, {"": inputs}, EVALUATED)
         assert trainer.learning_rate(step) == pytest.approx(golden["rates"][step].item())
-    losses, _ = take(trainer)
+    losses = take(trainer)
     assert losses == pytest.approx(golden["losses"].tolist(), rel=TRAINED)
     assert_close(trainer.module.state_dict(), translate(golden.part("after")).tensors, TRAINED)
 
@@ -77,7 +77,9 @@ def test_three_steps_of_the_recipe(source):
 def test_another_recipe_ends_elsewhere(source, change):
     """The negative control: each setting shows in three steps."""
     name, golden, translate = source
-    trainer = trainer_of(f"{name}/resnet20", golden, network(golden, translate), **change)
+    trainer = trainer_of(
+        f"{name}/resnet20", network(golden, translate), golden["images"], golden["labels"], **change
+    )
     take(trainer)
     expected = translate(golden.part("after")).tensors
     found = dict(trainer.module.named_parameters())

@@ -17,10 +17,13 @@ from resode.fields import Hamiltonian, Parabolic
 from resode.integrators import IMEX
 from resode.models.transitions import Connector, Head, Stem
 from resode.training import Experiment
-from tests.fidelity.recorded import EVALUATED, TRAINED, Golden, assert_close, error, trainer_of
+from tests.fidelity.training import EVALUATED, TRAINED, Golden, assert_close, error, take, trainer_of
 
 SCHEME = IMEX(zero_mean=True, normed=True)
-SETTINGS = {"optimizer.lr": 1e-3, "optimizer.momentum": 0.0, "optimizer.weight_decay": 0.0}
+SETTINGS = {
+    "schedule": {"name": "constant"},
+    "optimizer.lr": 1e-3, "optimizer.momentum": 0.0, "optimizer.weight_decay": 0.0,
+}  # fmt: skip
 LAYERS = {0: ("stem", None), 3: ("connectors.0", None)}
 LAYERS |= {j: (f"stages.{s}", k) for j, s, k in ((1, 0, 0), (2, 0, 1), (4, 1, 0), (5, 1, 1))}
 
@@ -85,9 +88,14 @@ def test_the_logits_depend_on_both_options(scheme, golden):
     assert error(logits, golden["logits"]) > 1e-3
 
 
+def begun(golden):
+    net = loaded(golden.part("state"))
+    return trainer_of("haber2019/imex", net, golden["images"], golden["labels"], classes=5, **SETTINGS)
+
+
 def test_gradients_are_those_of_the_original(golden):
     """That of B is the original's without its mean: only such a B moves."""
-    trainer = trainer_of("haber2019/imex", loaded(golden.part("state")), golden, **SETTINGS)
+    trainer = begun(golden)
     _, loss = trainer.predict(trainer.setup.training.batches[0])
     loss.backward()
     assert loss.item() == pytest.approx(golden["losses"][0].item(), rel=EVALUATED)
@@ -106,13 +114,8 @@ def kept(net):
 
 
 def test_three_steps_are_those_of_the_original(golden):
-    trainer = trainer_of("haber2019/imex", loaded(golden.part("state")), golden, **SETTINGS)
-    losses = []
-    for _ in range(3):
-        before = trainer.sums[0].item()
-        trainer.step()
-        kept(trainer.module)
-        losses.append((trainer.sums[0].item() - before) / 4)
+    trainer = begun(golden)
+    losses = take(trainer, kept)
     assert losses == pytest.approx(golden["losses"].tolist(), rel=TRAINED)
     found = {name: p.detach() for name, p in trainer.module.named_parameters() if p.requires_grad}
     assert_close(found, named(golden.part("after")), TRAINED)

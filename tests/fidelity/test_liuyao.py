@@ -8,7 +8,7 @@ from torch import nn
 
 from resode.models import create
 from resode.operators.twist import TwistConv2d
-from tests.fidelity.training import Golden, assert_close, trained
+from tests.fidelity.training import EVALUATED, TRAINED, Golden, assert_close, take, trainer_of
 
 TWISTED = {"name": "twisted", "where": [1, 2, 3], "coordinates": "published", "form": "separate"}
 NETWORKS = {
@@ -17,6 +17,7 @@ NETWORKS = {
     "50": TWISTED | {"of": {"name": "cifar_resnet50", "widths": [2, 4, 8, 8]}, "tie": "odd"},
     "pde": {"name": "pde_resnet", "widths": [4, 8, 16, 16], "blocks": [2, 1, 1, 1]},
 }
+RECIPES = {"34": "resnet34-twist", "50": "resnet50-twist", "pde": "pde-resnet"}
 UNITS = {"34": (2, 1, 1, 1), "50": (1, 1, 1, 1)}
 BLOCKS = ("layer1.0", "layer1.1", "layer2.0", "layer3.0", "layer4.0")  # of the network of PDE blocks
 
@@ -117,12 +118,12 @@ def test_the_network_is_the_published_one(name):
     net.load_state_dict(of_original(net, golden.part("state"), name))
     with torch.no_grad():
         logits = net.eval()(golden["images"][0].double() / 255 - 0.5)
-    assert_close({"logits": logits}, {"logits": golden["logits"]}, 1e-10)
+    assert_close({"logits": logits}, {"logits": golden["logits"]}, EVALUATED)
     loss_of(net, golden).backward()
     found = {n: p.grad for n, p in net.named_parameters()}
     expected = of_original(net, golden.part("gradient"), name)
     plain = [n for n in found if not n.endswith("twist")]
-    assert_close({n: found[n] for n in plain}, {n: expected[n] for n in plain}, 1e-10)
+    assert_close({n: found[n] for n in plain}, {n: expected[n] for n in plain}, EVALUATED)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -131,16 +132,18 @@ def test_three_steps_are_the_published_ones_but_for_the_gradient_of_the_twist(na
     golden = Golden(f"liuyao-{name}")
     images = golden["images"].double() / 255 - 0.5
     lr = float(golden.about["what"].rpartition(" ")[2])
-    optimizer = {"name": "sgd", "lr": lr, "momentum": 0.9, "weight_decay": 5e-4}
+    settings = {"schedule": {"name": "constant"}, "optimizer.lr": lr}
 
     def after(net):
         reference = network(name)
         state, end = (of_original(reference, golden.part(key), name) for key in ("state", "after"))
-        return trained(net, state, images, golden["labels"], optimizer=optimizer), net.state_dict(), end
+        net.load_state_dict(state)
+        trainer = trainer_of(f"liuyao2021/{RECIPES[name]}", net, images, golden["labels"], **settings)
+        return take(trainer), net.state_dict(), end
 
     losses, found, expected = after(with_copies(network(name)))
-    assert_close({"losses": losses}, {"losses": golden["losses"]}, 1e-8)
-    assert_close(found, expected, 1e-8)
+    assert losses == pytest.approx(golden["losses"].tolist(), rel=TRAINED)
+    assert_close(found, expected, TRAINED)
     _, found, expected = after(network(name))
     twist = next(key for key in expected if key.endswith("twist"))
     assert not torch.allclose(found[twist], expected[twist], rtol=1e-4)

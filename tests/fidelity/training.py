@@ -1,5 +1,6 @@
-"""Golden tensors of an original, and steps of our own trainer on their images."""
+"""The trainer of a recipe, in float64 on given batches, against the golden tensors of an original."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -7,22 +8,29 @@ import torch
 from safetensors import safe_open
 
 from resode.data import Batch
-from resode.data.images import Dataset, Images
+from resode.data.given import dataset_of
 from resode.training import Experiment
 from resode.training.loop.step import Trainer
-from resode.training.optim import optimizers
+from resode.training.optim.schedules import learning_rate
 from resode.training.setup.preparation import prepare
 
-GOLDEN = Path(__file__).parents[1] / "golden"
+FOLDER = Path(__file__).parents[1] / "golden"
+# Relative to the largest number of a tensor: float64, sums in other orders.
+EVALUATED, TRAINED = 1e-10, 1e-8
+AS_RECORDED = {
+    "batch_size": 4, "augment.crop": 0, "augment.flip": False, "data.validation": 0,
+    "precision": "fp32", "compile": False, "device": "cpu",
+}  # fmt: skip
 
 
 class Golden:
-    """The tensors of one file; `part("after")` are those whose names begin with `after.`, without it."""
+    """The tensors of a file, in float64 or integers; `part("after")` are those named `after.*`."""
 
     def __init__(self, name):
-        with safe_open(GOLDEN / f"{name}.safetensors", framework="pt") as file:
-            self.tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        with safe_open(FOLDER / f"{name}.safetensors", framework="pt") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
             self.about = file.metadata()
+        self.tensors = {key: t.double() if t.is_floating_point() else t for key, t in tensors.items()}
 
     def __getitem__(self, name):
         return self.tensors[name]
@@ -32,40 +40,71 @@ class Golden:
         return {key.removeprefix(prefix): t for key, t in self.tensors.items() if key.startswith(prefix)}
 
 
-def trained(net, state, inputs, labels, **settings):
-    """Train a network in float64 by steps of the trainer, one for each batch; returns their losses.
+class InOrder:
+    """Given batches in place of a loader's."""
 
-    The trainer begins in float32; the state is loaded after it has been prepared.
+    def __init__(self, batches):
+        self.batches, self.steps, self.batch_size = batches, len(batches), batches[0].samples
+        self.samples = self.steps * self.batch_size
+
+    def batch(self, epoch, step):
+        return self.batches[step]
+
+
+def trainer_of(recipe, net, inputs, labels, *, classes=10, **changes):
+    """A trainer at the first step of a recipe, with a batch of each of the inputs and labels.
+
+    Inputs in uint8 are images, which the recipe scales; others enter the network as they are.
     """
-    dataset = Dataset.of(
-        "golden",
-        tuple("abcdefghij"),
-        Images.of(np.zeros((20, *inputs.shape[3:], 3), dtype=np.uint8), np.arange(20) % 10),
-        None,
-    )
-    values = {"name": "golden", "epochs": 1, "batch_size": len(labels[0]), "precision": "fp32"}
-    values |= {"compile": False, "device": "cpu", "schedule": {"name": "constant"}, **settings}
-    experiment = Experiment.from_values(values, "golden")
-    setup = prepare(experiment, net.float(), dataset=dataset)
-    setup.module.double().load_state_dict(state)
-    trainer = Trainer(setup)
+    is_scaled = inputs.is_floating_point()
+    images = (torch.zeros_like(inputs, dtype=torch.uint8) if is_scaled else inputs).flatten(0, 1)
+    # A data set has images of every class.
+    more = images[:1].expand(classes, *images.shape[1:])
+    dataset = dataset_of((torch.cat([images, more]), torch.cat([labels.flatten(), torch.arange(classes)])))
+    start = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    setup = prepare(Experiment.from_recipe(recipe, AS_RECORDED | changes), net.float(), dataset=dataset)
+    setup.module.double().load_state_dict(start)  # training is prepared in single precision alone
+    if is_scaled:
+        batches = [Batch(x, y) for x, y in zip(inputs, labels, strict=True)]
+    else:
+        options = {"batch_size": len(labels[0]), "dtype": torch.float64}
+        batches = list(setup.data.loader(dataset.train, np.arange(labels.numel()), setup.where, **options))
+    return Trainer(dataclasses.replace(setup, training=InOrder(batches)))
+
+
+def take(trainer, after_each=lambda module: None):
+    """Take the step of each batch, and call a function of the network after it; the losses."""
     losses = []
-    for step, (x, y) in enumerate(zip(inputs, labels, strict=True)):
-        optimizers.set_learning_rate(trainer.optimizer, trainer.learning_rate(step))
-        loss, _ = trainer.compute(Batch(x.contiguous(memory_format=torch.channels_last), y))
-        losses.append(loss)
-    return torch.stack(losses)
+    for batch in trainer.setup.training.batches:
+        before = trainer.sums[0].item()
+        trainer.step()
+        after_each(trainer.module)
+        losses.append((trainer.sums[0].item() - before) / batch.samples)
+    return losses
 
 
-def assert_close(found, expected, relative):
-    """Tensors by name agree to `relative` times the largest entry of each."""
+def assert_close(found, expected, tolerance):
+    """Tensors of the same names that agree, relative to the largest number of each."""
     assert set(found) == set(expected)
-    for name, tensor in expected.items():
-        size = tensor.abs().max().item() if tensor.numel() else 0.0
-        torch.testing.assert_close(
-            found[name],
-            tensor,
-            rtol=0,
-            atol=relative * max(size, 1e-3),
-            msg=lambda text, n=name: f"{n}: {text}",
-        )
+    errors = {name: error(found[name], tensor) for name, tensor in expected.items()}
+    assert not {name: far for name, far in errors.items() if not far <= tolerance}
+
+
+def error(found, expected, least=1e-3):
+    """The largest difference, relative to the largest number (or to `least`, if that is larger)."""
+    assert (found.shape, found.dtype) == (expected.shape, expected.dtype)
+    return (found - expected).abs().max().item() / max(expected.abs().max().item(), least)
+
+
+def rates(recipe):
+    """The learning rate of each epoch of a recipe, the same in all of its steps."""
+    experiment = Experiment.from_recipe(recipe)
+    images = 50_000 - experiment.data.validation
+    steps = -(-images // experiment.batch_size)
+    of_steps = [
+        learning_rate(experiment.schedule, experiment.optimizer.lr, k, experiment.epochs * steps, steps)
+        for k in range(experiment.epochs * steps)
+    ]
+    table = np.array(of_steps).reshape(experiment.epochs, steps)
+    assert (table == table[:, :1]).all()
+    return table[:, 0]

@@ -23,12 +23,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from recording import STEPS, stand_ins, write
 from torch import Tensor, nn
 
-GOLDEN = Path(__file__).parents[1]
 WIDTHS = [3, 4, 5]
-STEPS = 3
 EQUAL = ([0, 1, 2], [0, 1, 2])  # states and controls; rk1 never touches the last node
 # Scheme, layer, norm; states and controls.
 NETWORKS = {
@@ -45,46 +43,11 @@ NORMS = {"tv": "TvNorm", "batch": "Batch"}
 LAYERS = {"parabolic": "DoubleSymLayer", "double": "DoubleLayer", "preact_double": "PreactDoubleLayer"}
 
 
-class ToTensor:
-    """HWC bytes to CHW in 0 ... 1, as torchvision documents it."""
-
-    def __call__(self, image: np.ndarray) -> Tensor:
-        return torch.from_numpy(image).permute(2, 0, 1).double() / 255
-
-
-class Normalize:
-    """(x - mean) / std by channel, as torchvision documents it."""
-
-    def __init__(self, mean: list[float], std: list[float]) -> None:
-        self.mean, self.std = (torch.tensor(v, dtype=torch.float64)[:, None, None] for v in (mean, std))
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return (x - self.mean) / self.std
-
-
-class Compose:
-    """One transform after another; those of augmentation are none here."""
-
-    def __init__(self, transforms: list[Any]) -> None:
-        self.transforms = [t for t in transforms if t is not None]
-
-    def __call__(self, x: Any) -> Any:
-        return functools.reduce(lambda value, transform: transform(value), self.transforms, x)
-
-
-def stub_imports() -> None:
-    """Put stubs of torchvision and matplotlib on the path of imports."""
-    transforms = types.ModuleType("torchvision.transforms")
-    for name, value in {
-        "ToTensor": ToTensor, "Normalize": Normalize, "Compose": Compose,
-        "RandomHorizontalFlip": lambda **_: None, "RandomCrop": lambda *_, **__: None,
-    }.items():  # fmt: skip
-        setattr(transforms, name, value)
-    vision, plots = types.ModuleType("torchvision"), types.ModuleType("matplotlib")
-    vision.transforms = transforms  # type: ignore[attr-defined]
+def stub_plots() -> None:
+    """Put a stub of matplotlib on the path of imports."""
+    plots = types.ModuleType("matplotlib")
     plots.use = lambda name: None  # type: ignore[attr-defined]
-    stubs = {"torchvision": vision, "torchvision.transforms": transforms, "matplotlib": plots}
-    sys.modules.update(stubs | {"matplotlib.pyplot": types.ModuleType("matplotlib.pyplot")})
+    sys.modules.update({"matplotlib": plots, "matplotlib.pyplot": types.ModuleType("matplotlib.pyplot")})
 
 
 class Batches:
@@ -210,7 +173,8 @@ def default_rates(utils: Any) -> np.ndarray:
 
 def load_original(path: str) -> types.SimpleNamespace:
     """The modules of the toolbox in a folder."""
-    stub_imports()
+    stand_ins()
+    stub_plots()
     sys.path.insert(0, path)
     import RKNet
     import utils
@@ -224,8 +188,8 @@ def load_original(path: str) -> types.SimpleNamespace:
 
 
 def main(path: str, commit: str) -> None:
-    torch.set_default_dtype(torch.float64)
     torch.set_num_threads(1)
+    made = {}
     with contextlib.redirect_stdout(io.StringIO()):
         original = load_original(path)
         for scheme, layer, norm in NETWORKS:
@@ -233,10 +197,9 @@ def main(path: str, commit: str) -> None:
             about = {"norm": norm, "repository": "EmoryMLIP/DynamicBlocks", "commit": commit}
             about["what"] = f"{scheme}, {LAYERS[layer]}, {NORMS[norm]}: evaluation and {STEPS} training steps"
             metadata = {k: json.dumps(v) for k, v in (options | about).items()}
-            file = GOLDEN / f"dynamicblocks-{scheme}-{layer}-{norm}.safetensors"
-            save_file(tensors, file, metadata)
-    for file in sorted(GOLDEN.glob("dynamicblocks-*.safetensors")):
-        print(f"{file.name}: {file.stat().st_size / 1e3:.0f} KB")
+            made[f"dynamicblocks-{scheme}-{layer}-{norm}"] = tensors, metadata
+    for name, (tensors, metadata) in made.items():
+        write(name, tensors, metadata)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from recording import write
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -96,9 +96,7 @@ def main(folder: Path) -> None:
         "repository": "HaberGroup/SemiImplicitDNNs", "commit": COMMIT,
         "what": "IMEXnet of widths 4-6, two steps of h = 1 each, three steps of SGD at lr 1e-3",
     }  # fmt: skip
-    path = Path(__file__).parents[1] / "imexnet.safetensors"
-    save_file({name: t.contiguous() for name, t in made.items()}, path, about)
-    print(path, path.stat().st_size, "bytes; losses", [f"{loss:.4f}" for loss in losses])
+    write("imexnet", made, about)
 
 
 if __name__ == "__main__":

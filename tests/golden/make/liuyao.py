@@ -16,13 +16,12 @@ import json
 import math
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from recording import perturbed, three_steps, write
 from torch import nn
 
 NOTEBOOK = "cifar10_with_PDE.ipynb"
@@ -49,60 +48,17 @@ def classes_of(repository: str, commit: str, width: int) -> dict[str, Any]:
     return namespace
 
 
-def perturbed(net: nn.Module) -> nn.Module:
-    """Norms and biases away from their initial 1 and 0, so that each of them matters."""
-    with torch.no_grad():
-        for tensor in (*net.parameters(), *net.buffers()):
-            if tensor.is_floating_point() and tensor.ndim == 1:
-                tensor.add_(0.2 * torch.rand_like(tensor))
-    return net
-
-
-def golden(net: nn.Module, side: int, lr: float) -> dict[str, torch.Tensor]:
-    """State, inputs, logits, gradients and the state after three steps."""
-    kept = {f"state.{name}": tensor.clone() for name, tensor in net.state_dict().items()}
-    images = torch.randint(0, 256, (3, 4, 3, side, side), dtype=torch.uint8)
-    labels = torch.randint(0, 10, (3, 4))
-    kept |= {"images": images, "labels": labels}
-    net.eval()
-    with torch.no_grad():
-        kept["logits"] = net(images[0] / 255.0 - 0.5)
-    net.train()
-    optimizer = torch.optim.SGD(net.parameters(), lr=lr, momentum=0.9, weight_decay=5e-4)
-    losses = []
-    for step in range(3):
-        optimizer.zero_grad()
-        loss = nn.CrossEntropyLoss()(net(images[step] / 255.0 - 0.5), labels[step])
-        loss.backward()
-        if step == 0:
-            gradients = ((n, p.grad) for n, p in net.named_parameters() if p.grad is not None)
-            kept |= {f"gradient.{name}": g.clone() for name, g in gradients}
-        optimizer.step()
-        losses.append(loss.item())
-    kept |= {f"after.{name}": tensor for name, tensor in net.state_dict().items()}
-    kept["losses"] = torch.tensor(losses)
-    return {name: tensor.contiguous() for name, tensor in kept.items()}
-
-
 NETWORKS = {  # commit, block, units of each stage, width, side of images, learning rate of the first epoch
     "34": (
-        "410b9bb92e100fce7fae20714b5b70a3f4f7ef9d",
-        "BasicBlock",
-        (2, 1, 1, 1),
-        2,
-        32,
+        "410b9bb92e100fce7fae20714b5b70a3f4f7ef9d", "BasicBlock", (2, 1, 1, 1), 2, 32,
         0.1 * 1 / 5 * math.exp(1 - 1 / 5),
     ),
     "50": (
-        "26ab4ebfc7dc0bfc796444b14f07e7b56c02a368",
-        "Bottleneck",
-        (1, 1, 1, 1),
-        2,
-        32,
+        "26ab4ebfc7dc0bfc796444b14f07e7b56c02a368", "Bottleneck", (1, 1, 1, 1), 2, 32,
         0.1 * 1 / 10 * math.exp(1 - 1 / 10),
     ),
     "pde": ("aa330350f259dd8c8645a34fc4059ba9fae46162", "PDEBlock", (2, 1, 1, 1), 4, 16, 0.1),
-}
+}  # fmt: skip
 
 if __name__ == "__main__":
     torch.set_default_dtype(torch.float64)
@@ -119,4 +75,5 @@ if __name__ == "__main__":
             "what": f"ResNet({block}, {list(units)}) with {width} channels in stage 1, SGD at {lr!r}",
             "images": "uint8; the networks take images / 255 - 0.5",
         }
-        save_file(golden(net, side, lr), Path(__file__).parents[1] / f"liuyao-{name}.safetensors", about)
+        optimizer = torch.optim.SGD(net.parameters(), lr=lr, momentum=0.9, weight_decay=5e-4)
+        write(f"liuyao-{name}", three_steps(net, optimizer, side), about)

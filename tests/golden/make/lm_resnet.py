@@ -12,8 +12,7 @@ import types
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
-from torch import nn
+from recording import perturbed, three_steps, write
 
 COMMIT = "ff49654a50abd76f9fd40342a6d7b82e3ff11c31"
 WIDTHS = {"16": "2", "32": "4", "64": "8"}
@@ -38,46 +37,12 @@ def original(folder: Path) -> types.ModuleType:
     return module
 
 
-def perturbed(net: nn.Module) -> nn.Module:
-    """Norms and biases away from their initial 1 and 0, so that each of them matters."""
-    with torch.no_grad():
-        for name, tensor in (*net.named_parameters(), *net.named_buffers()):
-            if tensor.is_floating_point() and tensor.ndim == 1 and not name.startswith("ks"):
-                tensor.add_(0.2 * torch.rand_like(tensor))
-    return net
-
-
-def golden(net: nn.Module) -> dict[str, torch.Tensor]:
-    """State, inputs, logits, gradients and the state after three steps."""
-    kept = {f"state.{name}": tensor.clone() for name, tensor in net.state_dict().items()}
-    images = torch.randint(0, 256, (3, 4, 3, 32, 32), dtype=torch.uint8)
-    labels = torch.randint(0, 10, (3, 4))
-    kept |= {"images": images, "labels": labels}
-    net.eval()
-    with torch.no_grad():
-        kept["logits"] = net(images[0] / 255.0 - 0.5)
-    net.train()
-    optimizer = torch.optim.SGD(net.parameters(), lr=1e-3)
-    losses = []
-    for step in range(3):
-        optimizer.zero_grad()
-        loss = nn.CrossEntropyLoss()(net(images[step] / 255.0 - 0.5), labels[step])
-        loss.backward()
-        if step == 0:
-            gradients = ((n, p.grad) for n, p in net.named_parameters() if p.grad is not None)
-            kept |= {f"gradient.{name}": g.clone() for name, g in gradients}
-        optimizer.step()
-        losses.append(loss.item())
-    kept |= {f"after.{name}": tensor for name, tensor in net.state_dict().items()}
-    return kept | {"losses": torch.tensor(losses)}
-
-
 if __name__ == "__main__":
     torch.set_default_dtype(torch.float64)
     authors = original(Path(sys.argv[1]))
     for name, kind in (("step", authors.MResNet), ("channel", authors.MResNetC)):
         torch.manual_seed(0)
-        net = perturbed(kind(authors.BasicBlock, [3, 3, 3], pretrain=False, num_classes=10))
+        net = perturbed(kind(authors.BasicBlock, [3, 3, 3], pretrain=False, num_classes=10), "ks")
         net.noise = False
         about = {
             "repository": "2prime/LM-ResNet",
@@ -85,4 +50,5 @@ if __name__ == "__main__":
             "what": f"{kind.__name__}, three units a stage, widths 2-4-8, three steps of SGD at 1e-3",
             "images": "uint8; the networks take images / 255 - 0.5",
         }
-        save_file(golden(net), Path(__file__).parents[1] / f"lm-resnet-{name}.safetensors", about)
+        optimizer = torch.optim.SGD(net.parameters(), lr=1e-3)
+        write(f"lm-resnet-{name}", three_steps(net, optimizer, side=32), about)

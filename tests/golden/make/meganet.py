@@ -25,11 +25,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import save_file
+from recording import write
 from scipy.io import loadmat
 from torch import Tensor
 
-FOLDER = Path(__file__).parents[1]
 COMMIT = "1b3b0de4d8ad52d628110418592f99b362e1defc"
 WEIGHTS_OF_CLASSIFIER = 5 * 7
 
@@ -44,11 +43,8 @@ def main(original: Path) -> None:
                 "repository": "XtractOpen/Meganet.m", "commit": COMMIT, "how": "run under GNU Octave",
                 "what": f"{path.stem}: widths 4-6-6, three steps of h = 1, three steps of its sgd.m",
             }  # fmt: skip
-            out = FOLDER / f"meganet-{path.stem}.safetensors"
-            save_file(
-                tensors({k: v for k, v in loadmat(path).items() if isinstance(v, np.ndarray)}), out, about
-            )
-            print(out, out.stat().st_size, "bytes")
+            found = {k: v for k, v in loadmat(path).items() if isinstance(v, np.ndarray)}
+            write(f"meganet-{path.stem}", tensors(found), about)
 
 
 def tensors(found: dict[str, NDArray[np.float64]]) -> dict[str, Tensor]:

@@ -9,7 +9,8 @@ optimizer and schedule run in float64 on twelve small images. Hooks of torch not
     labels       of each step                      rates        the learning rate of each step
     logits       of the first step's inputs, in evaluation mode, before the steps
 
-`python akamaster.py FOLDER` writes its file into `tests/golden`; only numbers are kept.
+`python akamaster.py FOLDER` writes its file into `tests/golden`; only numbers are kept. Where an original's
+loop is a notebook's, `three_steps` takes its steps.
 """
 
 import re
@@ -28,11 +29,15 @@ FOLDER = Path(__file__).parents[1]
 STEPS, IMAGES, SIDE = 3, 12, 16
 
 
-def perturbed(net: nn.Module) -> nn.Module:
-    """Norms and biases away from their initial 1 and 0, so that each of them matters."""
+def perturbed(net: nn.Module, without: str | None = None) -> nn.Module:
+    """Norms and biases away from their initial 1 and 0, so that each of them matters.
+
+    Tensors whose names begin with `without` stay as they are.
+    """
     with torch.no_grad():
-        for tensor in (*net.parameters(), *net.buffers()):
-            if tensor.is_floating_point() and tensor.ndim == 1:
+        for name, tensor in (*net.named_parameters(), *net.named_buffers()):
+            kept = without is not None and name.startswith(without)
+            if tensor.is_floating_point() and tensor.ndim == 1 and not kept:
                 tensor.add_(0.2 * torch.rand_like(tensor))
     return net
 
@@ -42,6 +47,36 @@ def images() -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(1)
     pixels = torch.randint(0, 256, (IMAGES, SIDE, SIDE, 3), dtype=torch.uint8, generator=generator)
     return pixels, torch.arange(IMAGES) % 10
+
+
+def three_steps(net: nn.Module, optimizer: torch.optim.Optimizer, side: int) -> dict[str, Tensor]:
+    """Tensors noted of three steps on four images each, which the network takes as images / 255 - 0.5."""
+    noted = {f"state.{name}": tensor.clone() for name, tensor in net.state_dict().items()}
+    images = torch.randint(0, 256, (STEPS, 4, 3, side, side), dtype=torch.uint8)
+    labels = torch.randint(0, 10, (STEPS, 4))
+    net.eval()
+    with torch.no_grad():
+        noted |= {"images": images, "labels": labels, "logits": net(images[0] / 255.0 - 0.5)}
+    net.train()
+    losses = []
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(net(images[step] / 255.0 - 0.5), labels[step])
+        loss.backward()
+        if step == 0:
+            gradients = ((name, p.grad) for name, p in net.named_parameters())
+            noted |= {f"gradient.{name}": g.clone() for name, g in gradients if g is not None}
+        optimizer.step()
+        losses.append(loss.item())
+    after = {f"after.{name}": tensor for name, tensor in net.state_dict().items()}
+    return noted | after | {"losses": torch.tensor(losses)}
+
+
+def write(name: str, tensors: dict[str, Tensor], about: dict[str, str]) -> None:
+    """Write a file into `tests/golden`."""
+    path = FOLDER / f"{name}.safetensors"
+    save_file({key: t.contiguous() for key, t in tensors.items()}, path, about)
+    print(path, path.stat().st_size, "bytes")
 
 
 class Recording:
@@ -92,10 +127,7 @@ class Recording:
             "inputs": torch.stack(self.inputs), "labels": torch.stack(self.labels), "logits": logits,
             "losses": torch.stack(self.losses), "rates": torch.tensor(self.rates),
         }  # fmt: skip
-        path = FOLDER / f"{name}.safetensors"
-        about = {"repository": repository, "commit": commit, "what": what}
-        save_file({name: t.contiguous() for name, t in self.tensors.items()}, path, about)
-        print(path, path.stat().st_size, "bytes; losses", [f"{loss:.4f}" for loss in self.losses])
+        write(name, self.tensors, {"repository": repository, "commit": commit, "what": what})
 
 
 # ---------------------------------------------------------------- stand-ins for torchvision and for a GPU
