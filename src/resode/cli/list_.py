@@ -112,7 +112,6 @@ def _pretrained(pattern: str | None) -> str:
 def _recipes(pattern: str | None) -> str:
     from resode import recipes
     from resode.training.recipe import reading
-    from resode.training.recipe.published import measured
 
     rows: Rows = []
     remarks: list[str] = []
@@ -120,7 +119,7 @@ def _recipes(pattern: str | None) -> str:
         values = reading.read(name)
         about = values["about"]
         error = f"{about['published']['top1_error']:.2f} % " if about.get("published") else ""
-        if error and (remark := measured(about["published"]["source"])):
+        if error and (remark := about["published"].get("measured")):
             error = f"{error[:-1]}*"
             remarks.append(remark)
         rows.append((name, str(values["epochs"]), error, about["summary"]))

@@ -18,7 +18,6 @@ from resode.blocks import adaptive_solvers
 from resode.errors import InputError, ResodeError
 from resode.memory import Shape
 from resode.report.statistics import Difference, Mean, difference_of, mean_of
-from resode.training.recipe.published import measured
 from resode.training.records.reader import PublishedError, RunRecord, read
 
 # Settings that may differ between the runs of an arm: they change neither the network nor what it learns, or
@@ -164,7 +163,7 @@ def compare(groups: Sequence[Group], split: str = "test") -> Comparison:
                 validation=mean_of(list(validation.values())) if validation else None,
                 difference=None if group is groups[0] else difference_of(base, group.errors(split)),
                 published=None if (found := _published(group)) is None else found.top1_error,
-                published_as="" if found is None else measured(found.source),
+                published_as="" if found is None else found.measured,
                 parameters=_whole(group.median_of("parameters")),
                 multiply_adds=_multiply_adds(group),
                 evaluations=_evaluations(group),

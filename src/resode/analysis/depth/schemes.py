@@ -113,7 +113,7 @@ class OfPair(FixedStep):
         times = self.scheme.evaluations(s)
         return tuple(Evaluation(e.time, part) for e in times for part in self.parts)
 
-    def start(self, y: Tensor) -> Carry:
+    def start(self, y: Tensor, difference: Tensor | None = None) -> Carry:
         return halves(y)
 
     def state(self, carry: Carry) -> Tensor:

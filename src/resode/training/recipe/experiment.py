@@ -41,6 +41,8 @@ class Published(Section):
     """Top-1 test error in percent."""
     source: str
     """Where it is published."""
+    measured: str = ""
+    """How it was measured, where that is not after the last epoch, once over all test images."""
 
 
 class About(Section):

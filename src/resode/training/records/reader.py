@@ -118,10 +118,11 @@ class End(_Record):
 
 
 class PublishedError(_Record):
-    """The top-1 test error (percent) that the recipe reproduces, and its source."""
+    """The top-1 test error (percent) that the recipe reproduces, its source, and how that measured it."""
 
     top1_error: Percent
     source: str = ""
+    measured: str = ""
 
 
 class Stop(_Record):
