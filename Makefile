@@ -9,7 +9,7 @@ DEMO        := runs/demo
 # A process a core, each on one thread (tests/conftest.py)
 PYTEST      := $(BIN)/pytest -n auto --maxprocesses 8 --dist worksteal
 
-.PHONY: venv demo check test clean
+.PHONY: venv demo check test peers clean
 venv: $(VENV)/installed
 
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -41,5 +41,11 @@ test: venv
 	$(BIN)/lint-imports
 	$(PYTEST)
 
+# Without their dependencies, which would bring another torch
+peers: venv
+	$(PIP) --no-deps --target .peers torchdyn torchcde torchsde trampoline boltons attrs memcnn momentumnet \
+	  pytorch-lightning lightning-utilities torchmetrics
+	$(BIN)/python benchmarks/peers.py
+
 clean:
-	rm -rf $(VENV) build dist runs
+	rm -rf $(VENV) .peers build dist runs

@@ -15,6 +15,7 @@ from typing import Any
 
 from resode import pretrained, quantities, recipes, weights
 from resode.training import Experiment
+from resode.training.records.departures import departures
 
 HERE = Path(__file__).parent
 MACHINES = ("", "-vectors")  # suffix of a record: a processor with matrix units, one with vectors for bf16
@@ -122,39 +123,93 @@ def runs() -> Lines:
 
 
 def published() -> Lines:
-    """Every recipe that states a published error, and the error reached here."""
-    recorded: dict[tuple[str, int, int, str], list[Path]] = {}
+    """One row for each published error, with runs of one recipe beside it."""
+    figures: dict[tuple[float, str], list[str]] = {}
+    for name in recipes.files():
+        figure = Experiment.from_recipe(name).about.published
+        if figure is not None:
+            figures.setdefault((figure.top1_error, figure.source), []).append(name)
+    found = recorded()
+    rows = [
+        _figure(names, {name: found[name] for name in names if name in found}) for names in figures.values()
+    ]
+    return table(
+        "network | published error | ours (last epoch, mean over seeds) | protocol: theirs / ours "
+        "| epochs: theirs / ours | time of a run, hardware | command",
+        "{network} | {theirs} | {ours} | {protocols} | {epochs} | {time} | `resode train {command}`",
+        sorted(rows, key=lambda row: str(row["network"])),
+    )
+
+
+def recorded() -> dict[str, list[list[Path]]]:
+    """The folders of finished runs by recipe, those of equal length, images and processor together."""
+    groups: dict[tuple[str, int, int, str], list[Path]] = {}
     for file in sorted(HERE.rglob("summary.json")):
         run = read(file)
         if run["test"] is not None:
             cpu = read(file.with_name("environment.json"))["cpu"]
-            key = run["name"], run["epochs"], run["data"]["train"], cpu
-            recorded.setdefault(key, []).append(file.parent)
-    lines = table(
-        "recipe | published error | ours (last epoch) | runs | epochs | trained on | time of a run, hardware "
-        "| command",
-        "",
-        (),
-    )
-    for name in recipes.files():
-        recipe = Experiment.from_recipe(name)
-        if recipe.about.published is None:
-            continue
-        theirs = f"| {name} | {recipe.about.published.top1_error:.2f} %"
-        found = {key: folders for key, folders in recorded.items() if key[0] == name}
-        for (_, epochs, images, _), folders in found.items():
-            summaries = [read(folder / "summary.json") for folder in folders]
-            ours = mean([run["test"]["top1_error"] for run in summaries])
-            time = quantities.duration(median(run["seconds"] for run in summaries))
-            machine = hardware(read(folders[0] / "environment.json"))
-            fewer = "" if epochs == recipe.epochs else f" --set epochs={epochs}"
-            lines.append(
-                f"{theirs} | **{ours} %** | {len(folders)} | {epochs} of {recipe.epochs} | {images:,} "
-                f"| {time}, {machine} | `resode train {name}{fewer}` |"
-            )
-        if not found:
-            lines.append(f"{theirs} | not run | | {recipe.epochs} | | | `resode train {name}` |")
-    return lines
+            groups.setdefault((run["name"], run["epochs"], run["data"]["train"], cpu), []).append(file.parent)
+    found: dict[str, list[list[Path]]] = {}
+    for (name, *_), folders in groups.items():
+        found.setdefault(name, []).append(folders)
+    return found
+
+
+def _figure(names: Sequence[str], found: Mapping[str, Sequence[Sequence[Path]]]) -> Record:
+    """The row of a published error that several recipes share, the source's own recipe among them.
+
+    Shown are the runs of full length with the most seeds, then of the shortest time; never those with the
+    lowest error.
+    """
+    source = next(name for name in names if not name.startswith("fast/"))
+    theirs = Experiment.from_recipe(source)
+    figure = theirs.about.published
+    assert figure is not None
+    row = {
+        "network": source,
+        "theirs": f"{figure.top1_error:.2f} %" + (f" ({figure.measured})" if figure.measured else ""),
+        "ours": "not run", "protocols": _protocol(theirs), "epochs": theirs.epochs, "time": "",
+        "command": source,
+    }  # fmt: skip
+    known = [(name, folders) for name, groups in found.items() for folders in groups]
+    if not known:
+        return row
+
+    def founded(entry: tuple[str, Sequence[Path]]) -> tuple[bool, int, float]:
+        runs = [read(folder / "summary.json") for folder in entry[1]]
+        full = runs[0]["epochs"] == Experiment.from_recipe(entry[0]).epochs
+        return full, len(runs), -median(run["seconds"] for run in runs)
+
+    name, folders = max(known, key=founded)
+    ours = Experiment.from_recipe(folders[0] / "experiment.yaml")
+    runs = [read(folder / "summary.json") for folder in folders]
+    full = ours.epochs == Experiment.from_recipe(name).epochs
+    seeds = f"{len(runs)} seed" + "s" * (len(runs) > 1)
+    short = "" if full else f", {ours.epochs} epochs only"
+    if set(departures(ours.model_dump(mode="json"))) - {"epochs"}:
+        short += ", an earlier form of the recipe"
+    time = quantities.duration(median(run["seconds"] for run in runs))
+    return {
+        **row,
+        "ours": f"**{mean([run['test']['top1_error'] for run in runs])} %** ({seeds}{short})",
+        "protocols": f"{_protocol(theirs)} / {_protocol(ours)}",
+        "epochs": f"{theirs.epochs} / {ours.epochs}",
+        "time": f"{time}, {hardware(read(folders[0] / 'environment.json'))}",
+        "command": name + ("" if full else f" --set epochs={ours.epochs}"),
+    }
+
+
+def _protocol(experiment: Experiment) -> str:
+    """Optimizer, images and what else sets a training apart, `SGD, 45,000 images`."""
+    held = experiment.data.validation
+    words = [{"sgd": "SGD", "muon": "Muon"}.get(experiment.optimizer.name, experiment.optimizer.name)]
+    if experiment.data.source == "cifar10":
+        words.append(f"{50_000 - int(held if held >= 1 else 50_000 * held):,} images")
+    extras = {
+        "growing images": experiment.sizes, "smoothed labels": experiment.label_smoothing,
+        "reflected borders": experiment.augment.padding == "reflect",
+    }  # fmt: skip
+    return ", ".join(words + [name for name, present in extras.items() if present])
 
 
 def first_iterations() -> Lines:

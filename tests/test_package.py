@@ -20,6 +20,7 @@ def test_a_wheel_is_complete(tmp_path):
     needed |= {
         "resode/data/assets/digits.csv.gz",
         "resode/data/assets/README.md",
+        "resode/report/templates/depth_page.html",
         "resode/report/templates/run.html",
         "resode/report/templates/style.css",
     }

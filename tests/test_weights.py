@@ -4,6 +4,7 @@ import contextlib
 import copy
 import json
 import struct
+from collections import OrderedDict
 from dataclasses import replace
 
 import pytest
@@ -228,7 +229,7 @@ def test_no_flipped_bit_is_silent(path, network, card):
 def test_a_file_of_before_digests_is_read_and_known(path, network, card):
     old = replace(card, format=1).to_json()
     save_file(load_file(path), path, metadata={"resode": old})
-    assert not weights.has_digest(path)
+    assert not read_card(path).sealed
     load(path)
     load_into(network, path)
     save_file(load_file(path), path, metadata={"resode": card.to_json()})
@@ -326,7 +327,7 @@ def test_a_module_of_the_users_own_is_loaded_into_one(tmp_path):
     torch.manual_seed(1)
     module, other = nn.Linear(2, 3), nn.Linear(2, 3)
     save(module, tmp_path / "a.safetensors", Card(None, PREPROCESSING))
-    with pytest.raises(InputError, match=r"resode.load\(.*, into=net\)"):
+    with pytest.raises(InputError, match=r"made in Python and is no registered model.*\(into\)"):
         load(tmp_path / "a.safetensors")
     assert load_into(other, tmp_path / "a.safetensors") == ()
     assert same(other.state_dict(), module.state_dict())
@@ -425,3 +426,25 @@ def test_a_module_without_data_is_not_saved(tmp_path, card):
     with pytest.raises(InputError, match="meta device"):
         save(network, tmp_path / "a.safetensors", card)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "module.module._orig_mod."])
+def test_names_that_wrappers_gave_to_tensors_of_another_program_are_read(tmp_path, network, prefix):
+    path = tmp_path / "wrapped.safetensors"
+    save_file({prefix + name: tensor + 1 for name, tensor in network.state_dict().items()}, path)
+    expected = {name: tensor + 1 for name, tensor in network.state_dict().items()}
+    load_into(network, path)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in network.state_dict().items())
+
+
+def test_a_compiled_network_is_saved_and_filled_by_its_own_names(tmp_path, network, card):
+    path = tmp_path / "compiled.safetensors"
+    save(torch.compile(network), path, card)
+    assert load_file(path).keys() == network.state_dict().keys()
+    load_into(torch.compile(network), path)
+
+
+def test_a_part_that_is_called_module_keeps_its_name(tmp_path):
+    holder = nn.Sequential(OrderedDict(module=nn.Linear(2, 2)))
+    save_file(holder.state_dict(), tmp_path / "own.safetensors")
+    assert load_into(holder, tmp_path / "own.safetensors") == ()

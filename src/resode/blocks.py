@@ -25,8 +25,9 @@ from resode.fields import Hamiltonian
 from resode.fields.contract import check_nodes, check_shape, written_buffers
 from resode.gradients import Adjoint, Flow, Reversible, Stored, drift
 from resode.gradients.reversible import current_autocast
+from resode.gradients.watch import Watch
 from resode.integrators import Adaptive, FixedStep
-from resode.integrators.base import Evaluation
+from resode.integrators.base import NORM, Evaluation
 from resode.registry import instance
 from resode.stability import stability_warning
 from resode.stages import Stage
@@ -60,6 +61,7 @@ class DynamicBlock(nn.Module):
         self.scheme = nn.ParameterDict(self._coefficients())
         self.statistics = nn.ModuleList(self._own_statistics())
         self.function_evaluations = 0  # of an adaptive solver, counted as they happen
+        self._watch = Watch()
         integrator = stage.integrator
         self._offsets = integrator.offsets(stage.states) if isinstance(integrator, FixedStep) else ()
         # Evaluations at equal times share one theta.
@@ -79,6 +81,12 @@ class DynamicBlock(nn.Module):
             check_nodes(name, [self.controls.node(j, part) for j in range(len(self.controls))])
         node = self.controls.node(0, self.controls.parts[0])
         check_shape(name, node, width)
+        normed = any(part == NORM for _, part in self.stage.evaluations)
+        if normed and isinstance(getattr(node, "norm", None), nn.Identity | None):
+            raise InputError(
+                f"{self.stage.integrator.name}: normed applies the norm N of the field, but {name} has none, "
+                "or several; take hamiltonian, parabolic or antisymmetric with a norm, or remove normed"
+            )
         self._written = written_buffers(node, width)
         for path in self._written:
             if not isinstance(node.get_submodule(path.rpartition(".")[0]), _SpectralNorm):
@@ -162,8 +170,9 @@ class DynamicBlock(nn.Module):
                 module.register_buffer(name, module.get_buffer(name), persistent=False)
                 if name == "num_batches_tracked":
                     module.register_load_state_dict_pre_hook(_without_scratch_counter)
+        of_norm = {name: t for name, t in example.get("f", {}).items() if name.startswith("norm.")}
         for evaluation in self.evaluations:
-            yield Statistics(example[evaluation.part])
+            yield Statistics(of_norm if evaluation.part == NORM else example[evaluation.part])
 
     def _backward_evaluations(self) -> tuple[Evaluation, ...]:
         integrator = self.stage.integrator
@@ -184,10 +193,11 @@ class DynamicBlock(nn.Module):
 
     # ------------------------------------------------------------ integration
 
-    def forward(self, y: Tensor) -> Tensor:
+    def forward(self, y: Tensor, difference: Tensor | None = None) -> Tensor:
+        """The last state, from the first one and, for a moving scheme, y_0 - y_{-1} (default: 0)."""
         if isinstance(self.stage.integrator, Adaptive):
             return self._solve_adaptively(y)[-1]
-        return self.stage.gradient.integrate(self._flow(), y)
+        return self.stage.gradient.integrate(self.flow(difference), y)
 
     def set_gradient(self, gradient: Any) -> None:
         """Take another gradient method, as an object, a name or a mapping; parameters are unchanged.
@@ -214,20 +224,22 @@ class DynamicBlock(nn.Module):
         statistics are not updated.
         """
         method = self.stage.gradient
-        return drift(method, self._flow(), y) if isinstance(method, Reversible) else None
+        return drift(method, self.flow(), y) if isinstance(method, Reversible) else None
 
-    def trajectory(self, y: Tensor) -> tuple[tuple[float, ...], list[Tensor]]:
-        """The state nodes and the states there, y first.
+    def trajectory(
+        self, y: Tensor, difference: Tensor | None = None
+    ) -> tuple[tuple[float, ...], list[Tensor]]:
+        """The state nodes and the states there, y first; arguments as for `forward`.
 
         In training mode normalisation layers update their running statistics, as in `forward`.
         """
         if isinstance(self.stage.integrator, Adaptive):
             return self.stage.states.nodes, list(self._solve_adaptively(y))
-        flow = self._flow()
+        flow = self.flow(difference)
         return self.stage.states.nodes, [flow.state(carry) for carry in flow.carries(y)]
 
-    def _flow(self) -> Flow:
-        """The discretised equation with the parameters of now."""
+    def flow(self, difference: Tensor | None = None) -> Flow:
+        """The discretised equation with the parameters of now; of schemes with fixed steps."""
         thetas = [self.controls.combined(w, e.part) for w, e in zip(self._weights, self._times, strict=True)]
         for i, untouched in self._padded.items():
             thetas[i] = self.controls.with_zero(thetas[i], untouched, self._times[i].part)
@@ -243,18 +255,25 @@ class DynamicBlock(nn.Module):
             dict(self.scheme.items()),
             lambda: tuple(module.training for module in self.controls.modules()),
             self,
+            difference,
+            self._watch,
         )
 
     def _field(self, e: int, theta: Theta | None, y: Tensor, record: bool) -> Tensor:
         """The right-hand side at evaluation e, with the node's own parameters if theta is None."""
         i = self._theta_of[e]
         node = self.controls.node(self._weights[i][0][0], self._times[i].part)
+        only_norm = self._times[i].part == NORM
+        module = node.get_submodule("norm") if only_norm else node
         if theta is None:
-            own_value: Tensor = node(y)
+            own_value: Tensor = module(y)
             return own_value
         own = self.statistics[e] if self.statistics else None
         statistics = own.tensors(copies=not record) if isinstance(own, Statistics) else {}
-        result: Tensor = functional_call(node, {**theta, **statistics}, (y,))
+        tensors = {**theta, **statistics}
+        if only_norm:
+            tensors = {n.removeprefix("norm."): t for n, t in tensors.items() if n.startswith("norm.")}
+        result: Tensor = functional_call(module, tensors, (y,))
         return result
 
     def _solve_adaptively(self, y: Tensor) -> Tensor:
@@ -279,6 +298,11 @@ class DynamicBlock(nn.Module):
         parameters = tuple(p for p in self.controls.parameters() if p.requires_grad) if adjoint else None
         return integrator.integrate(f, y, self.stage.states, adjoint_parameters=parameters)
 
+    @property
+    def field_evaluations(self) -> int:
+        """Evaluations of the field in a forward pass by fixed steps; those of its norm alone do not count."""
+        return sum(part != NORM for _, part in self.evaluations)
+
     # ------------------------------------------------------------ description
 
     def stability(self, height: int, width: int) -> str | None:
@@ -288,7 +312,8 @@ class DynamicBlock(nn.Module):
     def warnings(self, height: int, width: int) -> list[str]:
         """What to know before training on states of this size."""
         lines = [self.stability(height, width), self.stage.field.remark()]
-        if isinstance(self.stage.field, Hamiltonian) and len(self.stage.integrator.parts) == 1:
+        normed = self.field_evaluations < len(self.evaluations)  # a norm bounds the state
+        if isinstance(self.stage.field, Hamiltonian) and len(self.stage.integrator.parts) == 1 and not normed:
             lines.append(
                 f"the Hamiltonian field is half of a pair; alone, by {self.stage.integrator.name}, "
                 "y' = +K^T s(K y) grows: take symplectic_euler, or the parabolic field"
@@ -317,31 +342,42 @@ class DynamicBlock(nn.Module):
             width: the width of the state.
             batch: the batch size for the memory of a training step.
         """
+        stage = self.stage
+        shape = (stage.width, height, width)
+        per, counted = "", ""
+        if isinstance(stage.integrator, Adaptive):
+            per, counted = ", each evaluation", "; one evaluation counted"
+        work, kept = cost.multiply_adds(self, shape), memory.profile(self, shape, batch).peak()
+        rows = [
+            *self.equation(height, width),
+            ("parameters", f"{cost.parameters(self):,}"),
+            ("multiply-adds", f"{work / 1e6:,.1f} M an image{per}"),
+            (
+                "memory",
+                f"{kept / 1e6:,.2f} MB of activations at batch {batch}, gradient {stage.gradient.name}"
+                f"{counted}",
+            ),
+        ]
+        return rows + [("warning", line) for line in self.warnings(height, width)]
+
+    def equation(self, height: int, width: int) -> list[tuple[str, str]]:
+        """The equation, the scheme and the grids in rows (label, text), for states of this size."""
         stage, integrator = self.stage, self.stage.integrator
         order = "" if integrator.order is None else f", order {integrator.order}"
-        shape = (stage.width, height, width)
         controls = f"{self.controls.grid} ({self.controls.interpolation})"
         if self.unused:
             nodes = ", ".join(f"{self.controls.grid.nodes[j]:g}" for j in self.unused)
             controls += f"; unused, with zero gradient: {nodes}"
-        adaptive = not self.evaluations
-        calls = "as many as the tolerances need" if adaptive else f"{len(self.evaluations)}"
-        per = ", each evaluation" if adaptive else ""
-        work, kept = cost.multiply_adds(self, shape), memory.profile(self, shape, batch).peak()
-        rows = [
+        calls = f"{self.field_evaluations}"
+        if isinstance(integrator, Adaptive):
+            calls = f"as many as {integrator.tolerances} need for the images"
+        return [
             ("field", f"{stage.field.name}: f = {stage.field.equation}"),
             ("scheme", f"{integrator.name}{order}: {integrator.equation}"),
             ("states", f"{stage.states}, each {stage.width}x{height}x{width}"),
             ("controls", controls),
             ("evaluations", calls),
-            ("parameters", f"{cost.parameters(self):,}"),
-            ("multiply-adds", f"{work / 1e6:,.1f} M an image{per}"),
-            (
-                "memory",
-                f"{kept / 1e6:,.2f} MB of activations at batch {batch}, gradient {stage.gradient.name}",
-            ),
         ]
-        return rows + [("warning", line) for line in self.warnings(height, width)]
 
     def extra_repr(self) -> str:
         s = self.stage
@@ -353,6 +389,16 @@ class DynamicBlock(nn.Module):
 def _without_scratch_counter(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
     """Drop the counter that BatchNorm adds for files without version numbers: a node has none."""
     state.pop(f"{prefix}num_batches_tracked", None)
+
+
+def adaptive_solvers(module: nn.Module) -> str:
+    """The adaptive solvers of a network, `Adaptive dopri5 (rtol 0.001, atol 0.0001)`; empty: it has none.
+
+    What they take depends on the images: costs that are counted hold one evaluation of each such block.
+    """
+    found = (block.stage.integrator for block in dynamic_blocks(module))
+    names = [f"{each.name} ({each.tolerances})" for each in found if isinstance(each, Adaptive)]
+    return " and ".join(dict.fromkeys(names))
 
 
 def dynamic_blocks(module: nn.Module) -> tuple[DynamicBlock, ...]:

@@ -19,10 +19,29 @@ Shape = tuple[int, int, int]  # channels, height and width of one image
 
 @dataclass(frozen=True)
 class NetworkCost:
-    """Parameters, and multiply-adds of one image (None where the size of an image is not known)."""
+    """Parameters, and multiply-adds of one image.
+
+    Args:
+        parameters: their number.
+        multiply_adds: with one evaluation of each adaptive block; None without a known image size.
+        solvers: the adaptive solvers and their tolerances; empty: all steps are fixed.
+    """
 
     parameters: int
     multiply_adds: int | None
+    solvers: str = ""
+
+    @property
+    def work(self) -> str:
+        """`40.6 M`; with an adaptive solver `>= 40.6 M`; empty where it is not known."""
+        if self.multiply_adds is None:
+            return ""
+        return f"{'>= ' if self.solvers else ''}{self.multiply_adds / 1e6:,.1f} M"
+
+    @property
+    def counted(self) -> str:
+        """What a number leaves open, to be appended to it; empty for fixed steps."""
+        return f" (one evaluation counted of {self.solvers}, which makes more)" if self.solvers else ""
 
 
 @dataclass(frozen=True)

@@ -174,30 +174,27 @@ class Controls(nn.ModuleList):
             for p, q in zip(before.parameters(), after.parameters(), strict=True):
                 yield h, q - p
 
-    def roughness(self, total_variation: float, dirichlet: float) -> Tensor:
+    def roughness(self, total_variation: float, dirichlet: float, epsilon: float = 0.0) -> Tensor:
         """The roughness of theta(t) in time: total variation plus Dirichlet energy.
 
             a sum_j |theta_{j+1} - theta_j|_1 + b/2 sum_j ||theta_{j+1} - theta_j||^2 / (tau_{j+1} - tau_j)
 
-        Haber & Ruthotto 2017 (arXiv:1705.03341), section 4.
+        Haber & Ruthotto 2017 (arXiv:1705.03341), section 4. With epsilon > 0, |d| is rounded at 0: to
+        h sqrt((d / h)^2 + epsilon), h = tau_{j+1} - tau_j.
 
         Args:
             total_variation: a.
             dirichlet: b.
+            epsilon: in the total variation.
         """
         terms = [
-            total_variation * d.abs().sum() + dirichlet / (2 * h) * d.square().sum()
+            total_variation * (d.abs() if epsilon == 0 else h * ((d / h).square() + epsilon).sqrt()).sum()
+            + dirichlet / (2 * h) * d.square().sum()
             for h, d in self.differences()
         ]
         if not terms:
             return next(self.parameters()).new_zeros(())
         return torch.stack(terms).sum()
-
-    @torch.no_grad()
-    def clamp(self, bound: float) -> None:
-        """Project the parameters onto |theta| <= bound, after an optimizer step say."""
-        for parameter in self.parameters():
-            parameter.clamp_(-bound, bound)
 
     def extra_repr(self) -> str:
         return f"{self.interpolation}, nodes={self.grid}"
@@ -208,8 +205,10 @@ def controls_of(module: nn.Module) -> tuple[Controls, ...]:
     return tuple(child for child in module.modules() if isinstance(child, Controls))
 
 
-def roughness(module: nn.Module, total_variation: float, dirichlet: float) -> Tensor | None:
+def roughness(
+    module: nn.Module, total_variation: float, dirichlet: float, epsilon: float = 0.0
+) -> Tensor | None:
     """The sum of `Controls.roughness` over a network; None if it has no controls with parameters."""
     every = (controls for controls in controls_of(module) if any(True for _ in controls.parameters()))
-    terms = [controls.roughness(total_variation, dirichlet) for controls in every]
+    terms = [controls.roughness(total_variation, dirichlet, epsilon) for controls in every]
     return torch.stack(terms).sum() if terms else None

@@ -5,7 +5,7 @@ the eigenvalues of its Jacobian (`spectrum`); the scheme is stable if the growth
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch import nn
 
@@ -42,6 +42,56 @@ def stable_step(integrator: FixedStep, decay: float, rotation: float = 0.0) -> f
         middle = (low + high) / 2
         low, high = (middle, high) if stable(middle) else (low, middle)
     return low
+
+
+def stability_numbers(stage: Stage, controls: Controls, height: int, width: int) -> tuple[float | None, ...]:
+    """For each step its length over the largest stable one; None where no bound is known.
+
+    A step is linearly stable where its number is at most 1; inf: no step is. The largest stable step is that
+    for theta at the control nodes between which the step lies.
+
+    Args:
+        stage: the stage.
+        controls: its control nodes.
+        height: the height of the state.
+        width: the width of the state.
+    """
+    integrator, states = stage.integrator, stage.states
+    if not isinstance(integrator, FixedStep) or not integrator.states_growth:
+        return (None,) * states.steps
+    limits = [
+        None if spectrum is None else stable_step(integrator, *spectrum)
+        for spectrum in (_spectrum(stage, controls, j, height, width) for j in range(len(controls)))
+    ]
+    return tuple(
+        _number(states.intervals[k], [limits[j] for j in _nodes_of(controls, states.nodes[k : k + 2])])
+        for k in range(states.steps)
+    )
+
+
+def _nodes_of(controls: Controls, times: Sequence[float]) -> range:
+    """The control nodes that theta(t) depends on from the first to the last of these times."""
+    touched = [j for t in times for j, _ in controls.weights(t)]
+    return range(min(touched), max(touched) + 1)
+
+
+def _number(h: float, limits: Sequence[float | None]) -> float | None:
+    known = [limit for limit in limits if limit is not None]
+    if len(known) < len(limits):
+        return None
+    return max(math.inf if limit == 0 else h / limit for limit in known)
+
+
+def radii(controls: Controls, height: int, width: int) -> list[list[float | None]]:
+    """For each control node, a bound on |df/dy| of each part whose Jacobian is known to be symmetric."""
+    return [
+        [_symmetric(_spectrum_of(controls.node(j, part), height, width)) for part in controls.parts]
+        for j in range(len(controls))
+    ]
+
+
+def _symmetric(spectrum: Spectrum | None) -> float | None:
+    return spectrum[0] if spectrum is not None and spectrum[1] == 0 else None
 
 
 def stability_warning(stage: Stage, controls: Controls, height: int, width: int) -> str | None:

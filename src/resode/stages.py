@@ -1,9 +1,11 @@
 """Stages: what a dynamic block integrates, and how, as a frozen value."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, is_dataclass
 from dataclasses import fields as fields_of
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
 
 from resode.controls import check_interpolation, default_controls
 from resode.errors import InputError
@@ -45,6 +47,20 @@ class Stage:
     interpolation: str = "linear"
     gradient: Gradient = Stored()  # noqa: RUF009
     keep_unused: bool = False
+
+    if TYPE_CHECKING:  # the types of what may be given; a field has that of what is kept
+
+        def __init__(
+            self,
+            width: int,
+            field: Field | str | Mapping[str, Any] | Callable[[int], nn.Module],
+            integrator: Integrator | str | Mapping[str, Any],
+            states: TimeGrid | Sequence[float] | int | Mapping[str, Any],
+            controls: TimeGrid | Sequence[float] | int | Mapping[str, Any] | None = None,
+            interpolation: str = "linear",
+            gradient: Gradient | str | Mapping[str, Any] = "stored",
+            keep_unused: bool = False,
+        ) -> None: ...
 
     def __post_init__(self) -> None:
         mistakes: list[str] = []

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
+from resode.errors import InputError
 from resode.mode import mode
 
 RECALIBRATION = 5120  # images on which statistics are estimated after a change of time grids
@@ -69,6 +70,9 @@ def estimate_statistics(module: nn.Module, batches: Iterable[Tensor]) -> None:
     Args:
         module: any module.
         batches: inputs (N, C, H, W) in batches of equal size.
+
+    Raises:
+        InputError: a batch has a single value of a channel, which has no variance.
     """
     norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     if not norms:
@@ -83,6 +87,13 @@ def estimate_statistics(module: nn.Module, batches: Iterable[Tensor]) -> None:
         for statistics in per_evaluation:
             statistics.reset()
         for inputs in batches:
-            module(inputs)
+            try:
+                module(inputs)
+            except ValueError as error:
+                if len(inputs) > 1:
+                    raise
+                raise InputError(
+                    f"statistics of normalisations cannot be estimated on a single image: {error}; give more"
+                ) from None
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum

@@ -1,6 +1,7 @@
 """Streams: a console on stderr that never fails: a closed terminal or a full disk ends no training."""
 
 import contextlib
+import sys
 from typing import IO, Any
 
 from rich.console import Console
@@ -41,3 +42,10 @@ class ErrorConsole(Console):
     @file.setter
     def file(self, new: IO[str]) -> None:
         self._file = new
+
+
+def notebook_cell() -> int | None:
+    """The number of the cell that IPython, in a notebook or a terminal, is running; None without IPython."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    return None if shell is None else int(shell.execution_count)

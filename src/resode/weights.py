@@ -134,6 +134,11 @@ class Card:
         object.__setattr__(self, "training", _as_json(self.training, "the card's training record"))
 
     @property
+    def sealed(self) -> bool:
+        """Whether the file carries a digest; those of earlier versions do not."""
+        return self.format >= HASHED
+
+    @property
     def assumes_classes(self) -> bool:
         """Whether nobody recorded the names of the classes: a checkpoint of another program has none."""
         return self.training.get("classes") == ASSUMED or "imported" in self.training
@@ -201,7 +206,7 @@ def save(module: nn.Module, path: str | PathLike[str], card: Card) -> None:
         ResourceError: the disk is full or read-only; the old file is unchanged.
         InputError: a tensor is on the meta device.
     """
-    own = module.state_dict(keep_vars=True)
+    own = getattr(module, "_orig_mod", module).state_dict(keep_vars=True)  # from torch.compile
     first = _first_names(own)
     tensors = {}
     for name in own:
@@ -240,12 +245,6 @@ def _to_text(values: Mapping[str, Any]) -> str:
     return text.encode("utf-8", "backslashreplace").decode()  # "\udce9": a path that is not UTF-8
 
 
-def has_digest(path: str | PathLike[str]) -> bool:
-    """Whether a file carries a digest, or was written before files had one."""
-    with _opened(path) as file:
-        return DIGEST in json.loads((file.metadata() or {}).get(KEY, "{}"))
-
-
 def read_card(path: str | PathLike[str]) -> Card:
     """Read the card of a weights file, without its tensors.
 
@@ -271,8 +270,8 @@ def load(path: str | PathLike[str]) -> Loaded:
         card, tensors = _card(file, path), _tensors(file, path)
     if card.specification is None:
         raise InputError(
-            f"{path}: its network is no registered model, but one made in Python; build it, then "
-            f"resode.load({str(path)!r}, into=net)"
+            f"{path}: its network was made in Python and is no registered model, so that no command can "
+            "rebuild it; in Python, give the network that takes the weights (into)"
         )
     module = _built(card.specification, path)
     try:
@@ -314,9 +313,12 @@ def load_into(module: nn.Module, path: str | PathLike[str], *, new_head: bool = 
         InputError: the file is missing, or its names or shapes do not fit.
         IntegrityError: the file is corrupt.
     """
+    module = getattr(module, "_orig_mod", module)  # from torch.compile
     with _opened(path) as file:
         tensors = _tensors(file, path)
     own = module.state_dict(keep_vars=True)
+    if not own.keys() <= tensors.keys():
+        tensors = unwrapped(tensors)
     differing = _head(own, tensors)
     if new_head:
         kept = differing if mismatches(own, tensors) else head(module)
@@ -363,6 +365,17 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         for name, tensor in own.items():
             tensor.data = tensor.data.to(tensors[name].dtype)
     module.load_state_dict(tensors)
+
+
+def unwrapped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors without what wrappers add to their names.
+
+    torch.compile adds `_orig_mod.` for the network or for a part of it, DataParallel `module.` to all names.
+    """
+    found = {name.replace("_orig_mod.", ""): tensor for name, tensor in tensors.items()}
+    while found and all(name.startswith("module.") for name in found):
+        found = {name.removeprefix("module."): tensor for name, tensor in found.items()}
+    return found
 
 
 def mismatches(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> list[str]:
@@ -427,8 +440,8 @@ def _card(file: Any, path: str | PathLike[str]) -> Card:
     text = (file.metadata() or {}).get(KEY)
     if text is None:
         raise InputError(
-            f"{path}: was not written by resode; use `resode import` for a published checkpoint, "
-            "`from resode import weights; weights.load_into(module, path)` for other tensors"
+            f"{path}: was not written by resode; `resode import` converts published checkpoints, and in "
+            "Python a network of yours takes other tensors"
         )
     try:
         return Card.from_json(text)
@@ -450,7 +463,7 @@ def _tensors(file: Any, path: str | PathLike[str]) -> dict[str, Tensor]:
     if DIGEST in json.loads(text):
         if stamped(text, tensors) != text:
             raise IntegrityError(f"{path}: does not match the SHA-256 that it carries (damaged)")
-    elif card.format >= HASHED:
+    elif card.sealed:
         raise IntegrityError(f"{path}: lacks the SHA-256 that its format carries (damaged)")
     return tensors
 

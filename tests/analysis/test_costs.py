@@ -1,11 +1,17 @@
 """Costs of a recipe are those of the network that it trains, and nothing is allocated for them."""
 
+import dataclasses
+
+import pytest
 import torch
 
 from resode import cost
+from resode.analysis.bench import bench
 from resode.analysis.costs import explain_blocks, network_cost, recipe_cost
+from resode.cli import main
 from resode.models import create
 from resode.training import Experiment
+from resode.training.setup.preparation import prepare
 
 
 def test_a_recipe_costs_what_its_network_costs():
@@ -38,3 +44,42 @@ def test_blocks_are_explained_with_the_weights_of_the_seed():
     text = explain_blocks(experiment)
     assert "RK4, order 4" in text
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+# ---------------------------------------------------------------- adaptive solvers
+
+
+def test_a_cost_that_depends_on_the_images_is_a_lower_bound_and_names_the_tolerances():
+    found = recipe_cost(Experiment.from_recipe("chen2018/neural-ode", {"model.rtol": 0.02})).network
+    assert found.solvers == "Adaptive dopri5 (rtol 0.02, atol 0.01)"
+    assert found.work.startswith(">= ")
+    assert "one evaluation counted of Adaptive dopri5 (rtol 0.02, atol 0.01)" in found.counted
+    fixed = recipe_cost(Experiment.from_recipe("dynamicblocks/rk4")).network
+    assert (fixed.solvers, fixed.counted) == ("", "")
+    assert fixed.work == "228.2 M"
+
+
+def test_memory_and_operations_of_an_adaptive_solver_are_no_fixed_numbers():
+    pytest.importorskip("torchdiffeq")
+    solver = {"width": 4, "field": {"name": "parabolic", "norm": "group"}, "integrator": "adaptive"}
+    model = {"name": "dynamic", "stages": [{**solver, "states": [0, 1]}], "in_channels": 1}
+    settings = {"model": model, "precision": "fp32", "batch_size": 64}
+    experiment = Experiment.from_recipe("quickstart", settings)
+    setup = prepare(experiment)
+    choice = dataclasses.replace(setup.memory, budget=10**9).choose(setup.module)
+    line = dataclasses.replace(setup.memory, budget=10**9).describe(setup.module, choice)
+    assert line.endswith(
+        "one evaluation counted for Adaptive dopri5 (rtol 0.001, atol 0.0001), which may take more"
+    )
+    assert bench(setup, seconds=0.2, rounds=1).operations is None
+    rows = dict(setup.module.stages[0].explain(8, 8))
+    assert rows["evaluations"] == "as many as rtol 0.001, atol 0.0001 need for the images"
+    assert rows["multiply-adds"].endswith(", each evaluation")
+    assert rows["memory"].endswith("; one evaluation counted")
+
+
+def test_the_command_shows_both(capsys):
+    for words in (["show", "neural_ode"], ["show", "chen2018/neural-ode"], ["list", "models", "neural_ode"]):
+        with pytest.raises(SystemExit):
+            main(words)
+        assert ">= 50.4 M" in capsys.readouterr().out

@@ -180,3 +180,54 @@ def test_every_field_is_read(name, twist):
     assert {row.term for row in rows} >= ({"W"} if twist is None else {"W", "X", "Y"})
     assert len(analysis.vector_fields(net)) == (0 if twist is None else sum(r.term == "X" for r in rows))
     assert analysis.terms(net, (3, 8, 8))
+
+
+# ---------------------------------------------------------------- what turns with the image
+
+
+def tensor_kernel(smoothing, anisotropy, axis, drift=0.0, direction=0.0):
+    """The kernel of u + div(T grad u) + v . grad u, with the axes of T and v given in degrees."""
+    c = torch.zeros(1, 1, 3, 3, dtype=torch.float64)
+    twice, angle = math.radians(2 * axis), math.radians(direction)
+    c[..., 0, 0] = 1
+    c[..., 0, 2] = smoothing + anisotropy * math.cos(twice)
+    c[..., 2, 0] = smoothing - anisotropy * math.cos(twice)
+    c[..., 1, 1] = 2 * anisotropy * math.sin(twice)
+    c[..., 0, 1], c[..., 1, 0] = drift * math.cos(angle), drift * math.sin(angle)
+    return kernels(c)
+
+
+@pytest.mark.parametrize("axis", [0, 10, 45, 80, -30, -89])
+@pytest.mark.parametrize("smoothing", [0.3, 0.0, -0.3])
+def test_a_diffusion_tensor_is_read_with_its_sign_and_axes_whatever_way_the_image_is_turned(axis, smoothing):
+    row = read(convolution(tensor_kernel(smoothing, 0.2, axis, drift=0.5, direction=2 * axis)))
+    assert (row.smoothing, row.anisotropy, row.drift) == pytest.approx((smoothing, 0.2, 0.5), abs=1e-12)
+    assert (row.axis, row.direction) == pytest.approx((axis, 2 * axis), abs=1e-9)
+    assert row.isotropic == pytest.approx(smoothing**2 / (smoothing**2 + 0.2**2), abs=1e-12)
+
+
+def test_turning_kernels_by_90_degrees_turns_axis_and_direction_and_nothing_else():
+    weight = random_weight(5, 4)
+    row, turned = (read(convolution(w)) for w in (weight, weight.mT.flip(-1)))  # (x, y) -> (-y, x)
+    unchanged = ("smoothing", "anisotropy", "drift", "isotropic", "strength", "diffusion", "advection")
+    for name in unchanged:
+        assert getattr(turned, name) == pytest.approx(getattr(row, name), rel=1e-12)
+    assert (turned.axis - row.axis) % 180 == pytest.approx(90, abs=1e-9)
+    assert (turned.direction - row.direction) % 360 == pytest.approx(90, abs=1e-9)
+
+
+def test_what_a_kernel_lacks_has_no_direction():
+    laplacian = torch.zeros(1, 1, 3, 3, dtype=torch.float64)
+    laplacian[..., 0, 2] = laplacian[..., 2, 0] = 1
+    row = read(convolution(kernels(laplacian)))
+    assert row.isotropic == pytest.approx(1)
+    assert (row.smoothing, row.anisotropy, row.axis, row.drift, row.direction) == (None,) * 5
+    identity = torch.zeros(1, 1, 3, 3, dtype=torch.float64)
+    identity[..., 1, 1] = 1
+    row = read(convolution(identity))
+    assert (row.smoothing, row.anisotropy, row.drift) == (0, 0, 0)
+    assert (row.axis, row.direction, row.isotropic) == (None, None, None)
+
+
+def test_independent_entries_have_half_of_their_second_derivatives_in_the_laplacian():
+    assert read(convolution(random_weight(300, 300))).isotropic == pytest.approx(1 / 2, abs=5e-3)

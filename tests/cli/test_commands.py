@@ -208,9 +208,12 @@ def test_list_shows_parameters_and_multiply_adds(resode):
 
 
 def test_show_prints_the_resolved_recipe(resode):
-    text = resode("show", "he2016/resnet20", "--set", "epochs=10").out
-    for part in ("arXiv 1512.03385", "top1_error: 8.75", "269,722", "40.6 M", "epochs: 10", "y_{k+1}", "MB"):
+    text = resode("show", "he2016/resnet20", "--set", "seed=10").out
+    for part in ("arXiv 1512.03385", "top1_error: 8.75", "269,722", "40.6 M", "seed: 10", "y_{k+1}", "MB"):
         assert part in text, part
+    shorter = resode("show", "he2016/resnet20", "--epochs", "10").out
+    assert "he2016/resnet20 with other epochs" in shorter
+    assert "top1_error" not in shorter
 
 
 def test_show_predicts_the_memory_of_every_method(resode):
@@ -327,6 +330,25 @@ def test_a_signal_while_reading_ends_the_command_and_leaves_no_run(resode, tmp_p
     assert answer.lines[-1] == "resode: interrupted"
     assert not (tmp_path / "run").exists()
     assert before == {number: signal.getsignal(number) for number in before}
+
+
+DURING_IMPORT = """
+import os, signal, sys
+from resode.__main__ import main
+
+class Finder:
+    def find_spec(name, path=None, target=None):
+        if name == "resode.cli":
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Finder)
+main()
+"""
+
+
+def test_ctrl_c_while_the_command_line_is_imported(tmp_path):
+    done = subprocess.run([sys.executable, "-c", DURING_IMPORT], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (130, "resode: interrupted\n")
 
 
 def test_ctrl_c_saves_and_resume_goes_on(tmp_path):

@@ -60,7 +60,8 @@ def test_a_narrow_terminal_cuts_no_name_and_loses_no_column(resode, monkeypatch)
 @pytest.mark.parametrize("columns", [NARROW, 120, 500])
 def test_a_recipe_is_one_line(resode, monkeypatch, columns):
     monkeypatch.setenv("COLUMNS", str(columns))
-    _, _, *rows = resode("list", "recipes").out.splitlines()
+    _, _, *rows, legend = resode("list", "recipes").out.splitlines()
+    assert legend.startswith("* not after the last epoch")
     assert [row.split()[0] for row in rows] == list(recipes.files())
 
 

@@ -17,7 +17,7 @@ from resode.interop import toolbox as toolbox_format
 from resode.models import name_and_options
 from resode.models.twisting import twisted_convolutions
 
-GOLDEN = Path(__file__).parent.parent / "golden" / "dynamicblocks-rk4.safetensors"
+GOLDEN = Path(__file__).parent.parent / "golden" / "dynamicblocks-rk4-parabolic-tv.safetensors"
 RECIPE = "quickstart-parabolic"
 SETTINGS = {
     "epochs": 4,
@@ -283,17 +283,17 @@ OUT = ("--model", "dynamicblocks", "--out", "net.safetensors")
 def test_a_toolbox_network_is_imported_with_what_its_tensors_tell(resode, toolbox, tmp_path):
     answer = resode("import", "dynamicblocks", toolbox, *OUT, *GIVEN)
     assert answer.code == 0, answer.err
-    assert "assumed: that of the CIFAR-10 training images" in answer.err
+    assert "assumed: the toolbox's own for CIFAR, mean 0.5 and std 1" in answer.err
     module = library.load(tmp_path / "net.safetensors")
     golden = load_file(GOLDEN)
     torch.testing.assert_close(
         module(golden["input"].float()), golden["logits"].float(), rtol=1e-3, atol=1e-4
     )
     options = module.card.specification.options
-    assert options["widths"] == [4, 6, 6, 5]
+    assert options["widths"] == [3, 4, 5]
     assert options["layer"] == "parabolic"
     assert module.preprocessing.classes[0] == "airplane"
-    assert module.preprocessing.mean == pytest.approx((0.4914, 0.4822, 0.4465), abs=1e-4)
+    assert (module.preprocessing.mean, module.preprocessing.std) == ((0.5,) * 3, (1.0,) * 3)
     assert "assumed" in module.card.training["imported"]["normalisation"]
     assert "RK4, order 4" in resode("show", "net.safetensors").out
     own = ("--set", "mean=[0.5,0.5,0.5]", "--set", "std=[0.25,0.25,0.25]", "--force")
@@ -302,6 +302,26 @@ def test_a_toolbox_network_is_imported_with_what_its_tensors_tell(resode, toolbo
     card = weights.read_card(tmp_path / "net.safetensors")
     assert card.preprocessing.std == (0.25, 0.25, 0.25)
     assert "normalisation" not in card.training["imported"]
+
+
+def test_a_network_of_rk1_tells_its_scheme_and_the_kind_of_its_double_layers_is_given(resode, tmp_path):
+    golden = load_file(GOLDEN.with_name("dynamicblocks-rk1-preact_double-batch.safetensors"))
+    state = {n.removeprefix("state."): t.float() for n, t in golden.items() if n.startswith("state.")}
+    torch.save(state, tmp_path / "net.pt")
+    given = (*GIVEN[2:], "--set", "layer=preact_double")
+    answer = resode("import", "dynamicblocks", "net.pt", *OUT, *given)
+    assert answer.code == 0, answer.err
+    module = library.load(tmp_path / "net.safetensors")
+    options = module.card.specification.options
+    assert (options["scheme"], options["norm"], options["layer"]) == ("euler", "batch", "preact_double")
+    torch.testing.assert_close(
+        module(golden["input"].float()), golden["logits"].float(), rtol=1e-3, atol=1e-4
+    )
+    answer = resode(
+        "import", "dynamicblocks", "net.pt", *OUT, *GIVEN[2:], "--set", "layer=parabolic", "--force"
+    )
+    assert answer.code == 2
+    assert "--set layer=parabolic: net.pt has layers of the kind double or preact_double" in answer.err
 
 
 def test_a_file_with_metadata_tells_its_scheme_and_grids(resode, tmp_path):

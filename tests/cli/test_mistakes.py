@@ -1,9 +1,14 @@
 """Bad input gets one or two lines that name the thing and the fix, and the right exit code."""
 
 import pickle
+import re
 
 import pytest
+import safetensors.torch
+import torch
+from torch import nn
 
+import resode as library
 from resode.cli import main
 from resode.errors import InputError, Stopped
 from tests.cli.conftest import TINY
@@ -176,3 +181,19 @@ def test_another_process_says_which_it_is_and_leaves_a_stop_to_the_first(monkeyp
             main(["list"])
         assert exit_.value.code == code
         assert capsys.readouterr().err == said
+
+
+def test_no_command_advises_a_call_in_python(resode, tmp_path):
+    """A network that was made in Python cannot be rebuilt by a command, which says so in its own words."""
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    library.train(network, data="digits", epochs=1, out=tmp_path / "own", progress=False)
+    (tmp_path / "other.safetensors").write_bytes(safetensors.torch.save({"weight": torch.ones(2)}))
+    for words in (
+        ("evaluate", "own"), ("predict", "own", "."), ("export", "own", "--out", "own.onnx"),
+        ("analyze", "own"), ("twist", "own", "--out", "t.safetensors"), ("train", "--resume", "--out", "own"),
+        ("regrid", "own", "--states", "double", "--out", "r.safetensors"), ("evaluate", "other.safetensors"),
+        ("show", "own/model.safetensors"), ("train", "quickstart", "--init", "own", "--out", "i"),
+    ):  # fmt: skip
+        answer = resode(*words)
+        assert "internal error" not in answer.err
+        assert not re.search(r"\w\.\w+\(|\w+=\w+[,)]|import ", answer.out + answer.err), answer.err

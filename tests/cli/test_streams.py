@@ -4,10 +4,12 @@ import io
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
 
+from resode.cli import warnings_as_lines
 from resode.streams import ErrorConsole, Unfailing
 
 DIGITS = [
@@ -47,3 +49,11 @@ def test_a_training_whose_stderr_fails_ends_by_itself(tmp_path, kind):
         process.stderr.close()
     assert process.wait() == 0
     assert (tmp_path / "run" / "summary.json").is_file()
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_warning_of_the_library_is_one_line_on_stderr(capsys):
+    with warnings_as_lines():
+        warnings.warn("a cached file\nis damaged", stacklevel=1)
+    said = capsys.readouterr()
+    assert (said.out, said.err) == ("", "warning: a cached file is damaged\n")

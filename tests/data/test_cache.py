@@ -1,5 +1,9 @@
+import json
 import os
+import stat
 import time
+import types
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -91,7 +95,10 @@ def test_a_damaged_file_is_rebuilt(class_folder, decoded, damage):
     else:
         content[{"header": data // 2, "first byte": data, "last byte": -1}[damage]] ^= 255
     path.write_bytes(content)
-    assert load(str(class_folder)).fingerprint == fingerprint
+    with pytest.warns(
+        UserWarning, match=r"\.safetensors: the cached images are damaged; they are decoded again"
+    ):
+        assert load(str(class_folder)).fingerprint == fingerprint
     assert len(decoded) == 16
     load(str(class_folder))
     assert len(decoded) == 16
@@ -103,8 +110,104 @@ def test_a_file_of_other_content_is_rebuilt(class_folder, decoded):
     (path,) = entries()
     for metadata in (None, {"skipped": "[]", "crc32": "{}"}, {"skipped": "[]", "crc32": "[]"}):
         save_file({"other": np.zeros(3)} if metadata is None else {}, path, metadata)
-        load(str(class_folder))
+        with pytest.warns(UserWarning, match="damaged"):
+            load(str(class_folder))
     assert len(decoded) == 32
+
+
+@pytest.fixture
+def checksums(monkeypatch):
+    """Of how many bytes checksums were computed."""
+    counted = []
+
+    def spy(data):
+        counted.append(len(memoryview(data).cast("B")))
+        return zlib.crc32(data)
+
+    monkeypatch.setattr(cache, "zlib", types.SimpleNamespace(crc32=spy))
+    return counted
+
+
+def test_a_file_is_verified_once_and_again_when_it_changes(class_folder, checksums, decoded):
+    load(str(class_folder))
+    (path,) = entries()
+    checksums.clear()
+    load(str(class_folder))
+    assert checksums == []
+    content = path.read_bytes()
+    path.write_bytes(content)  # the same bytes at another time
+    load(str(class_folder))
+    assert sum(checksums) > PIXELS[0].nbytes * 8 // 2
+    checksums.clear()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    status = path.stat()
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns - 1))
+    with pytest.warns(UserWarning, match="damaged"):
+        load(str(class_folder))
+    assert len(decoded) == 16
+
+
+def test_what_was_verified_is_noted_where_nobody_else_writes(class_folder):
+    load(str(class_folder))
+    (noted,) = cache.directory().parent.glob("verified-*")
+    assert stat.S_IMODE(noted.stat().st_mode) == 0o700
+    (record,) = noted.iterdir()
+    record.write_text("{")  # a damaged record: verified again
+    load(str(class_folder))
+    assert len(json.loads(record.read_text())) == 1
+
+
+def test_a_group_may_share_the_cache(class_folder, decoded):
+    """Files are as readable as the umask says, and whoever may write to the folder replaces a damaged one."""
+    before = os.umask(0o002)
+    try:
+        load(str(class_folder))
+    finally:
+        os.umask(before)
+    (path,) = entries()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o664
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o775
+    path.chmod(0o444)
+    content = path.read_bytes()
+    path.unlink()
+    path.write_bytes(content[:-1])
+    path.chmod(0o444)
+    with pytest.warns(UserWarning, match="damaged"):
+        load(str(class_folder))
+    load(str(class_folder))
+    assert len(decoded) == 16
+
+
+def test_what_is_no_file_is_decoded_again(class_folder, decoded):
+    load(str(class_folder))
+    (path,) = entries()
+    path.unlink()
+    os.mkfifo(path)  # reading it would wait for ever
+    with pytest.warns(UserWarning, match="damaged"):
+        load(str(class_folder))
+    assert len(decoded) == 16
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads every file")
+def test_a_file_that_cannot_be_read_is_decoded_again(class_folder, decoded):
+    load(str(class_folder))
+    (path,) = entries()
+    path.chmod(0)
+    with pytest.warns(UserWarning, match=r"cannot be read \(Permission denied\)"):
+        load(str(class_folder))
+    assert len(decoded) == 16
+
+
+def test_the_label_mapping_is_part_of_the_key():
+    labels = np.array([0, 1, 1])
+    key = cache.key("content", ("cat", "dog"), [labels])
+    assert key == cache.key("content", ["cat", "dog"], [labels.copy()])
+    others = [
+        cache.key("content", ("dog", "cat"), [labels]),
+        cache.key("content", ("cat", "dog"), [1 - labels]),
+        cache.key("content", ("cat", "dog"), [labels, labels]),
+    ]
+    assert len({key, *others}) == 4
 
 
 def test_a_cache_that_cannot_be_written_is_not_needed(class_folder, tmp_path, monkeypatch):

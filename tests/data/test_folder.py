@@ -24,6 +24,72 @@ def test_without_test_images_there_is_no_test_split(class_folder):
     assert load(str(class_folder)).test is None
 
 
+@pytest.mark.parametrize("train", ["Train", "training", "TRAINING"])
+@pytest.mark.parametrize("test", ["Test", "testing", "valid", "Val", "VALIDATION"])
+def test_usual_names_of_the_parts_are_known(class_folder, train, test):
+    whole = load(str(class_folder)).fingerprint
+    (class_folder / "train").rename(class_folder / train)
+    (class_folder / "test").rename(class_folder / test)
+    data = load(str(class_folder))
+    assert (data.fingerprint, data.notes) == (whole, ())
+
+
+@pytest.mark.parametrize(("one", "other"), [("train", "Training"), ("test", "Testing"), ("val", "valid")])
+def test_two_names_of_one_part_are_refused(class_folder, one, other):
+    for name in (one, other):
+        (class_folder / name).mkdir(exist_ok=True)
+    if one == "val":
+        shutil.rmtree(class_folder / "test")
+    with pytest.raises(InputError, match=rf"holds {other}/ and {one}/|holds {one}/ and {other}/.*rename one"):
+        load(str(class_folder))
+
+
+def test_a_misspelt_test_folder_is_refused_and_any_other_noted(class_folder):
+    (class_folder / "test").rename(class_folder / "tests")
+    with pytest.raises(InputError, match=r"tests is not a test folder; did you mean 'test'\? \(rename"):
+        load(str(class_folder))
+    (class_folder / "tests").rename(class_folder / "more")
+    assert load(str(class_folder)).notes == (f"{class_folder}: not read: more/",)
+
+
+def test_validation_images_beside_test_images_are_noted(class_folder):
+    shutil.copytree(class_folder / "test", class_folder / "valid")
+    assert load(str(class_folder)).notes == (f"{class_folder}: not read: valid/",)
+
+
+@pytest.mark.parametrize("name", ["__MACOSX", ".ipynb_checkpoints", "@eaDir"])
+def test_leftover_folders_are_no_classes(class_folder, flat, name):
+    for folder, inside in ((class_folder, "train"), (class_folder, "test"), (class_folder, "."), (flat, ".")):
+        before = load(str(folder))
+        write_images(folder / inside / name / "cat", PIXELS[:1])
+        after = load(str(folder))
+        assert after.fingerprint == before.fingerprint
+        assert len(after.notes) == 1
+        assert f"{name}/" in after.notes[0]
+
+
+def test_leftover_files_are_no_images(class_folder):
+    before = load(str(class_folder)).fingerprint
+    for name in ("Thumbs.db", "desktop.ini"):
+        (class_folder / "train" / name).write_bytes(b"?")
+        (class_folder / "train" / "cat" / name).write_bytes(b"?")
+    write_images(class_folder / "train" / "cat" / "@eaDir", PIXELS[:1])
+    assert load(str(class_folder)).fingerprint == before
+
+
+def test_test_images_without_labels_are_for_predict(class_folder):
+    next((class_folder / "test" / "cat").iterdir()).rename(class_folder / "test" / "6.png")
+    with pytest.raises(InputError, match=r"6\.png is outside a class folder; .*`resode predict`: rename"):
+        load(str(class_folder))
+
+
+def test_a_folder_around_the_data_set_names_it(class_folder, tmp_path):
+    (tmp_path / "around").mkdir()
+    class_folder.rename(tmp_path / "around" / "images")
+    with pytest.raises(InputError, match=r"no data set itself; give the folder in it: .*around/images$"):
+        load(str(tmp_path / "around"))
+
+
 @pytest.mark.parametrize("name", ["val", "validation"])
 def test_val_stands_in_for_test(class_folder, name):
     whole = load(str(class_folder)).fingerprint
@@ -198,10 +264,16 @@ def test_test_images_of_its_own_are_not_replaced(class_folder):
         load("digits", split=FolderSplit())
 
 
-@pytest.mark.parametrize("name", ["Training", "test"])
-def test_a_folder_of_splits_is_no_folder_of_classes(flat, name):
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("Training", "if Training is a class, give it another name"),
+        ("Valid", "rename the folder of the training images to train, or move all class folders into one"),
+    ],
+)
+def test_a_folder_of_splits_is_no_folder_of_classes(flat, name, expected):
+    """A class called like a part is not guessed to be one."""
     (flat / "cat").rename(flat / name)
-    expected = "holds no data set; expected folders of images <class>/|holds test images alone"
     with pytest.raises(InputError, match=expected):
         load(str(flat))
 

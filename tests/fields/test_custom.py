@@ -16,6 +16,7 @@ from resode.controls import roughness
 from resode.errors import InputError
 from resode.fields import Custom, fields
 from resode.integrators import RK4, Euler, Leapfrog
+from resode.models import why_unnamed
 
 WIDTH = 6
 
@@ -215,6 +216,7 @@ def test_files_need_a_name_and_the_message_says_how(registry):
     net = DynamicNet([Stage(WIDTH, Mixing, RK4(), states=2)])
     with pytest.raises(InputError, match=r"the field Mixing has no name for files: put @fields\.register"):
         net.options()
+    assert "put @fields.register('NAME') on its definition" in why_unnamed(net)
     registry.register("mixing", summary="tanh(N(K y))")(Mixing)
     assert net.options()["stages"][0]["field"] == "mixing"
     again = resode.create("dynamic", **net.options())

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from resode.errors import InputError
-from resode.fields import Activated, Bottleneck, Double, Preactivation, Triple
+from resode.fields import Activated, Bottleneck, Double, PreactDouble, Preactivation, Triple
 from resode.models.layouts import UnitSpec
 from resode.models.units import ActivatedUnit, BottleneckUnit, PreactivationUnit, shortcut_a
 
@@ -49,10 +49,19 @@ def test_the_double_field_is_its_formula_with_and_without_its_end():
     assert torch.equal(full(y), torch.relu(expected))
 
 
+def test_the_preactivated_double_field_is_its_formula_and_keeps_the_state():
+    y = torch.randn(2, 4, 5, 5)
+    before = y.clone()
+    field = PreactDouble(bias=True).build(4).eval()
+    inner = torch.relu(field.norm1(field.conv1(torch.relu(y))))
+    assert torch.equal(field(y), field.norm2(field.conv2(inner)))
+    assert torch.equal(y, before)
+
+
 @pytest.mark.parametrize("activation", ["relu", "softplus", "sigmoid"])
 def test_a_state_that_can_only_grow_is_told(activation):
     field = Double(activation=activation)
-    assert "can only grow; set final_activation=False" in field.remark()
+    assert "can only grow; final_activation=false" in field.remark()
     assert (field.build(4)(torch.randn(2, 4, 5, 5)) >= 0).all()
 
 
@@ -112,6 +121,8 @@ def test_euler_with_h_1_is_an_activated_unit():
         (Preactivation("group"), "K2 relu(N2(K1 relu(N1(y)))), N = GroupNorm(groups=None, eps=1e-05)"),
         (Double(norm=None, bias=True), "relu(K2 relu(K1 y + b1) + b2)"),
         (Double(norm=None, final_activation=False), "K2 relu(K1 y)"),
+        (PreactDouble(norm=None, bias=True), "K2 relu(K1 relu(y) + b1) + b2"),
+        (PreactDouble("group"), "N2(K2 relu(N1(K1 relu(y)))), N = GroupNorm(groups=None, eps=1e-05)"),
         (Bottleneck(norm=None, activation="tanh"), "K3 tanh(K2 tanh(K1 tanh(y)))"),
         (Triple(norm=None, bias=True), "relu(K3 relu(K2 relu(K1 y + b1) + b2) + b3)"),
         (Triple(norm=None, final_activation=False), "K3 relu(K2 relu(K1 y))"),

@@ -96,7 +96,7 @@ def test_the_declared_evaluations_are_those_that_are_made(name, grid):
             assert s.t <= declared[offset + i].time <= s.end
             return torch.zeros_like(y)
 
-        carry = scheme.step(s, f, carry, of_step(coefficients, k))
+        carry = scheme.step(s, f, carry, of_step(coefficients, k, grid.steps))
     made = solve(scheme, grid, g, y)
     assert asked == list(range(len(declared)))
     assert received == [tuple(evaluation) for evaluation in declared]
@@ -189,7 +189,7 @@ def test_stormer_verlet_asks_for_times_that_a_step_shares():
 def test_learned_coefficients_are_stacked_over_the_steps_and_may_be_meta(name):
     scheme, grid = integrators.of(name), TimeGrid.uniform(5)
     for value in scheme.coefficients(grid, 6).values():
-        assert value.shape[0] == 5
+        assert value.shape[0] == (4 if name == "learned_two_step" else 5)  # whose first step is Euler's
     with torch.device("meta"):
         assert all(value.is_meta for value in scheme.coefficients(grid, 6).values())
 

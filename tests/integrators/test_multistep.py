@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from resode.errors import InputError
 from resode.grids import TimeGrid
 from resode.integrators import (
     Leapfrog,
@@ -13,6 +14,7 @@ from resode.integrators import (
     integrators,
     solve,
 )
+from resode.integrators.base import of_step
 from tests.integrators.problems import fixed
 
 STEPS = 16
@@ -80,18 +82,46 @@ def test_leapfrog_is_kick_and_drift_on_any_grid():
 def test_k_begins_in_its_interval():
     torch.manual_seed(0)
     k = LearnedTwoStep().coefficients(TimeGrid.uniform(1000), 4)["k"]
-    assert k.shape == (1000,)
+    assert k.shape == (999,)
     assert -0.1 <= float(k.min()) < -0.099
     assert -0.001 < float(k.max()) <= 0
     torch.manual_seed(0)
     assert torch.equal(k, LearnedTwoStep().coefficients(TimeGrid.uniform(1000), 4)["k"])
 
 
-def test_k_is_learned_but_for_that_of_the_start():
-    k = torch.full((4,), -0.05, dtype=torch.float64, requires_grad=True)
-    solve(LearnedTwoStep(), TimeGrid.uniform(4, 0.4), f, Y, {"k": k})[-1].sum().backward()
-    assert k.grad[0] == 0
-    assert (k.grad[1:] != 0).all()
+@pytest.mark.parametrize("k", ["step", "channel"])
+@pytest.mark.parametrize("first", ["euler", "moving"])
+def test_every_k_is_learned(first, k):
+    """An Euler step has none; per channel there is one for each."""
+    scheme, grid, y = LearnedTwoStep(first, k), TimeGrid.uniform(3, 0.3), torch.randn(2, 4, 3, 3)
+    learned = {name: value.requires_grad_() for name, value in scheme.coefficients(grid, 4).items()}
+    carry = scheme.start(y, torch.randn_like(y) if scheme.moving else None)
+    for j in range(grid.steps):
+        carry = scheme.step(grid.step(j), lambda i, y: -y.tanh(), carry, of_step(learned, j, grid.steps))
+    carry[0].square().sum().backward()
+    assert learned["k"].shape == (3 if first == "moving" else 2, *(() if k == "step" else (4, 1, 1)))
+    assert (learned["k"].grad != 0).all()
+
+
+def test_a_moving_start_continues_the_steps_before():
+    """Stopped after two steps, and continued from y and y - y_before."""
+    grid, scheme = TimeGrid.uniform(4, 0.4), LearnedTwoStep()
+    k = {"k": torch.tensor([-0.3, 0.2, 0.6], dtype=torch.float64)}
+    whole = solve(scheme, grid, f, Y, k)
+    carry = LearnedTwoStep("moving").start(whole[2], whole[2] - whole[1])
+    for j in (2, 3):
+        s = grid.step(j)
+        carry = scheme.step(s, lambda i, y, s=s: f(s.t, y), carry, of_step(k, j, grid.steps))
+    torch.testing.assert_close(carry[0], whole[4], rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"first": "movin"}, "did you mean 'moving'"), ({"k": "chanel"}, "unknown k 'chanel'; did you mean")],
+)
+def test_other_forms_of_the_learned_step_are_refused(options, message):
+    with pytest.raises(InputError, match=message):
+        LearnedTwoStep(**options)
 
 
 def test_the_family_is_one():

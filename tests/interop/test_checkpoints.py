@@ -105,8 +105,17 @@ def test_a_missing_file_and_a_folder_are_named(tmp_path):
 
 
 @pytest.mark.parametrize("wrapper", ["state_dict", "net", "model", "model_state_dict", None])
-@pytest.mark.parametrize("prefix", ["module.", "", "_orig_mod.", "module._orig_mod.module."])
+@pytest.mark.parametrize(
+    "prefix",
+    ["module.", "", "_orig_mod.", "module.module.module.", "module._orig_mod.module.", "_orig_mod.module."],
+)
 def test_wrappers_and_the_prefix_of_data_parallel_are_removed(tmp_path, wrapper, prefix):
     state = {prefix + "conv1.weight": torch.ones(2)}
     torch.save({wrapper: state, "epoch": 3} if wrapper else state, tmp_path / "checkpoint.pt")
     assert list(read(tmp_path / "checkpoint.pt")) == ["conv1.weight"]
+
+
+def test_names_of_parts_that_were_compiled_are_their_own(tmp_path):
+    state = {"module.layer1._orig_mod.conv.weight": torch.ones(2), "module.module.bias": torch.ones(1)}
+    torch.save({"model_state_dict": state}, tmp_path / "checkpoint.pt")
+    assert list(read(tmp_path / "checkpoint.pt")) == ["layer1.conv.weight", "module.bias"]

@@ -1,36 +1,20 @@
-"""Theorem 11: networks of the DynamicBlocks toolbox are imported with their logits and gradients."""
+"""Theorem 11: networks of the DynamicBlocks toolbox are imported with their logits and gradients.
 
-import json
+Compared with a plain form of them, for any grids and widths; `tests/fidelity` has the toolbox's own numbers.
+"""
+
 from bisect import bisect_right
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors import safe_open
 from torch import nn
 
 from resode.errors import InputError
 from resode.interop import from_dynamicblocks
-
-GOLDEN = sorted((Path(__file__).parents[1] / "golden").glob("dynamicblocks-*.safetensors"))
-
-# ------------------------------------------------------------ golden files
-
-
-def opened(path):
-    with safe_open(path, framework="pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        options = {name: json.loads(value) for name, value in file.metadata().items()}
-    return tensors, options
-
-
-def of(prefix, tensors):
-    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
-
 
 PARABOLIC = {
     "weight": "conv.weight",
@@ -53,45 +37,6 @@ def ours(name, layer="parabolic"):
     """Our name of a control parameter of the toolbox."""
     _, block, _, node, rest = name.split(".", 4)
     return f"stages.{block}.controls.{node}.{(PARABOLIC if layer == 'parabolic' else DOUBLE)[rest]}"
-
-
-def test_there_are_two_golden_files():
-    assert [path.stem for path in GOLDEN] == ["dynamicblocks-rk1-decoupled", "dynamicblocks-rk4"]
-
-
-@pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
-def test_a_golden_file_is_reproduced_to_1e_10(path):
-    """Logits, the gradient of the input and every stored gradient, the vanishing ones too."""
-    tensors, options = opened(path)
-    net = from_dynamicblocks(of("state.", tensors), **options)
-    assert not net.training
-    assert {t.dtype for t in net.parameters()} == {torch.float64}
-    x = tensors["input"].requires_grad_()
-    logits = net(x)
-    torch.testing.assert_close(logits, tensors["logits"], rtol=1e-10, atol=1e-10)
-    logits.square().sum().backward()
-    torch.testing.assert_close(x.grad, tensors["input_grad"], rtol=1e-10, atol=1e-10)
-    stored = of("grad.", tensors)
-    parameters = dict(net.named_parameters())
-    assert {ours(name) for name in stored} == {name for name in parameters if ".controls." in name}
-    for name, expected in stored.items():
-        found = parameters[ours(name)].grad
-        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10, msg=name)
-        if not expected.any():
-            assert not found.any(), name
-
-
-@pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
-def test_the_golden_logits_depend_on_every_option(path):
-    """The negative control: another grid or scheme is another network."""
-    tensors, options = opened(path)
-    states = options["states"]
-    for changed in (
-        {"states": [2 * t for t in states], "controls": [2 * t for t in options["controls"]]},
-        {"scheme": "rk1" if options["scheme"] == "rk4" else "rk4"},
-    ):
-        net = from_dynamicblocks(of("state.", tensors), **{**options, **changed})
-        assert (net(tensors["input"]) - tensors["logits"]).abs().max() > 1e-6
 
 
 # ------------------------------------------------------------ written again, plainly
@@ -313,7 +258,8 @@ def test_importing_keeps_the_random_state_and_the_tensors():
     [
         ({"scheme": "rk2"}, "unknown scheme 'rk2'; did you mean 'rk[14]'"),
         ({"layer": "parabolik"}, "unknown layer 'parabolik'; did you mean 'parabolic'"),
-        ({"norm": "batch"}, "unknown norm 'batch'.*tv, none"),
+        ({"norm": "bacth"}, "unknown norm 'bacth'; did you mean 'batch'"),
+        ({"norm": "batch"}, "lacks the running statistics of its state layers.*add them before saving"),
         ({"states": [0, 0]}, "a time grid has to increase"),
         ({"controls": [1, 0]}, "a time grid has to increase"),
         ({"widths": (3,)}, "a list of 2 positive integers"),
@@ -366,3 +312,39 @@ def test_tensors_that_do_not_fit_are_refused_in_one_line(spoil, message):
     with pytest.raises(InputError, match=message) as caught:
         from_dynamicblocks(state, **TINY)
     assert all("\n" not in message for message in caught.value.messages)
+
+
+# ------------------------------------------------------------ state layers
+
+
+def with_state_layers(net, steps, evaluations=None):
+    """The state_dict with state layers, which nobody reads: one a step, or a list of them."""
+    state = dict(net.state_dict())
+    node = {n.removeprefix(f"{LAYER}."): t for n, t in state.items() if n.startswith(f"{LAYER}.")}
+    for k in range(steps):
+        for part in [""] if evaluations is None else [f"{i}." for i in range(evaluations)]:
+            prefix = f"dynamicBlocks.0.stateLayers.{k}.{part}"
+            state |= {prefix + name: torch.full_like(t, 7.0) for name, t in node.items()}
+    return state
+
+
+def test_state_layers_are_interpolated_anew_and_not_read():
+    options = {**TINY, "scheme": "rk1", "states": [0, 0.25, 0.5]}
+    plain = reference(**options)
+    net = from_dynamicblocks(with_state_layers(plain, 2), **options)
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    torch.testing.assert_close(net(x), plain(x), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("options", "layers", "message"),
+    [
+        ({"scheme": "rk4"}, (1,), "are those of rk1, not of rk4"),
+        ({"scheme": "rk1"}, (1, 4), "are those of rk4, not of rk1"),
+        ({"scheme": "rk1"}, (3,), r"are those of 3 steps; \[0, 0.5\] has 1"),
+    ],
+)
+def test_state_layers_tell_the_scheme_and_the_number_of_steps(options, layers, message):
+    options = {**TINY, **options}
+    with pytest.raises(InputError, match=message):
+        from_dynamicblocks(with_state_layers(reference(**TINY), *layers), **options)

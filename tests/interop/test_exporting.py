@@ -191,7 +191,7 @@ def test_fourier_transforms_go_into_pt2_and_not_into_onnx(tmp_path):
         (lambda y: y.reshape(2, 5), "pt2", InputError, "cannot trace the network"),
         (lambda y: {"logits": y}, "pt2", InputError, "does not return logits"),
         (torch.special.bessel_j1, "onnx", InputError, r"cannot express the network .*bessel.* try \.pt2"),
-        (lambda y: y, "safetensors", InputError, "no registered model"),
+        (lambda y: y, "safetensors", InputError, r"the Mine is no registered model: put @models\.reg"),
     ],
 )
 def test_a_file_that_differs_from_the_network_is_not_written(end, format, error, match, tmp_path, capfd):

@@ -45,8 +45,7 @@ def test_there_are_two_golden_files():
 
 
 def twisted(state, name, u, stride, project):
-    wx = state[f"{name}x.weight"]
-    wx, wy = project(wx)
+    wx, wy = project(state[f"{name}x.weight"], state[f"{name}y.weight"])
     padded = {"padding": 1, "stride": stride}
     y = F.conv2d(u, state[f"{name}.weight"], **padded)
     height, width = y.shape[2:]
@@ -55,15 +54,24 @@ def twisted(state, name, u, stride, project):
     return y + columns * F.conv2d(u, wx, **padded) + rows * F.conv2d(u, wy, **padded)
 
 
-def odd(w):
-    w = (w - w.flip(2, 3)) / 2
-    return w, w.transpose(2, 3).flip(2)
+def saddle(wx, wy):
+    wx = (wx - wx.flip(2, 3)) / 2
+    return wx, wx.transpose(2, 3).flip(2)
 
 
-def mixed(w):
-    w = (w - w.flip(2)) / 2
-    w = (w - w.flip(3)) / 2
-    return w, w.transpose(2, 3).flip(3)
+def conformal(wx, wy):
+    wx = (wx - wx.flip(2, 3)) / 2
+    return wx, wx.transpose(2, 3).flip(3)
+
+
+def odd(wx, wy):
+    return (wx - wx.flip(2, 3)) / 2, (wy - wy.flip(2, 3)) / 2
+
+
+def mixed(wx, wy):
+    wx = (wx - wx.flip(2)) / 2
+    wx = (wx - wx.flip(3)) / 2
+    return wx, wx.transpose(2, 3).flip(3)
 
 
 def norm(state, name, y):
@@ -79,15 +87,15 @@ def shortcut(state, x, stride):
     return norm(state, "shortcut.1", F.conv2d(x, state["shortcut.0.weight"], stride=stride))
 
 
-def basic(state, x, stride):
+def basic(state, x, stride, tie):
     u = F.relu(norm(state, "bn1", x))
-    v = twisted(state, "conv1", u, stride, odd)
-    return twisted(state, "conv2", F.relu(norm(state, "bn2", v)), 1, odd) + shortcut(state, u, stride)
+    v = twisted(state, "conv1", u, stride, tie)
+    return twisted(state, "conv2", F.relu(norm(state, "bn2", v)), 1, tie) + shortcut(state, u, stride)
 
 
-def bottleneck(state, x, stride):
+def bottleneck(state, x, stride, tie):
     y = F.relu(norm(state, "bn1", F.conv2d(x, state["conv1.weight"])))
-    y = F.relu(norm(state, "bn2", twisted(state, "conv2", y, stride, mixed)))
+    y = F.relu(norm(state, "bn2", twisted(state, "conv2", y, stride, tie)))
     y = norm(state, "bn3", F.conv2d(y, state["conv3.weight"]))
     return F.relu(y + shortcut(state, x, stride))
 
@@ -121,15 +129,25 @@ def a_state(block, stride, inputs, channels):
     return state
 
 
-@pytest.mark.parametrize("block", ["basic", "bottleneck"])
+@pytest.mark.parametrize(
+    ("block", "tie", "project"),
+    [
+        ("basic", None, saddle),
+        ("basic", "conformal", conformal),
+        ("bottleneck", None, mixed),
+        ("bottleneck", "odd", odd),
+    ],
+    ids=["basic", "basic before", "bottleneck", "bottleneck before"],
+)
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize(("inputs", "channels"), [(4, 4), (16, 4), (3, 8)])
-def test_other_strides_and_widths(block, stride, inputs, channels):
+def test_other_commits_strides_and_widths(block, tie, project, stride, inputs, channels):
     state = a_state(block, stride, inputs, channels)
-    module = from_twist_block(state, block=block, stride=stride, in_channels=inputs, channels=channels)
+    sizes = {"stride": stride, "in_channels": inputs, "channels": channels}
+    module = from_twist_block(state, block=block, tie=tie, **sizes)
     for size in ((9, 9), (8, 12)):
         x = torch.randn(2, inputs, *size, dtype=torch.float64)
-        published = {"basic": basic, "bottleneck": bottleneck}[block](state, x, stride)
+        published = {"basic": basic, "bottleneck": bottleneck}[block](state, x, stride, project)
         torch.testing.assert_close(module(x), published, rtol=0, atol=1e-10)
 
 
@@ -146,6 +164,7 @@ def test_single_precision_is_kept():
         ({"channels": 7}, "no such block with a twist: conv1x.weight has the shape"),
         ({"block": "bottleneck"}, "no such block with a twist"),
         ({"stride": 2}, "downsample"),
+        ({"tie": "mixed"}, "tie 'mixed': use saddle or conformal"),
     ],
 )
 def test_other_blocks_are_refused_in_one_line(change, message):

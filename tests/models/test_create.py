@@ -65,7 +65,6 @@ def test_the_listed_models_are_these():
         *(f"he_resnet{depth}" for depth in depths),
         *(f"he_preact_resnet{depth}" for depth in depths),
         *(f"cifar_resnet{depth}" for depth in (18, 34, 50, 101, 152)),
-        "cifar_preact_resnet18", "cifar_preact_resnet34",
         "dynamic", "dynamicblocks", "ruthotto_haber", "chang", "imex_net", "pde_resnet", "neural_ode",
         "twisted",
         *(f"lm_resnet{depth}" for depth in (20, 32, 44, 56)),

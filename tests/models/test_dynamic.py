@@ -48,7 +48,7 @@ def networks_by_name():
 
 NAMED = {
     **dict(networks_by_name()),
-    "pde_resnet": {"widths": (4,), "blocks": (2,), "groups": 2},
+    "pde_resnet": {"widths": (4, 6), "blocks": (2, 1), "groups": 2, "where": (1,)},
     "dynamicblocks, one block": {"widths": (4, 6)},
     "ruthotto_haber, hamiltonian": {"kind": "hamiltonian", "widths": (4, 6, 8)},
     "ruthotto_haber, second order": {"kind": "second_order", "widths": (4, 6, 8), "last": 5},

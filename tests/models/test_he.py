@@ -97,6 +97,16 @@ def test_a_preactivation_network_of_zero_branches_is_stem_shortcuts_and_head():
 
 
 @pytest.mark.parametrize("factory", [he_resnet, he_preact_resnet])
+def test_initial_weights_by_fan_in_differ_in_the_linear_layer_and_where_channels_change(factory):
+    """Variances 2 / (9 inputs), 2 / (9 outputs) and 1 / (3 inputs); 5 standard deviations of an estimate."""
+    torch.manual_seed(0)
+    for initial, stem, linear in (("fan_in", 2 / 27, 2 / 256), ("fan_out", 2 / (9 * 64), 1 / (3 * 256))):
+        network = factory(8, widths=(64, 128, 256), initial=initial)
+        assert network.conv1.weight.var().item() == pytest.approx(stem, rel=5 * (2 / 1728) ** 0.5)
+        assert network.fc.weight.var().item() == pytest.approx(linear, rel=5 * (2 / 2560) ** 0.5)
+
+
+@pytest.mark.parametrize("factory", [he_resnet, he_preact_resnet])
 def test_construction_is_reproducible(factory):
     torch.manual_seed(3)
     first = factory(14, shortcut="B").state_dict()
@@ -115,6 +125,7 @@ def test_construction_is_reproducible(factory):
         ({"depth": 2}, "the smallest is 8"),
         ({"depth": 8, "shortcut": "C"}, "shortcut 'C'"),
         ({"depth": 8, "stride": "middle"}, "stride 'middle'"),
+        ({"depth": 8, "initial": "fan"}, "unknown initial weights 'fan'"),
         ({"depth": 8, "widths": (16, 32)}, "3 positive integers"),
         ({"depth": 8, "widths": 16}, "3 positive integers"),
         ({"depth": 8, "widths": (16, 32, 0)}, "3 positive integers"),

@@ -29,7 +29,7 @@ OWN = [
     ("digits_resnet14", {}, [2, 1, 1]),
     ("cifar_resnet18", {"widths": SMALL}, [2, 1, 1, 1]),
     ("cifar_resnet50", {"widths": SMALL}, [2, 3, 5, 2]),
-    ("cifar_preact_resnet18", {"widths": SMALL}, [2, 1, 1, 1]),
+    ("cifar_resnet18", {"widths": SMALL, "activated": True}, [2, 1, 1, 1]),
 ]
 
 
@@ -100,16 +100,15 @@ def test_theta_read_at_the_units_gives_their_weights_bit_for_bit():
 
 
 @pytest.mark.parametrize(
-    ("name", "scheme", "field"),
+    ("name", "options", "scheme", "field"),
     [
-        ("he_resnet8", ProjectedEuler(), "Double"),
-        ("he_preact_resnet8", Euler(), "Preactivation"),
-        ("cifar_resnet50", ProjectedEuler(), "Triple"),
-        ("cifar_preact_resnet18", Euler(), "Activated"),
+        ("he_resnet8", {}, ProjectedEuler(), "Double"),
+        ("he_preact_resnet8", {}, Euler(), "Preactivation"),
+        ("cifar_resnet50", {"widths": SMALL}, ProjectedEuler(), "Triple"),
+        ("cifar_resnet18", {"widths": SMALL, "activated": True}, Euler(), "Activated"),
     ],
 )
-def test_the_kind_of_unit_decides_scheme_and_field(name, scheme, field):
-    options = {"widths": SMALL} if name.startswith("cifar") else {}
+def test_the_kind_of_unit_decides_scheme_and_field(name, options, scheme, field):
     for block in resode.lift(resode.create(name, **options)).blocks():
         assert block.stage.integrator == scheme
         assert type(block.stage.field).__name__ == field

@@ -123,19 +123,71 @@ def test_parameters_are_the_published_ones(data, kind):
     [("lm_resnet20", 20), ("lm_resnet56", 56), ("momentum_resnet20", 20), ("momentum_resnet44", 44)],
 )
 def test_a_scheme_adds_its_learned_coefficients_to_a_resnet_and_nothing_else(name, depth):
+    options = {"shortcut": "A"} if name.startswith("lm") else {}
     with torch.device("meta"):
-        net, classic = create(name), he_preact_resnet(depth)
+        net, classic = create(name, **options), he_preact_resnet(depth)
     learned = sum(p.numel() for block in net.blocks() for p in block.scheme.parameters())
     ours, theirs = (sum(p.numel() for p in module.parameters()) for module in (net, classic))
     assert ours - learned == theirs
     n = (depth - 2) // 6
-    assert learned == (n + 2 * (n - 1) if name.startswith("lm") else 0)
+    assert learned == (3 * (n - 1) if name.startswith("lm") else 0)
+
+
+@pytest.mark.parametrize("transition", ["continued", "restarted"])
+@pytest.mark.parametrize("depth", [14, 20])
+def test_every_parameter_of_an_lm_resnet_is_trained(transition, depth):
+    net = create(f"lm_resnet{depth}", transition=transition, widths=(4, 6, 8)).double()
+    net(torch.randn(4, 3, 8, 8, dtype=torch.float64)).square().sum().backward()
+    assert all(p.grad is not None and p.grad.any() for p in net.parameters())
+
+
+@pytest.mark.parametrize("gradient", ["stored", {"name": "checkpointed", "every": 1}])
+def test_a_continued_transition_is_the_recurrence_over_the_unit(gradient):
+    """y_{-1} = S y: with k = 1 throughout, y_{n+1} = y_{n-1} + f(y_n)."""
+    net = create("lm_resnet20", widths=(4, 6, 8), gradient=gradient).double().eval()
+    with torch.no_grad():
+        for block in net.blocks():
+            block.scheme["k"].fill_(1.0)
+    y = torch.randn(2, 4, 8, 8, dtype=torch.float64)
+    unit, block = net.connectors[0], net.stages[1]
+    before = unit.downsample(y)
+    state = unit(y)
+    for e in range(2):
+        before, state = state, before + block._field(e, block.controls.at(float(e)), state, record=False)
+    found = block(*unit.state_and_difference(y))
+    torch.testing.assert_close(found, state, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"transition": "restart"}, "unknown transition 'restart'; did you mean 'restarted'"),
+        ({"k": "chanel"}, "did you mean 'channel'"),
+        ({"shortcut": "C"}, "unknown shortcut 'C': use A, B, preactivated"),
+    ],
+)
+def test_other_options_of_an_lm_resnet_are_refused(options, message):
+    with pytest.raises(InputError, match=message):
+        create("lm_resnet20", **options)
+
+
+def test_a_moving_start_needs_a_unit_before_it():
+    moving = {
+        "width": 4,
+        "field": "preactivation",
+        "integrator": {"name": "learned_two_step", "first": "moving"},
+    }
+    with pytest.raises(InputError, match=r"stage 1: .* there is none before the first stage"):
+        create("dynamic", stages=[{**moving, "states": 2}])
+    still = {"width": 4, "field": "preactivation", "integrator": "euler", "states": 2}
+    with pytest.raises(InputError, match=r"stage 2: .* take connector=unit before it"):
+        create("dynamic", stages=[still, {**moving, "states": 2}])
 
 
 def test_lm_resnet_with_k_0_is_the_resnet():
     """The learned two-step scheme contains Euler's."""
     classic, _ = pair(20, torch.float64)
-    net = create("lm_resnet20", widths=(4, 6, 8)).double()
+    net = create("lm_resnet20", shortcut="A", widths=(4, 6, 8)).double()
     tensors = {renamed(name): t for name, t in classic.state_dict().items()}
     tensors |= {
         name: torch.zeros_like(t) for name, t in net.state_dict().items() if name.endswith("scheme.k")
@@ -160,58 +212,53 @@ def test_the_first_unit_of_a_revnet_has_no_first_norm():
 
 
 def by_hand(net, blocks, steps, x):
-    """The loop written out: each block's weights, `steps` times with h = 1 / steps."""
-    y = net.stem(x)
+    """The loop written out: each block's weights, `steps` times with h = 1 / steps; stage 1 is twisted."""
+    y, place = net.stem(x), 0
     for number, count in enumerate(blocks):
         for j in range(count):
-            for step in range(steps):
-                p = net.stages[number].controls[j]
-                statistics = net.stages[number].statistics[j * steps + step]
-                f = y
-                for norm, conv in (("norm1", p.conv1), ("norm2", p.conv2)):
-                    own, scale = statistics.get_submodule(norm), p.get_submodule(norm)
-                    f = F.batch_norm(f, own.running_mean, own.running_var, scale.weight, scale.bias)
-                    f = F.relu(f)
-                    side = f.shape[2]
-                    X = (torch.arange(side, dtype=f.dtype) + 0.5) / side - 0.5
+            if number and j == 0:
+                y = net.connectors[place - 1].widening(y)
+            conv = net.stages[place].controls[0].conv
+            for _ in range(steps):
+                f = F.conv2d(y, conv.weight, padding=1, groups=conv.groups)
+                if number == 0:
+                    side = y.shape[2]
+                    X = torch.arange(side, dtype=f.dtype) / side - 0.5
                     Wx = torch.einsum("oin,nhw->oihw", conv.twist, conv.basis[:, 0])
-                    Wy = Wx.transpose(2, 3).flip(3)
-                    f = (
-                        F.conv2d(f, conv.weight, padding=1, groups=conv.groups)
-                        + X * F.conv2d(f, Wx, padding=1, groups=conv.groups)
-                        + X[:, None] * F.conv2d(f, Wy, padding=1, groups=conv.groups)
-                    )
+                    Wy = Wx.transpose(2, 3).flip(2)
+                    f = f + X * F.conv2d(y, Wx, padding=1, groups=conv.groups)
+                    f = f + X[:, None] * F.conv2d(y, Wy, padding=1, groups=conv.groups)
                 y = y + f / steps
-        if number < len(blocks) - 1:
-            y = net.connectors[number](y)
-    return net.head(y)
+            norm = net.connectors[place].norm if place < len(net.connectors) else net.head.norm
+            y = F.relu(norm(y))
+            place += 1
+    return net.head.linear(y.mean((2, 3)))
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3])
-def test_a_pde_resnet_is_the_loop_of_its_sub_steps(steps):
+@pytest.mark.parametrize("border", [0, 1])
+def test_a_pde_resnet_is_the_loop_of_its_sub_steps(steps, border):
     torch.manual_seed(0)
-    blocks = (2, 1)
-    net = create("pde_resnet", widths=(4, 8), blocks=blocks, groups=2, steps=steps).double().eval()
+    blocks, options = (2, 2), {"groups": 2, "steps": steps, "where": (1,), "border": border}
+    net = create("pde_resnet", widths=(4, 8), blocks=blocks, **options).double().eval()
     with torch.no_grad():
         for name, tensor in (*net.named_parameters(), *net.named_buffers()):
             if "num_batches" not in name and "basis" not in name:
                 tensor.add_(0.3 * torch.rand_like(tensor))
     x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
     torch.testing.assert_close(net(x), by_hand(net, blocks, steps, x), rtol=1e-12, atol=1e-12)
+    assert net.connectors[1](x.new_zeros(1, 4, 8, 8)).shape[2:] == (4 + border, 4 + border)
 
 
 def test_the_weights_of_a_pde_block_count_once():
     def counted(**options):
         with torch.device("meta"):
-            net = create("pde_resnet", widths=(8, 16), blocks=(2, 3), groups=2, **options)
+            net = create("pde_resnet", widths=(8, 16), blocks=(2, 3), groups=2, where=(1, 2), **options)
         return sum(p.numel() for p in net.stages.parameters())
 
-    def once(width, per_weight):
-        return 2 * (9 + per_weight) * width * width // 2 + 4 * width
-
     for steps in (1, 2, 3):
-        assert counted(steps=steps) == 2 * once(8, 4) + 3 * once(16, 4)
-        assert counted(steps=steps, tie="none") == 2 * once(8, 0) + 3 * once(16, 0)
+        assert counted(steps=steps) == (9 + 4) * (2 * 8 * 8 + 3 * 16 * 16) // 2
+        assert counted(steps=steps, tie="none") == 9 * (2 * 8 * 8 + 3 * 16 * 16) // 2
 
 
 # ------------------------------------------------------------ errors
@@ -252,10 +299,14 @@ def test_the_weights_of_a_pde_block_count_once():
         ("pde_resnet", {"steps": 0}, "steps 0: a positive integer"),
         ("pde_resnet", {"groups": 3}, "3 groups do not divide 32 channels"),
         ("pde_resnet", {"tie": "konformal"}, "unknown tie 'konformal'; did you mean 'conformal'"),
+        ("pde_resnet", {"where": (1, 5)}, "where 5: a stage from 1 to 4 is needed"),
+        ("pde_resnet", {"border": -1}, "border -1; a number of pixels"),
         ("lm_resnet8", {}, "the smallest depth is 14"),
         ("lm_resnet21", {}, "the nearest are 20 and 26"),
         ("lm_resnet20", {"gradient": "reversible"}, "has no inverse"),
-        ("lm_resnet20", {"widths": (8, 4, 2)}, "use shortcut B"),
+        ("lm_resnet20", {"widths": (8, 4, 2), "shortcut": "A"}, "use shortcut B"),
+        ("revnet38", {"widths": (4, 8)}, "a list of 3 positive integers"),
+        ("revnet38", {"widths": (3, 4, 6)}, "the width 3 has to be a multiple of 2"),
         ("revnet39", {}, "did you mean 'revnet38'"),
     ],
 )

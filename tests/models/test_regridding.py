@@ -191,12 +191,21 @@ def test_statistics_come_from_the_nearest_evaluation_of_the_same_part():
 # ------------------------------------------------------------ transfer of other tensors
 
 
-@pytest.mark.parametrize(("name", "number"), [("learned_two_step", "k"), ("imex", "B")])
-def test_learned_coefficients_are_constant_on_each_old_step(name, number):
-    old = network(name, TimeGrid((0.0, 1.0, 3.0)))
+def test_learned_coefficients_are_constant_on_each_old_step():
+    old = network("imex", TimeGrid((0.0, 1.0, 3.0)))
     new = regrid(old, states=[0, 0.5, 1, 2, 2.5, 3], controls="states")
-    values = old.stages[0].scheme[number]
-    assert torch.equal(new.stages[0].scheme[number], values[[0, 0, 1, 1, 1]])
+    values = old.stages[0].scheme["B"]
+    assert torch.equal(new.stages[0].scheme["B"], values[[0, 0, 1, 1, 1]])
+
+
+def test_parts_of_a_step_without_a_coefficient_take_that_of_the_next():
+    """The learned two-step scheme begins with an Euler step, which has no k."""
+    old = network("learned_two_step", TimeGrid((0.0, 1.0, 3.0, 4.0)))
+    new = regrid(old, states=[0, 0.5, 1, 2, 3, 4], controls="states")
+    assert torch.equal(new.stages[0].scheme["k"], old.stages[0].scheme["k"][[0, 0, 0, 1]])
+    single = network("learned_two_step", TimeGrid((0.0, 1.0)))
+    with pytest.raises(InputError, match="on a single step it has no k for finer steps to take"):
+        regrid(single, states="double", controls="states")
 
 
 def test_optimizer_tensors_are_transferred_by_the_same_map():

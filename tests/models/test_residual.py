@@ -16,13 +16,13 @@ NETWORKS = {
     "he_resnet20": {"widths": (4, 8, 16)},
     "he_preact_resnet20": {"widths": (4, 8, 16), "shortcut": "B"},
     "cifar_resnet50": {"widths": (2, 2, 4, 4)},
-    "cifar_preact_resnet18": {"widths": (4, 4, 8, 8)},
+    "cifar_resnet18": {"widths": (4, 4, 8, 8), "activated": True},
 }
 PLANS = {
     "he_resnet20": [[2, 1], 2, 4],
     "he_preact_resnet20": [[[1, 1], 1, 2], 4, 0],
     "cifar_resnet50": [3, [2, 2, 1], 8],
-    "cifar_preact_resnet18": [1, 1, 6],
+    "cifar_resnet18": [1, 1, 6],
 }
 
 

@@ -22,7 +22,6 @@ NETWORKS = {
     "he_resnet20": (3, 16, 16),
     "he_preact_resnet20": (3, 16, 16),
     "cifar_resnet18": (3, 16, 16),
-    "cifar_preact_resnet18": (3, 8, 8),
     "cifar_resnet50": (3, 8, 8),
     "digits_resnet": (1, 8, 8),
 }
@@ -398,14 +397,16 @@ def test_the_published_recipes_twist_the_first_three_stages():
         assert {item.stage for item in items} == {1, 2, 3}
         assert {item.layer.coordinates for item in items} == {"published"}
         found[recipe] = ({item.layer.tie for item in items}, len(items))
-    assert list(found.values()) == [({"saddle"}, 26), ({"mixed"}, 13)]  # 2 (3 + 4 + 6), and 3 + 4 + 6
+    assert list(found.values()) == [({"conformal"}, 26), ({"odd"}, 13)]  # 2 (3 + 4 + 6), and 3 + 4 + 6
 
 
 def test_activated_units_send_the_activated_state_through_the_shortcut():
-    unit = network("cifar_preact_resnet18").layer1[0]
+    unit = network("cifar_resnet18", activated=True).layer1[0]
     torch.nn.init.zeros_(unit.conv2.weight)
     y = torch.randn(2, 64, 4, 4, generator=torch.manual_seed(0))
     assert torch.equal(unit(y), F.relu(unit.bn1(y)))
+    with pytest.raises(InputError, match="ResNet-50 has bottlenecks; take depth 18 or 34"):
+        resode.create("cifar_resnet50", activated=True)
 
 
 def test_the_report_counts_what_was_added():

@@ -139,8 +139,9 @@ def arm(make_run):
             summary |= {"seed": seed, "test": {"top1_error": error, "samples": 40}}
             run = make_run(f"{folder}-{seed}", experiment=experiment, summary=summary if finished else None)
             options = {k: v for k, v in experiment["model"].items() if k != "name"}
-            save(create("he_resnet20", **options), run / "model.safetensors", Card(
-                Specification("he_resnet20", options), PREPROCESSING
+            name = experiment["model"]["name"]
+            save(create(name, **options), run / "model.safetensors", Card(
+                Specification(name, options), PREPROCESSING
             ))  # fmt: skip
             paths.append(run)
         return paths

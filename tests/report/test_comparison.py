@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 
 import pytest
 
@@ -129,3 +130,38 @@ def test_a_comparison_as_text(arm):
     text = as_markdown(found)
     assert text.splitlines()[1] == "|" + "---|" * len(heads)
     assert "95 %" in text
+
+
+# ---------------------------------------------------------------- what each number measures
+
+
+def test_a_published_error_of_the_best_epoch_is_marked(arm):
+    plain, (other,) = arm("plain", {0: 8.0}), arm("other", {0: 9.0}, name="other", **WIDE)
+    path = other / "summary.json"
+    published = {"top1_error": 8.27, "source": "liuyao12", "measured": "best epoch"}
+    path.write_text(json.dumps({**json.loads(path.read_text()), "published": published}))
+    found = compare(grouped([*plain, other]))
+    heads, rows = cells(found)
+    assert [row[heads.index("published")] for row in rows] == ["8.75 %", "8.27 % (best epoch)"]
+    assert [record["published_as"] for record in records(found)] == [None, "best epoch"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "values"),
+    [
+        ("image size", {"data": {"source": "cifar10", "validation": 100, "image_size": 16}}),
+        ("gradient clipping", {"clip_norm": 1.0}),
+        ("loss", {"loss": "focal [given in Python]"}),
+    ],
+)
+def test_a_difference_of_protocol_is_named(arm, setting, values):
+    found = compare(grouped([*arm("plain", {0: 8.0}), *arm("other", {0: 9.0}, **values)]))
+    assert [name for name, _ in found.protocol] == [setting]
+
+
+def test_multiply_adds_that_depend_on_the_images_are_not_compared(arm):
+    ode = {"name": "neural_ode", "widths": [4, 4, 4]}
+    found = compare(grouped([*arm("plain", {0: 8.0}), *arm("ode", {0: 9.0}, model=ode)]))
+    assert [row.multiply_adds is None for row in found.rows] == [False, True]
+    (line,) = [line for line in found.remarks if "multiply-adds" in line]
+    assert "depend on the images (Adaptive dopri5 (rtol 0.01, atol 0.01)); evaluations are those of" in line

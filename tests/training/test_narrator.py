@@ -2,6 +2,8 @@
 
 import importlib.util
 import io
+import sys
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -43,3 +45,19 @@ def test_training_from_python_speaks_on_stderr_unless_told_not_to(tiny, tmp_path
     assert out == ""
     assert bool(err) == progress
     assert f"test error {result.test_error:.2f} %" in err or not progress
+
+
+def test_a_notebook_shows_a_result_once_in_the_cell_that_trained_it(tiny, tmp_path, monkeypatch, capsys):
+    """IPython calls `_ipython_display_` for the value of a cell."""
+    shell = SimpleNamespace(execution_count=3)
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
+    printed = resode.train(tiny, out=tmp_path / "printed")
+    silent = resode.train(tiny, out=tmp_path / "silent", progress=False)
+    capsys.readouterr()
+    printed._ipython_display_()
+    assert capsys.readouterr().out == ""
+    silent._ipython_display_()
+    assert capsys.readouterr().out == f"{silent}\n"
+    shell.execution_count = 4
+    printed._ipython_display_()
+    assert capsys.readouterr().out == f"{printed}\n"

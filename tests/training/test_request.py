@@ -146,7 +146,7 @@ def test_a_run_of_a_network_of_ones_own_is_loaded_into_one():
     assert torch.equal(again[1].weight, result.module[1].weight)
     assert again.preprocessing == result.module.preprocessing
     assert not again.training
-    with pytest.raises(InputError, match=r"no registered model.*resode.load\(.*, into=net\)"):
+    with pytest.raises(InputError, match=r"no registered model.*\(into\)"):
         resode.load(result.path)
     with pytest.raises(InputError, match=r"10x64, not 7x64"):
         resode.load(result.path, into=net(7))
@@ -313,7 +313,7 @@ def test_a_loss_of_ones_own_is_minimised_recorded_and_asked_for():
     with pytest.raises(Stopped) as stopped:
         train(net(), data=ARRAYS, loss=margin, out="parts", callbacks=[Interrupt(15)])
     assert "loss=..." in str(stopped.value)
-    with pytest.raises(InputError, match="does not store; give loss"):
+    with pytest.raises(InputError, match="does not store; go on in Python"):
         resode.train(net(), "parts", data=ARRAYS, out="parts", resume=True, progress=False)
     resumed = train(net(), data=ARRAYS, loss=margin, out="parts", resume=True)
     assert torch.equal(resumed.module[1].weight, result.module[1].weight)

@@ -21,7 +21,9 @@ from torch.utils.benchmark import Timer
 from torch.utils.data import DataLoader, Dataset
 
 from resode import cost
+from resode.blocks import adaptive_solvers
 from resode.data import Batch, Images, Loader
+from resode.gradients import unwatched
 from resode.inference import Frozen
 from resode.mode import mode
 from resode.models.budget import chain_owners, set_gradients
@@ -49,7 +51,7 @@ class Bench:
         phases: share of each of `PHASES` in the time of a training step (on a GPU without CUDA graph).
         peak_memory_bytes: peak memory of the process, or of the GPU's allocator.
         operations: multiplications and additions per second in training, counting three forward passes a
-            step; None if the network's operations cannot be counted.
+            step; None if they cannot be counted, or depend on the images (an adaptive solver).
         matrix_peak: operations per second of a large matrix product in the precision of the run.
         bandwidth: bytes read and written per second in a large copy.
     """
@@ -68,6 +70,7 @@ class Bench:
 
 
 @keeping_freed_memory()
+@unwatched()  # for the time alone
 def bench(setup: Setup, seconds: float = 20.0, rounds: int = 4) -> Bench:
     """Measure a recipe prepared by `prepare`; trains its network for some steps.
 
@@ -117,7 +120,12 @@ def bench(setup: Setup, seconds: float = 20.0, rounds: int = 4) -> Bench:
 
 
 def _operations(setup: Setup) -> int | None:
-    """Operations of training for one image; None for a user's network that cannot run on meta tensors."""
+    """Operations of training for one image.
+
+    None where they depend on the images, and for a user's network that cannot run on meta tensors.
+    """
+    if adaptive_solvers(setup.module):
+        return None
     try:
         return 3 * 2 * cost.multiply_adds(setup.module, setup.data.shape)
     except Exception:  # user code that reads values can raise anything

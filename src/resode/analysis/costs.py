@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from resode import cost, pretrained, recipes, weights
+from resode.blocks import adaptive_solvers
 from resode.catalogue import MethodMemory, ModelFacts, NetworkCost, PretrainedFacts, RecipeCost
 from resode.data import sources
 from resode.data.pinned import PINNED_DATASETS
@@ -29,7 +30,7 @@ def network_cost(build: Callable[[], nn.Module], shape: Shape | None) -> Network
     """The cost of the network that `build` makes, for images of shape (C, H, W)."""
     module = _on_meta(build)
     work = None if shape is None else cost.multiply_adds(module, shape)
-    return NetworkCost(cost.parameters(module), work)
+    return NetworkCost(cost.parameters(module), work, adaptive_solvers(module))
 
 
 def recipe_cost(experiment: Experiment) -> RecipeCost | None:
@@ -46,7 +47,7 @@ def recipe_cost(experiment: Experiment) -> RecipeCost | None:
     return RecipeCost(
         name,
         shape,
-        NetworkCost(cost.parameters(module), work),
+        NetworkCost(cost.parameters(module), work, adaptive_solvers(module)),
         StepMemory.of(experiment, shape or NO_IMAGE).fixed_bytes(module),
         () if shape is None else tuple(_step_memory(experiment, module, shape)),
         isinstance(module, DynamicNet),
@@ -57,10 +58,15 @@ def for_catalogue() -> dict[str, Any]:
     """The content of `catalogue.json`, computed: facts of every registered model, cost of every recipe."""
     costs = {name: recipe_cost(Experiment.from_recipe(name)) for name in recipes.files()}
     return {
-        "models": {name: asdict(model_facts(name)) for name in models.names()},
+        "models": {name: _record(model_facts(name)) for name in models.names()},
         "pretrained": {name: asdict(pretrained_facts(name)) for name in pretrained.names()},
-        "recipes": {name: asdict(found) for name, found in costs.items() if found is not None},
+        "recipes": {name: _record(found) for name, found in costs.items() if found is not None},
     }
+
+
+def _record(facts: ModelFacts | RecipeCost) -> dict[str, Any]:
+    """Facts as plain data; fixed steps name no solver."""
+    return asdict(facts, dict_factory=lambda pairs: {k: v for k, v in pairs if k != "solvers" or v})
 
 
 def model_facts(name: str) -> ModelFacts:

@@ -17,6 +17,7 @@ from resode.controls import Controls
 from resode.errors import InputError
 from resode.fields.antisymmetric import AntisymmetricLayer
 from resode.fields.convolutions import Convolution
+from resode.integrators import IMEX
 from resode.models.twisting import stages_of
 from resode.operators import stencils
 from resode.operators.twist import TwistConv2d
@@ -99,7 +100,10 @@ def _weights(model: nn.Module) -> Iterator[Entry]:
 
 def _scheme_weights(name: str, block: DynamicBlock) -> Iterator[Entry]:
     """Learned 3x3 kernels of a scheme, such as B of the semi-implicit step: one for each step and channel."""
+    integrator = block.stage.integrator
     for key, value in block.scheme.items():
+        if isinstance(integrator, IMEX):
+            value = integrator.kernel(value)
         if value.ndim == 4 and value.shape[-2:] == (3, 3):
             for k, (time, weight) in enumerate(zip(block.stage.states.nodes, value, strict=False)):
                 yield f"{name}.scheme.{key}.{k}".lstrip("."), "W", weight[:, None], (1, 1), time

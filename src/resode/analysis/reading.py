@@ -116,6 +116,11 @@ def _name(network: weights.Loaded) -> str:
     return f"{plain['name'] if isinstance(plain, dict) else plain}, twisted"
 
 
+def folder_of(path: str) -> Path:
+    """Where the files about the weights of PATH go: `RUN/analysis`, or `NAME-analysis` beside a file."""
+    return _folder_beside(Path(path), weights_file(path))
+
+
 def _folder_beside(path: Path, file: Path) -> Path:
     """RUN/analysis, RUN/analysis-ITERATION for a checkpoint, NAME-analysis beside a file or for a name."""
     if path.is_file():

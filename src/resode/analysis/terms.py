@@ -117,6 +117,8 @@ def _evolution(integrator: Integrator) -> str:
         return "two halves of the channels, each driven by f(theta(t), u) of the other"
     if integrator.second_order:
         return "d2u/dt2 = f(theta(t), u)"
+    if isinstance(integrator, IMEX) and integrator.normed:
+        return "a recurrence: a step of f(theta(t), u), the norm of f, then an implicit smoothing"
     if isinstance(integrator, IMEX) and integrator.variant == "damped":
         return "du/dt = f(theta(t), u) - B^T B u, the last term implicit"
     if isinstance(integrator, FixedStep) and integrator.order is None:

@@ -10,8 +10,9 @@ import io
 import os
 import sys
 import traceback
-from collections.abc import Callable
-from typing import Any, NoReturn
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn, TextIO
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -120,6 +121,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         bars = Bars()
         with (
             contextlib.closing(bars),
+            warnings_as_lines(),
             reporting_to(None if "--json" in words else bars),
             raising_interrupted(),
         ):
@@ -137,6 +139,27 @@ def main(arguments: list[str] | None = None) -> NoReturn:
             _interrupted(code, messages, program=arguments is None)
         _fail(code, messages)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+@contextlib.contextmanager
+def warnings_as_lines() -> Iterator[None]:
+    """Print a warning of the library as one line, without its place in the code."""
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        from resode.cli.console import note
+
+        note(f"warning: {' '.join(str(message).split())}")
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
 
 
 def _describe(error: Exception) -> tuple[int, tuple[str, ...]]:

@@ -1,4 +1,4 @@
-"""`resode analyze`: a network read as a partial differential equation."""
+"""`resode analyze`: a network read as a partial differential equation, and as an ordinary one in depth."""
 
 import json
 from collections.abc import Sequence
@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from resode.cli import depth as column
 from resode.cli.completion import network_or_model_names
-from resode.cli.options import JsonOption, PluginOption
+from resode.cli.options import DataOption, DeviceOption, JsonOption, PluginOption
+from resode.errors import InputError
 from resode.plugins import load_plugins
 
 if TYPE_CHECKING:
@@ -30,6 +32,16 @@ def analyze(
     twist: Annotated[
         bool, typer.Option("--twist", help="The vector field of every twisted convolution.")
     ] = False,
+    depth: Annotated[
+        bool,
+        typer.Option("--depth", help="Whether dynamic blocks are the equation that they discretise."),
+    ] = False,
+    data: DataOption = None,
+    images: Annotated[
+        int | None,
+        typer.Option("--images", metavar="N", min=1, help="Test images for --depth, the first ones."),
+    ] = None,
+    device: DeviceOption = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -45,7 +57,12 @@ def analyze(
 
     --pde: the table of network terms and PDE terms; for every 3x3 kernel the shares of its parts, its
     strength, and whether it smooths, in pde.csv and pde.png. --twist: for every twisted layer dilation,
-    rotation and strain, in twist.csv, and drawn in twist-stage1.png, ... Default: whatever the network has.
+    rotation and strain, in twist.csv, and drawn in twist-stage1.png, ... Default: whichever of these two the
+    network has.
+
+    --depth: the same theta(t) in 2, 4 and 8 times the steps and by Euler, Heun and RK4: the error on the test
+    images, the observed order, the distance to the flow; smoothness of theta in depth, reversal, growth, and
+    a verdict by stated rules, in depth.json and the page depth.html. The report of a run then shows it, too.
 
     Examples:
 
@@ -57,9 +74,15 @@ def analyze(
 
         resode analyze he_resnet20 --json
 
+        resode analyze runs/rk4 --depth --images 1000
+
     \f
     """
     load_plugins(plugin)
+    column.check(depth, pde or twist, {"--data": data, "--images": images, "--device": device})
+    if depth:
+        _depth(path, data, images, device, out, json_)
+        return
     from resode.analysis import reading
     from resode.cli.console import note
     from resode.cli.console import out as stdout
@@ -78,6 +101,26 @@ def analyze(
         stdout.print(*_strengths(found.kernels, stdout.width))
     if found.fields:
         stdout.print(*_velocities(found.fields, stdout.width))
+    for file in files:
+        note(f"written: {file}")
+
+
+def _depth(
+    path: str, data: str | None, images: int | None, device: str | None, out: Path | None, json_: bool
+) -> None:
+    from resode.analysis.reading import folder_of
+    from resode.cli.console import note
+    from resode.training.records.networks import is_model
+
+    if is_model(path):
+        raise InputError(f"{path}: is a model without trained weights; give a run or a .safetensors file")
+    found = column.measured(path, data, images, device)
+    files = column.written(found, out or folder_of(path))
+    if json_:
+        record = {"path": path, "model": found.model, "depth": found.record(), "files": files}
+        print(json.dumps(record, ensure_ascii=False, allow_nan=False))
+        return
+    column.show(found)
     for file in files:
         note(f"written: {file}")
 

@@ -56,6 +56,7 @@ def compare(
     from resode.cli.console import note
     from resode.report import comparison as comparing
     from resode.report import tables
+    from resode.training.records.reader import unsealed_note
 
     groups = comparing.grouped(runs)
     if base is not None:
@@ -64,6 +65,8 @@ def compare(
     if json_:
         print(json.dumps({"rows": tables.records(found), "remarks": found.remarks}, ensure_ascii=False))
         return
+    if line := unsealed_note(run for group in groups for run in group.runs.values()):
+        note(line)
     if as_ == "markdown":
         print(tables.as_markdown(found, brief=not differences), end="")
     elif as_ == "csv":

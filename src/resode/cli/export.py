@@ -71,6 +71,7 @@ def export(
     from resode.interop.exporting import format_of
     from resode.training.optim import optimizers
     from resode.training.records.locations import read_network, weights_file
+    from resode.training.records.state import unsealed_note
 
     format_ = format_of(out, format_)
     if format_ == "safetensors":
@@ -81,7 +82,7 @@ def export(
     if out.exists() and out.samefile(file):
         raise InputError(f"--out {out}: is the file that is read; choose another name")
     loaded = read_network(file)
-    for line in state_notes(path, loaded):
+    for line in filter(None, (*state_notes(path, loaded), unsealed_note(path, file, loaded.card))):
         note(line)
     made = exported_to(loaded, out, format=format_, takes=input_)
     if format_ == "safetensors":

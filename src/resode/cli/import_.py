@@ -22,7 +22,7 @@ def import_(
         typer.Option(
             "--set",
             metavar="KEY=VALUE",
-            help="dynamicblocks: scheme (rk1, rk4), states, controls; mean, std. Repeatable.",
+            help="dynamicblocks: scheme (rk1, rk4), states, controls, layer; mean, std. Repeatable.",
         ),
     ] = None,
     force: ForceOption = False,
@@ -30,8 +30,9 @@ def import_(
     """Convert a published checkpoint; nothing in it is executed.
 
     Its normalisation is stored with the weights, so evaluate and predict apply it. A file of DynamicBlocks
-    holds neither its scheme nor its time grids: give them by --set. Its normalisation defaults to that of the
-    CIFAR-10 training images; --set mean=... and --set std=... override it.
+    does not hold its time grids, nor its scheme unless that is rk1: give them by --set, and
+    layer=preact_double for its PreactDoubleLayer. Its normalisation defaults to the toolbox's for CIFAR, mean
+    0.5 and std 1; --set mean=... and --set std=... override it.
 
     Examples:
 

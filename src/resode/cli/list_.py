@@ -86,8 +86,8 @@ def _models(pattern: str | None, *, with_plugins: bool) -> str:
         if facts.cost is None or facts.shape is None:
             rows.append((name, "", "", "", facts.summary))
             continue
-        work, shape = f"{(facts.cost.multiply_adds or 0) / 1e6:,.1f} M", "x".join(map(str, facts.shape))
-        rows.append((name, f"{facts.cost.parameters:,}", work, shape, facts.summary))
+        shape = "x".join(map(str, facts.shape))
+        rows.append((name, f"{facts.cost.parameters:,}", facts.cost.work, shape, facts.summary))
     numbers = ("parameters", "multiply-adds", "input")
     return _table(rows, "models", *numbers, "", right=numbers)
 
@@ -114,13 +114,21 @@ def _recipes(pattern: str | None) -> str:
     from resode.training.recipe import reading
 
     rows: Rows = []
+    remarks: list[str] = []
     for name in _matching(recipes.files(), pattern):
         values = reading.read(name)
         about = values["about"]
-        error = f"{about['published']['top1_error']:.2f} %" if about.get("published") else ""
+        error = f"{about['published']['top1_error']:.2f} % " if about.get("published") else ""
+        if error and (remark := about["published"].get("measured")):
+            error = f"{error[:-1]}*"
+            remarks.append(remark)
         rows.append((name, str(values["epochs"]), error, about["summary"]))
     numbers = ("epochs", "published")
-    return _table(rows, "recipes", *numbers, "", right=numbers, one_line=True)
+    listed = _table(rows, "recipes", *numbers, "", right=numbers, one_line=True)
+    below = (
+        f"\n* not after the last epoch on all images: {', '.join(dict.fromkeys(remarks))}" if remarks else ""
+    )
+    return listed + below
 
 
 def _fields(pattern: str | None) -> str:

@@ -1,11 +1,14 @@
 """`resode report`: a page about a run or a study."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from resode.cli.completion import network_names
+from resode.errors import ResourceError
 
 
 def report(
@@ -42,16 +45,34 @@ def report(
     from resode import report as reports
     from resode.cli.console import note
     from resode.cli.console import out as stdout
+    from resode.training.records.reader import read, unsealed_note
 
     if reports.is_study(run):
         from resode.cli.compare import show
 
         study = reports.read_study(run)
-        page = reports.write_study(study, out)
+        with _without_a_place(out):
+            note(f"report: {reports.write_study(study, out)}")
         if study.comparison is not None:
             show(study.comparison)
-        note(f"report: {page}")
-        return
-    page = reports.write(run, out)
-    stdout.print(reports.table(run))
-    note(f"report: {page}")
+        records = [each for group in study.groups for each in group.runs.values()]
+    else:
+        records = [read(run)]
+        with _without_a_place(out):
+            note(f"report: {reports.write(run, out)}")
+        stdout.print(reports.table(run))
+    if line := unsealed_note(records):
+        note(line)
+
+
+@contextlib.contextmanager
+def _without_a_place(out: Path | None) -> Iterator[None]:
+    """Where the page cannot be written beside a run, which may be read-only, the result is still printed."""
+    from resode.cli.console import note
+
+    try:
+        yield
+    except ResourceError as error:
+        if out is not None:
+            raise
+        note(f"no page was written: {error}; --out FILE names another place")

@@ -1,6 +1,7 @@
 """`resode show`: a recipe with everything resolved, a run, a model, or what a weights file holds."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -126,17 +127,21 @@ def _show_recipe(recipe: str, changes: dict[str, Any]) -> None:
     """On a terminal a page, the settings below the facts; elsewhere YAML, the facts as its comments."""
     from resode.training.recipe.commented import commented
     from resode.training.recipe.experiment import Experiment
+    from resode.training.records.departures import departures, holding
 
     experiment = Experiment.from_recipe(recipe, changes)
+    changed = departures(experiment.model_dump(mode="json"))
+    experiment = holding(experiment)
     cost = _cost(experiment, unchanged=not changes)
     costs = _costs(experiment, cost) if cost else []
     blocks = _blocks(experiment) if cost is not None and cost.dynamic else ""
     if sys.stdout.isatty():
-        _print([*_about(experiment), *costs])
+        _print([*_about(experiment, changed), *costs])
         say(f"\n{blocks}" if blocks else "")
         say(experiment.to_yaml(without=["about"]).rstrip())
         return
-    facts = [f"{label:<15} {text}" for label, text in [*_weights_row(experiment), *costs] if text]
+    rows = [*(_changed_row(experiment, changed) or _weights_row(experiment)), *costs]
+    facts = [f"{label:<15} {text}" for label, text in rows if text]
     say(commented(experiment, [*facts, *blocks.splitlines()]).rstrip())
 
 
@@ -165,12 +170,12 @@ def _blocks(experiment: "Experiment") -> str:
     return explain_blocks(experiment)
 
 
-def _about(experiment: "Experiment") -> Rows:
+def _about(experiment: "Experiment", changed: Sequence[str]) -> Rows:
     about = experiment.about
     published = about.published
     figure = f"{published.top1_error:.2f} % top-1 error ({published.source})" if published else ""
     return [
-        ("recipe", experiment.name),
+        *(_changed_row(experiment, changed) or [("recipe", experiment.name)]),
         ("", about.summary),
         ("source", about.source),
         ("equation", about.equation),
@@ -179,8 +184,13 @@ def _about(experiment: "Experiment") -> Rows:
         ("published", figure),
         ("expected", about.expected),
         *(("differs" if i == 0 else "", text) for i, text in enumerate(about.differs)),
-        *_weights_row(experiment),
+        *([] if changed else _weights_row(experiment)),
     ]
+
+
+def _changed_row(experiment: "Experiment", changed: Sequence[str]) -> Rows:
+    """What departs from the recipe of the package that has this name."""
+    return [("recipe", f"{experiment.name} with other {', '.join(changed)}")] if changed else []
 
 
 def _weights_row(experiment: "Experiment") -> Rows:
@@ -199,12 +209,12 @@ def _costs(experiment: "Experiment", cost: "RecipeCost") -> Rows:
     if cost.shape is None or cost.network.multiply_adds is None:
         return rows
     image = "x".join(map(str, cost.shape))
-    rows.append(("multiply-adds", f"{cost.network.multiply_adds / 1e6:,.1f} M an image of {image}"))
+    rows.append(("multiply-adds", f"{cost.network.work} an image of {image}{cost.network.counted}"))
     parts = zip(("parameters", "gradients", "optimizer"), map(size, cost.fixed_bytes), strict=True)
     listed = ", ".join(f"{name} {bytes_}" for name, bytes_ in parts)
     precision = "bf16" if experiment.precision == "bf16" else "fp32"
-    step = f"of a step at batch {experiment.batch_size} in {precision}: {listed}, and activations:"
-    rows.append(("memory", step))
+    step = f"of a step at batch {experiment.batch_size} in {precision}: {listed}, and activations"
+    rows.append(("memory", f"{step}{cost.network.counted}:"))
     for each in cost.steps:
         total = size(sum(cost.fixed_bytes) + each.activation_bytes)
         again = f", {each.recomputed:.2f} forward passes recomputed" if each.recomputed else ""
@@ -219,12 +229,13 @@ def _show_run(path: Path) -> None:
     """The result of a run so far, what it is made of, and its settings."""
     from resode import report
     from resode.cli.console import out
+    from resode.training.records.departures import holding
     from resode.training.records.run import Run
 
     out.print(report.table(path))
     run = Run(path)
     if run.exists:
-        experiment = run.read_experiment()
+        experiment = holding(run.read_experiment())
         held_out = f", {experiment.data.validation:g} held out" if experiment.data.validation else ""
         _print([("", experiment.about.summary), ("source", experiment.about.source),
                 ("data", experiment.data.source + held_out)])  # fmt: skip
@@ -251,8 +262,8 @@ def _show_model(name: str) -> None:
     rows = [("model", name), ("", facts.summary)]
     if facts.cost is not None and facts.shape is not None:
         rows.append(("parameters", f"{facts.cost.parameters:,}"))
-        work = f"{(facts.cost.multiply_adds or 0) / 1e6:,.1f} M an image of {'x'.join(map(str, facts.shape))}"
-        rows.append(("multiply-adds", work))
+        image = "x".join(map(str, facts.shape))
+        rows.append(("multiply-adds", f"{facts.cost.work} an image of {image}{facts.cost.counted}"))
     train = sorted(
         (recipe for recipe in recipes.files() if model_of(recipe) == name),
         key=lambda recipe: not recipe.startswith("he2016/"),
@@ -275,7 +286,7 @@ def _show_weights(file: Path) -> None:
     card = weights.read_card(file)
     rows = [("file", f"{file} ({size(file.stat().st_size)})")]
     if card.specification is None:
-        rows.append(("model", "a module that is no registered model (weights.load_into reads it)"))
+        rows.append(("model", "a network made in Python, which is no registered model"))
     else:
         rows += _model(card.specification, card.preprocessing)
     rows += _input(card.preprocessing)
@@ -295,7 +306,7 @@ def _model(specification: "Specification", preprocessing: "Preprocessing") -> Ro
     return [
         ("model", f"{specification.name} ({options})"),
         ("parameters", f"{cost.parameters:,}"),
-        ("multiply-adds", f"{(cost.multiply_adds or 0) / 1e6:,.1f} M an image"),
+        ("multiply-adds", f"{cost.work} an image{cost.counted}"),
     ]
 
 

@@ -168,12 +168,13 @@ def _dry_run(experiment: "Experiment") -> None:
     rate = min(experiment.batch_size, setup.training.samples) / estimate.step_seconds
     whole = f"about {roughly(estimate.seconds)} for {experiment.epochs} epochs on {setup.device}"
     peak, kept = size(estimate.memory_bytes), size(cost.activation_bytes)
+    counted = f", counting one evaluation of {solvers}" if (solvers := estimate.solvers) else ""
     rows = [
         ("model", f"{name}, {setup.parameters:,} parameters"),
         ("training images", f"{setup.training.samples:,} in {setup.training.steps} steps an epoch"),
         ("one step", f"{1e3 * estimate.step_seconds:.0f} ms, {rate:,.0f} images/s"),
         ("whole run", whole),
-        ("memory", f"{peak} at the peak of two batches (activations {kept})"),
+        ("memory", f"{peak} at the peak of two batches (activations {kept}{counted})"),
     ]
     for label, text in rows:
         say(f"{label:<16} {text}")

@@ -164,7 +164,7 @@ class UnequalSizesError(InputError):
 def _unequal(first: str, shape: tuple[int, ...], name: str, other: tuple[int, ...]) -> InputError:
     return UnequalSizesError(
         f"images of unequal size: {first} is {shape[0]}x{shape[1]}, {name} is {other[0]}x{other[1]}; "
-        "give one size: --set data.image_size=32"
+        "give one size: --set data.image_size=32, or load_data(..., image_size=32)"
     )
 
 

@@ -5,10 +5,12 @@ hub stores it (SHA-256 for large files, git's blob hash for small ones). `huggin
 own cache; a cached file needs no network.
 """
 
+import contextlib
 import hashlib
 import importlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Final, NoReturn
@@ -21,6 +23,24 @@ TIMEOUT: Final = 5.0  # seconds after which a hub that does not answer counts as
 PREFIX: Final = "hf://"
 _CONVERTED: Final = "refs/convert/parquet"  # revision of the hub's own conversion of other formats
 _FIX: Final = "use local files: --data FOLDER, RESODE_DATA=FOLDER with FOLDER/<name>/, or --data digits"
+
+
+_offline: ContextVar[bool] = ContextVar("offline", default=False)
+
+
+@contextlib.contextmanager
+def offline() -> Iterator[None]:
+    """Context manager: read what is cached, and raise `ResourceError` instead of asking the hub."""
+    token = _offline.set(True)
+    try:
+        yield
+    finally:
+        _offline.reset(token)
+
+
+def _refuse_offline(repository: str) -> None:
+    if _offline.get():
+        raise ResourceError(f"{repository}: is not on this machine; {_FIX}")
 
 
 @dataclass(frozen=True)
@@ -88,7 +108,8 @@ def _list_files(repository: str, revision: str | None) -> tuple[str | None, list
     try:
         return _query_hub(repository, revision)
     except ResourceError:
-        cache = Path(_hub().constants.HF_HUB_CACHE) / f"datasets--{repository.replace('/', '--')}"
+        constants = importlib.import_module("huggingface_hub.constants")
+        cache = Path(constants.HF_HUB_CACHE) / f"datasets--{repository.replace('/', '--')}"
         snapshot = cache / "snapshots" / (revision or "none")
         files = sorted(path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*.parquet"))
         if not files:
@@ -102,6 +123,7 @@ def _hub() -> Any:
 
 def _query_hub(repository: str, revision: str | None) -> tuple[str | None, list[str]]:
     """Ask the hub for the commit of a revision and its parquet files."""
+    _refuse_offline(repository)
     hub = _hub()
     try:
         info = hub.HfApi().dataset_info(repository, revision=revision, timeout=TIMEOUT)
@@ -122,6 +144,8 @@ def _fetch(pin: Pin, path: str) -> Path:
             _published_hash(name)  # fails within TIMEOUT, unlike the download, which retries for long
             local = hub.hf_hub_download(**name, etag_timeout=TIMEOUT)
         expected = pin.files[path] or _blob_hash(Path(local)) or _published_hash(name)
+    except ResourceError:
+        raise
     except Exception as error:
         _explain(error, pin.repository)
     actual = _hash_like(expected, Path(local))
@@ -134,6 +158,7 @@ def _fetch(pin: Pin, path: str) -> Path:
 
 
 def _published_hash(name: dict[str, str]) -> str:
+    _refuse_offline(name["repo_id"])
     hub = _hub()
     return str(hub.get_hf_file_metadata(hub.hf_hub_url(**name), timeout=TIMEOUT).etag)
 

@@ -114,6 +114,7 @@ class Dataset:
         skipped: a message for each image dropped by `on_bad_image="skip"`.
         fingerprint: order-independent content hash of both splits and the class names (hex).
         split: how the test images were chosen, in a folder that has none of its own.
+        notes: what the user should know of how the source was read, a line each.
 
     Raises:
         InputError: no class, a label out of range, a class without training images, or splits of unequal
@@ -127,6 +128,7 @@ class Dataset:
     skipped: tuple[str, ...]
     fingerprint: str
     split: FolderSplit | None = None
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_labels(self.name, self.classes, self.train.labels, self.test.labels if self.test else None)

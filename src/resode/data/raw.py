@@ -39,6 +39,7 @@ class RawDataset:
         test: the test split, or None.
         content: computes the cache key from the bytes of its files; None: do not cache.
         split: how `test` was taken from the images; None: the source has test images of its own, or none.
+        notes: what the user should know of how the source was read, a line each.
     """
 
     where: str
@@ -47,6 +48,7 @@ class RawDataset:
     test: RawSplit | None
     content: Callable[[], str] | None = None
     split: FolderSplit | None = None
+    notes: tuple[str, ...] = ()
 
     def check(self, classes: tuple[str, ...]) -> None:
         """Raise `InputError` if the labels do not match `classes`, before anything is decoded."""

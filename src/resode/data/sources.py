@@ -86,7 +86,7 @@ def load(
     if not path.is_dir():
         raise _not_found(data, path)
     raw = open_folder(path, split)
-    return dataclasses.replace(_decode(data, raw, None, image_size, on_bad_image), split=raw.split)
+    return _decode(data, raw, None, image_size, on_bad_image)
 
 
 def load_test(
@@ -112,7 +112,7 @@ def load_test(
 def test_name(data: str) -> str:
     """What the test images of a data set are called: "validation" where they are those of `val/`."""
     test = folder.test_folder(Path(data).expanduser()) if _is_image_folder(data) else None
-    return "test" if test is None or test.name == "test" else "validation"
+    return "test" if test is None or test.name.lower() in folder.TEST else "validation"
 
 
 def _is_image_folder(data: str) -> bool:
@@ -146,12 +146,7 @@ def _open(path: Path, split: FolderSplit | None) -> RawDataset:
         return parquet.read(str(path), path, *parquet.roles(str(path), files))
     if folder.find(path):
         return folder.read(path, split)
-    if test := folder.find_test(path):
-        raise InputError(f"{path} holds test images alone ({test.name}/); training needs train/<class>/, too")
-    raise InputError(
-        f"{path} holds no data set; expected folders of images <class>/ or train/<class>/, train*.parquet, "
-        "cifar-10-batches-py or cifar-100-python"
-    )
+    raise InputError(f"{path} {folder.why_none(path)}")
 
 
 def _not_found(data: str, path: Path) -> InputError:
@@ -173,7 +168,8 @@ def _decode(
     classes = classes or raw.classes or raw.numbered_classes()
     raw.check(classes)
     options = {"image_size": image_size, "on_bad_image": on_bad_image}
-    key = cache.key(raw.content(), **options) if raw.content else None
+    labels = [split.labels for split in (raw.train, raw.test) if split is not None]
+    key = cache.key(raw.content(), classes, labels, **options) if raw.content else None
     decoded = cache.read(key) if key else None
     if decoded is None:
         decoded = decode_dataset(raw, image_size=image_size, on_bad_image=on_bad_image)
@@ -181,7 +177,8 @@ def _decode(
             cache.write(key, *decoded)
             decoded = cache.read(key) or decoded
     train, test, skipped = decoded
-    return Dataset.of(name, classes, train, test, skipped)
+    dataset = Dataset.of(name, classes, train, test, skipped)
+    return dataclasses.replace(dataset, split=raw.split, notes=raw.notes)
 
 
 def _load_pinned(pinned: PinnedDataset, image_size: int | None, on_bad_image: OnBadImage) -> Dataset:

@@ -3,12 +3,21 @@
 import os
 import stat
 from pathlib import Path
+from typing import Final
 
 from resode.errors import InputError
 
+# What file managers and archives leave beside images, in lower case.
+_LITTER: Final = frozenset({"__macosx", "@eadir", "desktop.ini", "thumbs.db"})
+
+
+def ignored(name: str) -> bool:
+    """Whether a name is hidden (it begins with a dot), or that of a leftover such as `__MACOSX`."""
+    return name.startswith(".") or name.lower() in _LITTER
+
 
 def files(folder: Path) -> list[Path]:
-    """The files in a folder at any depth, sorted; names that begin with a dot are ignored.
+    """The files in a folder at any depth, sorted, without those that are `ignored`.
 
     What cannot be followed is one of the files: a broken link, or a folder that cannot be listed. Reading it
     fails with the reason, so that it is treated like an image that cannot be read.
@@ -29,7 +38,7 @@ def _above(folder: Path) -> frozenset[tuple[int, int]]:
 def _collect(folder: Path, above: frozenset[tuple[int, int]], found: list[Path]) -> None:
     """Add the files in a folder to `found`; `above` are the folder and those that it lies in."""
     try:
-        children = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+        children = sorted(path for path in folder.iterdir() if not ignored(path.name))
     except OSError:
         found.append(folder)
         return

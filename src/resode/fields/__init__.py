@@ -10,7 +10,7 @@ from resode.fields.twists import Twist
 
 # In the order of `resode list fields`.
 # isort: off
-from resode.fields.residual import Activated, Bottleneck, Double, Preactivation, Triple
+from resode.fields.residual import Activated, Bottleneck, Double, PreactDouble, Preactivation, Single, Triple
 from resode.fields.parabolic import Parabolic
 from resode.fields.antisymmetric import Antisymmetric
 from resode.fields.hamiltonian import Hamiltonian
@@ -31,7 +31,9 @@ __all__ = [
     "Hamiltonian",
     "Norm",
     "Parabolic",
+    "PreactDouble",
     "Preactivation",
+    "Single",
     "Triple",
     "TvNorm",
     "Twist",

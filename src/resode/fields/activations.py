@@ -26,11 +26,13 @@ class Activation:
         function: s, shape-preserving.
         firmly_nonexpansive: s is non-decreasing with slopes in [0, 1]; the stability bounds require it.
         positive: s(x) >= 0 for every x.
+        smooth: s has continuous derivatives of every order; an integrator keeps its order only then.
     """
 
     function: Callable[[Tensor], Tensor]
     firmly_nonexpansive: bool
     positive: bool = False
+    smooth: bool = False
 
     def __call__(self, y: Tensor) -> Tensor:
         return self.function(y)
@@ -47,26 +49,26 @@ def identity(y: Tensor) -> Tensor:
 
 activations: Registry[Activation] = Registry("activation", "")
 
-# name, s, firmly nonexpansive, positive
-_BUILT_IN: tuple[tuple[str, Callable[[Tensor], Tensor], bool, bool], ...] = (
-    ("relu", F.relu, True, True),
-    ("leaky_relu", F.leaky_relu, True, False),
-    ("elu", F.elu, True, False),
-    ("softplus", F.softplus, True, True),
-    ("tanh", torch.tanh, True, False),
-    ("sigmoid", torch.sigmoid, True, True),
-    ("identity", identity, True, False),
-    ("hardtanh", F.hardtanh, True, False),
-    ("relu6", F.relu6, True, True),
-    ("softsign", F.softsign, True, False),
-    ("celu", F.celu, True, False),
-    ("silu", F.silu, False, False),
-    ("gelu", F.gelu, False, False),
-    ("mish", F.mish, False, False),
-    ("selu", F.selu, False, False),
+# name, s, firmly nonexpansive, positive, smooth
+_BUILT_IN: tuple[tuple[str, Callable[[Tensor], Tensor], bool, bool, bool], ...] = (
+    ("relu", F.relu, True, True, False),
+    ("leaky_relu", F.leaky_relu, True, False, False),
+    ("elu", F.elu, True, False, False),
+    ("softplus", F.softplus, True, True, True),
+    ("tanh", torch.tanh, True, False, True),
+    ("sigmoid", torch.sigmoid, True, True, True),
+    ("identity", identity, True, False, True),
+    ("hardtanh", F.hardtanh, True, False, False),
+    ("relu6", F.relu6, True, True, False),
+    ("softsign", F.softsign, True, False, False),
+    ("celu", F.celu, True, False, False),
+    ("silu", F.silu, False, False, True),
+    ("gelu", F.gelu, False, False, True),
+    ("mish", F.mish, False, False, True),
+    ("selu", F.selu, False, False, False),
 )
-for _name, _function, _nonexpansive, _positive in _BUILT_IN:
-    activations.register(_name)(partial(Activation, _function, _nonexpansive, _positive))
+for _name, _function, _nonexpansive, _positive, _smooth in _BUILT_IN:
+    activations.register(_name)(partial(Activation, _function, _nonexpansive, _positive, _smooth))
 
 
 def activation(name: str) -> Activation:

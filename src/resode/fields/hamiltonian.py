@@ -1,7 +1,8 @@
 """Half of a Hamiltonian pair: dY/dt = F(Z), dZ/dt = -F(Y), F(z) = K^T s(N(K z + b)).
 
-Without a norm F is the gradient of E(z) = sum S(K z + b), S' = s, and the pair conserves E1(Z) + E2(Y). The
-partitioned schemes build two such fields, each of half the width with its own K and N.
+Without a norm F is the gradient of E(z) = sum S(K z + b), S' = s, and the pair conserves E1(Z) + E2(Y);
+with a norm (TvNorm by default) F is in general no gradient, and the sum drifts. The partitioned schemes build
+two such fields, each of half the width with its own K and N.
 """
 
 from dataclasses import dataclass
@@ -14,7 +15,9 @@ from resode.fields.convolutions import ConvolutionalField
 from resode.fields.norms import NormOption
 
 
-@fields.register("hamiltonian", summary="K^T s(N(K z + b)): half of a pair that conserves energy")
+@fields.register(
+    "hamiltonian", summary="K^T s(N(K z + b)): half of a Hamiltonian pair; without N it conserves energy"
+)
 @dataclass(frozen=True)
 class Hamiltonian(ConvolutionalField):
     """f(z) = K^T s(N(K z + b)) (Chang et al. 2018, arXiv:1709.03698).

@@ -15,10 +15,16 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from resode.errors import InputError, nearest
 from resode.fields.batch_norm import BatchNorm2d
 from resode.registry import Registry, instance
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module is a normalisation, of torch or of this file: its vectors are scales and shifts."""
+    return isinstance(module, _NormBase | nn.GroupNorm | nn.LayerNorm | nn.RMSNorm | TvNorm2d)
 
 
 class Norm(ABC):

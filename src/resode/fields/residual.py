@@ -2,6 +2,8 @@
 
     preactivation   K2 s(N2 K1 s(N1 y))              arXiv:1603.05027; with Euler and h = 1 this is ResNet-v2
     double          s(N2 K2 s(N1 K1 y))              arXiv:1512.03385, the basic block without its sum
+    preact_double   N2 K2 s(N1 K1 s(y))              the DynamicBlocks toolbox, its PreactDoubleLayer
+    single          s(N K y)                         one layer; by default K y, a linear equation
     bottleneck      K3 s(N3 K2 s(N2 K1 s(N1 y)))     arXiv:1603.05027; K1 and K3 of size 1x1
     triple          s(N3 K3 s(N2 K2 s(N1 K1 y)))     arXiv:1512.03385, the bottleneck block without its sum
     activated       u - y + K2 s(N2 K1 u)            u = s(N1 y): a pre-activation unit whose shortcut takes u
@@ -99,7 +101,7 @@ class Double(ConvolutionalField):
         return self.with_legend(outer(f"K2 {self.written('K1 y', 'N1', 'b1')}", "N2", "b2"), "K1, K2")
 
     def remark(self) -> str | None:
-        return _grows_only(self)
+        return _only_grows(self.activation, "final_activation=false") if self.final_activation else None
 
 
 class DoubleLayer(nn.Module):
@@ -117,6 +119,100 @@ class DoubleLayer(nn.Module):
     def forward(self, y: Tensor) -> Tensor:
         f = self.first(self.norm1(self.conv1(y)))
         return self.second(self.norm2(self.conv2(f)))
+
+
+@fields.register("preact_double", summary="N2 K2 s(N1 K1 s(y)): activations first, a norm after each K")
+@dataclass(frozen=True)
+class PreactDouble(ConvolutionalField):
+    """f(y) = N2(K2 s(N1(K1 s(y) + b1)) + b2), the PreactDoubleLayer of the DynamicBlocks toolbox.
+
+    `Double` with each activation before its convolution instead of after the norm: f takes both signs.
+
+    Args:
+        norm: N, and `twist`, as in `ConvolutionalField`.
+        activation: s.
+        groups: groups of both convolutions.
+        boundary: "zero" or "periodic".
+        bias: learn b1 and b2.
+
+    Example:
+        >>> PreactDouble(norm=None, bias=True).equation
+        'K2 relu(K1 relu(y) + b1) + b2'
+    """
+
+    norm: NormOption = "batch"
+
+    def build(self, width: int) -> nn.Module:
+        return PreactDoubleLayer(self, width)
+
+    @property
+    def equation(self) -> str:
+        inner = self.written(f"K1 {self.activation}(y)", "N1", "b1")
+        return self.with_legend(self.normed(f"K2 {inner}", "N2", "b2"), "K1, K2")
+
+
+class PreactDoubleLayer(nn.Module):
+    """N2 K2 s(N1 K1 s(y)), (N, C, H, W) -> (N, C, H, W)."""
+
+    def __init__(self, field: PreactDouble, width: int) -> None:
+        super().__init__()
+        self.activation: Activation = activation(field.activation)
+        self.conv1 = field.convolution(width, width)
+        self.norm1 = field.normalisation(width)
+        self.conv2 = field.convolution(width, width)
+        self.norm2 = field.normalisation(width)
+
+    def forward(self, y: Tensor) -> Tensor:
+        f = self.activation(self.norm1(self.conv1(self.activation(y))))
+        z: Tensor = self.norm2(self.conv2(f))
+        return z
+
+
+@fields.register("single", summary="s(N(K y + b)): one layer, by default the linear K y")
+@dataclass(frozen=True)
+class Single(ConvolutionalField):
+    """f(y) = s(N(K y + b)); by default f(y) = K y, the equation of the PDE blocks of liuyao12.
+
+    Args:
+        norm: N, and `twist`, as in `ConvolutionalField`.
+        activation: s.
+        groups: groups of K.
+        boundary: "zero" or "periodic".
+        bias: learn b.
+    """
+
+    activation: str = "identity"
+
+    def build(self, width: int) -> nn.Module:
+        return SingleLayer(self, width)
+
+    @property
+    def equation(self) -> str:
+        layer = self.normed("K y") if self.activation == "identity" else self.written("K y")
+        return self.with_legend(layer)
+
+    def remark(self) -> str | None:
+        return _only_grows(self.activation, "activation=identity")
+
+
+class SingleLayer(nn.Module):
+    """s(N(K y)), (N, C, H, W) -> (N, C, H, W)."""
+
+    def __init__(self, field: Single, width: int) -> None:
+        super().__init__()
+        self.activation: Activation = activation(field.activation)
+        self.conv = field.convolution(width, width)
+        self.norm = field.normalisation(width)
+
+    def forward(self, y: Tensor) -> Tensor:
+        return self.activation(self.norm(self.conv(y)))
+
+
+def _only_grows(name: str, fix: str) -> str | None:
+    """The remark on a field that ends with an activation without negative values."""
+    if not activation(name).positive:
+        return None
+    return f"a field that ends with {name} is never negative, so the state can only grow; {fix} avoids that"
 
 
 @fields.register("bottleneck", summary="K3 s(N3 K2 s(N2 K1 s(N1 y))): K1 and K3 of size 1x1")
@@ -204,7 +300,7 @@ class Triple(ConvolutionalField):
         return self.with_legend(outer(f"K3 {inner}", "N3", "b3"), "K2")
 
     def remark(self) -> str | None:
-        return _grows_only(self)
+        return _only_grows(self.activation, "final_activation=false") if self.final_activation else None
 
 
 class TripleLayer(nn.Module):
@@ -283,13 +379,3 @@ def _divided(field: Bottleneck | Triple, width: int) -> int:
             f"{field.name}: ratio {field.ratio} does not divide {width} channels; take a divisor"
         )
     return width // field.ratio
-
-
-def _grows_only(field: Double | Triple) -> str | None:
-    """A remark about a field that is never negative."""
-    if not field.final_activation or not activation(field.activation).positive:
-        return None
-    return (
-        f"a field that ends with {field.activation} is never negative, so the state can only grow; "
-        "set final_activation=False to avoid that"
-    )

@@ -16,6 +16,7 @@ from resode.gradients.chain import Chain, Flow
 from resode.gradients.checkpointed import Checkpointed
 from resode.gradients.drift import drift
 from resode.gradients.reversible import Reversible
+from resode.gradients.watch import unwatched
 
 __all__ = [
     "Adjoint",
@@ -27,4 +28,5 @@ __all__ = [
     "Stored",
     "drift",
     "gradients",
+    "unwatched",
 ]

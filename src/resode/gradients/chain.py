@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from resode.controls import Theta
+from resode.gradients.watch import Watch
 from resode.grids import TimeGrid
 from resode.integrators.base import Carry, Coefficients, FixedStep, RightHandSide, of_step
 
@@ -135,6 +136,8 @@ class Flow(Chain):
         coefficients: the learned coefficients of all steps, by name.
         training: the modes of the field's modules.
         owner: the block.
+        difference: y_0 - y_{-1}, with which a moving scheme begins.
+        watch: warns where a reversible gradient fails to recover the states.
     """
 
     integrator: FixedStep
@@ -146,22 +149,24 @@ class Flow(Chain):
     coefficients: Coefficients
     training: Callable[[], tuple[bool, ...]] = tuple
     owner: object = None
+    difference: Tensor | None = None
+    watch: Watch | None = None
 
     @property
     def steps(self) -> int:
         return self.grid.steps
 
     def start(self, y: Tensor) -> Carry:
-        return self.integrator.start(y)
+        return self.integrator.start(y, self.difference)
 
     def step(self, k: int, carry: Carry, record: bool = True) -> Carry:
         f = self._right_hand_side(k, record)
-        return self.integrator.step(self.grid.step(k), f, carry, of_step(self.coefficients, k))
+        return self.integrator.step(self.grid.step(k), f, carry, of_step(self.coefficients, k, self.steps))
 
     def inverse(self, k: int, carry: Carry) -> Carry:
         """The carry before step k, from the carry after it; running statistics are not updated."""
         f = self._right_hand_side(k, record=False)
-        return self.integrator.inverse(self.grid.step(k), f, carry, of_step(self.coefficients, k))
+        return self.integrator.inverse(self.grid.step(k), f, carry, of_step(self.coefficients, k, self.steps))
 
     def state(self, carry: Carry) -> Tensor:
         return self.integrator.state(carry)

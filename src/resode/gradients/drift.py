@@ -5,6 +5,7 @@ from torch import Tensor
 
 from resode.gradients.chain import Flow
 from resode.gradients.reversible import RandomStates, Reversible
+from resode.gradients.watch import relative_error
 
 
 @torch.no_grad()
@@ -28,11 +29,6 @@ def drift(method: Reversible, flow: Flow, y: Tensor) -> Tensor:
     for k in reversed(range(flow.steps)):
         carry = replaying.inverse(k, carry)
         if k in kept:
-            first = kept[k]
-            errors = [(a - b).double().square().sum() for a, b in zip(carry, first, strict=True)]
-            sizes = [b.double().square().sum() for b in first]
-            error, scale = torch.stack(errors).sum(), torch.stack(sizes).sum()
-            relative = torch.where(error == 0, error, error / scale).sqrt()
-            worst = torch.maximum(worst, relative.nan_to_num(nan=torch.inf))
-            carry = first
+            worst = torch.maximum(worst, relative_error(carry, kept[k]))
+            carry = kept[k]
     return worst

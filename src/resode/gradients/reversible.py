@@ -14,6 +14,7 @@ from resode.controls import Theta
 from resode.errors import InputError
 from resode.gradients.base import Gradient, gradients, needs_backward
 from resode.gradients.chain import Chain, Flow
+from resode.gradients.watch import Watch, relative_error
 from resode.grids import TimeGrid
 from resode.integrators import integrators
 from resode.integrators.base import Carry, FixedStep, Integrator
@@ -31,9 +32,10 @@ class Reversible(Gradient):
 
     A step is inverted and differentiated with one evaluation of each of its right-hand sides: the inverse
     needs them at the points where the step did. States are kept in float32 or higher. Recovered states differ
-    from the original ones by rounding, amplified by the factor that the scheme states. Random numbers are
-    drawn again as in the forward pass. Parameters interpolated between control nodes are kept, one set for
-    each time.
+    from the original ones by rounding, amplified by the factor that the scheme states, and by the field. The
+    trainer measures the error each epoch; in a loop of the user's own some backward passes do (the 1st, 2nd,
+    4th, 8th, ... of a block), and warn once if it exceeds a hundredth. Random numbers are drawn again as in
+    the forward pass. Parameters interpolated between control nodes are kept, one set for each time.
 
     Args:
         anchor: also keep the carry before every `anchor`-th step, which bounds the growth of rounding
@@ -195,6 +197,8 @@ class _Reversible(torch.autograd.Function):
             carry = recording.step(k, carry)
             torch.clear_autocast_cache()  # it would keep the casts of parameters until autocast ends
         ctx.flow, ctx.random, ctx.anchors = flow, random, list(anchors)
+        watch = None if abstract else flow.watch
+        ctx.watch = watch if watch is not None and watch.due(y) else None
         ctx.autocast, ctx.snapshot = current_autocast(y), flow.snapshot()
         ctx.save_for_backward(*carry, *(t for anchor in anchors.values() for t in anchor))
         ctx.lengths = [len(carry), *map(len, anchors.values())]
@@ -206,15 +210,20 @@ class _Reversible(torch.autograd.Function):
         flow, leaves = ctx.flow.on_leaves()
         carry, *kept = _split(ctx.saved_tensors, ctx.lengths)
         anchors = dict(zip(ctx.anchors, kept, strict=True))
-        backward = _Backward(ctx.random.replaying(flow))
+        backward, errors = _Backward(ctx.random.replaying(flow)), list[Tensor]()
+        watch: Watch | None = ctx.watch
         with torch.enable_grad():
             end = _leaves(carry)
             flowing = _pull((flow.state(end),), end, gradients)
             for k in reversed(range(flow.steps)):
                 with ctx.autocast():  # entered for each step: it keeps a cast of each parameter until it ends
+                    if watch is not None and k in anchors:
+                        errors.append(backward.error(k, carry, anchors[k]))
                     carry, flowing = backward.step(k, carry, flowing, anchors.get(k))
             start = flow.state(carry).detach().requires_grad_()
             to_start = _pull(flow.start(start), (start,), flowing)[0]
+        if watch is not None and all(t.isfinite().all() for t in end):
+            watch.warn(torch.stack(errors).max(), f"{flow.steps} steps of {flow.integrator.name}")
         by_leaf = {key: backward.sums.get(id(leaf)) for key, leaf in leaves.items()}
         return None, None, to_start, *(by_leaf[id(t)] for t in ctx.flow.tensors())
 
@@ -255,6 +264,11 @@ class _Backward:
             if g is not None:
                 _add(self.sums, coefficient, g)
         return before, _filled(leaves, found)
+
+    @torch.no_grad()
+    def error(self, k: int, after: Carry, before: Carry) -> Tensor:
+        """The relative error of the carry before step k that the inverse recovers."""
+        return relative_error(self.flow.inverse(k, after), before)
 
     def _evaluate(self, e: int, theta: Theta | None, y: Tensor, record: bool) -> Tensor:
         """f(y), kept with its graph for `_replay`."""

@@ -162,25 +162,10 @@ def evaluate(
     if not isinstance(classes, str | Mapping):
         raise InputError(f"classes cannot be {kind_of(classes)}; give 'by-name', 'by-position' or a mapping")
     trained = trained_network(net, device)
-    source = _source(trained, data)
-    given = _images_for(
-        trained, source, split, on_bad_image or _recorded_policy(trained, data, source), classes
-    )
-    found = given.images
-    size, channels = found.images.pixels.shape[1:3], found.images.pixels.shape[3]
-    preprocessing = trained.for_images(size, channels, found.classes)
-    if not trained.is_file:
-        check_output(trained.module, (channels, *size), len(found.classes), found.name, trained.dtype)
+    given = prepare(trained, data, split=split, classes=classes, on_bad_image=on_bad_image)
+    found, preprocessing = given.images, given.preprocessing
     network: nn.Module = Frozen(trained.module) if freeze else trained.module
-    batches = Loader(
-        found.images,
-        np.arange(len(found.images)),
-        batch_size=batch_size,
-        mean=preprocessing.mean,
-        std=preprocessing.std,
-        device=trained.device,
-        dtype=trained.dtype,
-    )
+    batches = given.batches(batch_size)
     total, done = len(found.images), 0
 
     def scored(samples: int) -> None:
@@ -215,6 +200,8 @@ def _about(trained: Trained) -> Iterator[str]:
     if trained.preprocessing is None:
         yield "the network has no preprocessing: it got 8-bit pixels divided by 255, and floats as they are"
     yield from state_notes(trained.label, trained.module)
+    if trained.unsealed:
+        yield trained.unsealed
     if trained.assumes_classes:
         yield f"{trained.label}: the names of its classes are assumed; its checkpoint had none"
     loss = trained.origin.get("loss", CROSS_ENTROPY)
@@ -256,20 +243,60 @@ def _same_folder(one: str, other: str) -> bool:
 
 
 @dataclass(frozen=True, eq=False)
-class _Given:
+class Prepared:
     """Labelled images as a network takes them, in its order of classes.
 
     Args:
+        trained: the network.
         images: with the names of the network's classes.
         split: "test", "train", or "validation".
         matching: as of `Evaluation`.
         notes: what the user should know, a line each.
     """
 
+    trained: Trained
     images: Labelled
     split: str
     matching: How
     notes: tuple[str, ...]
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """The preprocessing of the images; pixels / 255 where the network has none."""
+        pixels = self.images.images.pixels
+        return self.trained.for_images(pixels.shape[1:3], pixels.shape[3], self.images.classes)
+
+    def batches(self, batch_size: int, number: int | None = None) -> Loader:
+        """Batches of the first `number` images (default: all), normalised, on the network's device."""
+        images, preprocessing = self.images.images, self.preprocessing
+        return Loader(
+            images,
+            np.arange(len(images) if number is None else min(number, len(images))),
+            batch_size=batch_size,
+            mean=preprocessing.mean,
+            std=preprocessing.std,
+            device=self.trained.device,
+            dtype=self.trained.dtype,
+        )
+
+
+def prepare(
+    trained: Trained,
+    data: Any = None,
+    *,
+    split: str = "test",
+    classes: How = BY_NAME,
+    on_bad_image: OnBadImage | None = None,
+) -> Prepared:
+    """The labelled images of one split for a network; arguments and errors as of `evaluate`."""
+    source = _source(trained, data)
+    policy = on_bad_image or _recorded_policy(trained, data, source)
+    given = _images_for(trained, source, split, policy, classes)
+    if not trained.is_file:
+        found = given.images
+        height, width, channels = found.images.pixels.shape[1:]
+        check_output(trained.module, (channels, height, width), len(found.classes), found.name, trained.dtype)
+    return given
 
 
 def _read(
@@ -280,17 +307,19 @@ def _read(
     side = None if own is None else image_size(source, own.size)
     called = test_name(source) if split == "test" else split
     if split == "test" and (alone := load_test(source, image_size=side, on_bad_image=on_bad_image)):
-        return replace(labelled(alone, "train", None), name=source), called, []
+        return replace(labelled(alone, "train", None), name=source), called, [*alone.notes]
     dataset = datasets.load(
         source, image_size=side, on_bad_image=on_bad_image, split=_recorded_split(trained, source)
     )
     if split == "test" and dataset.test is None:
         raise InputError(f"{source}: has no test images; evaluate on --split train, or give other --data")
-    notes = [split_note(dataset)] if dataset.split else []
+    notes = [*dataset.notes, *([split_note(dataset)] if dataset.split else [])]
     return replace(labelled(dataset, split, None), name=source), called, notes
 
 
-def _images_for(trained: Trained, source: Any, split: str, on_bad_image: OnBadImage, classes: How) -> _Given:
+def _images_for(
+    trained: Trained, source: Any, split: str, on_bad_image: OnBadImage, classes: How
+) -> Prepared:
     """Labelled images as the network takes them."""
     own, notes = trained.preprocessing, list[str]()
     if isinstance(source, str):
@@ -301,7 +330,7 @@ def _images_for(trained: Trained, source: Any, split: str, on_bad_image: OnBadIm
     if own is None:
         if classes != BY_NAME and classes != BY_POSITION:
             raise InputError(f"{trained.label}: records no class names; drop the mapping of classes")
-        return _Given(found, split, BY_POSITION, tuple(notes))
+        return Prepared(trained, found, split, BY_POSITION, tuple(notes))
     channels = found.images.pixels.shape[3]
     if channels != own.channels:
         raise InputError(
@@ -314,11 +343,11 @@ def _images_for(trained: Trained, source: Any, split: str, on_bad_image: OnBadIm
             "resize them"
         )
     if not found.named and classes == BY_NAME:
-        return _Given(replace(found, classes=own.classes), split, BY_POSITION, tuple(notes))
+        return Prepared(trained, replace(found, classes=own.classes), split, BY_POSITION, tuple(notes))
     order = class_order(found.name, found.classes, own.classes, classes, assumed=trained.assumes_classes)
     notes = [*notes, *([order.note] if order.note else [])]
     relabelled = replace(found, images=order.relabel(found.images), classes=own.classes)
-    return _Given(relabelled, split, order.how, tuple(notes))
+    return Prepared(trained, relabelled, split, order.how, tuple(notes))
 
 
 def _recorded_split(trained: Trained, source: str) -> FolderSplit | None:

@@ -170,9 +170,10 @@ def predict(
             batch = torch.from_numpy(np.stack(found[start : start + BATCH])).permute(0, 3, 1, 2)
             named += _most_probable(network, trained, batch, top, precision)
             report(f"classifying {len(found):,} images", min(1.0, (start + BATCH) / len(found)))
+    notes = (*state_notes(trained.label, trained.module), *([trained.unsealed] if trained.unsealed else []))
     return Predictions(
         tuple(map(Prediction, decoded.files, named)), tuple(decoded.errors), tuple(decoded.skipped),
-        trained.state, tuple(state_notes(trained.label, trained.module)),
+        trained.state, notes,
     )  # fmt: skip
 
 

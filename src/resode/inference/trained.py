@@ -17,7 +17,7 @@ from resode.training.launch import Result
 from resode.training.process.device import choose_device, place
 from resode.training.records.locations import read_network, weights_file
 from resode.training.records.run import Run
-from resode.training.records.state import UNKNOWN, State, run_around, state_of
+from resode.training.records.state import UNKNOWN, State, run_around, state_of, unsealed_note
 from resode.weights import Preprocessing
 
 Network = nn.Module | str | PathLike[str] | Run | Result
@@ -40,6 +40,7 @@ class Trained:
         state: how far its training came.
         assumes_classes: whether nobody recorded the names of its classes.
         run: the run that its weights lie in, if they do.
+        unsealed: a line about a file without hashes; empty for all others.
     """
 
     label: str
@@ -51,6 +52,7 @@ class Trained:
     state: State = UNKNOWN
     assumes_classes: bool = False
     run: Run | None = None
+    unsealed: str = ""
 
     @property
     def device(self) -> torch.device:
@@ -100,9 +102,11 @@ def trained_network(net: Network, device: str) -> Trained:
         net = net.path
     if isinstance(net, str | PathLike):
         file = weights_file(Path(net) if isinstance(net, PathLike) else net)
-        module: nn.Module = read_network(file)
+        module = read_network(file)
+        unsealed = unsealed_note(str(net), file, module.card)
         place(module, choose_device(device))
-        return replace(_described(str(net), module, is_file=True), run=run_around(file))
+        described = _described(str(net), module, is_file=True)
+        return replace(described, run=run_around(file), unsealed=unsealed)
     if not isinstance(net, nn.Module):
         fix = f": {net.__name__}(...)" if isinstance(net, type) else ""
         raise InputError(f"cannot evaluate {kind_of(net)}; give {NETWORKS}{fix}")

@@ -66,6 +66,11 @@ class Adaptive(Integrator):
     def name(self) -> str:
         return f"Adaptive {self.method}"
 
+    @property
+    def tolerances(self) -> str:
+        """What decides the number of evaluations, `rtol 0.001, atol 0.0001`."""
+        return f"rtol {self.rtol:g}, atol {self.atol:g}"
+
     def integrate(
         self,
         f: Callable[[float, Tensor], Tensor],

@@ -24,8 +24,11 @@ RightHandSide = Callable[[int, Tensor], Tensor]  # f(i, y), the i-th evaluation 
 Coefficients = Mapping[str, Tensor]  # learned coefficients by name
 
 
+NORM = "N"  # the part of an evaluation that applies the norm N of the field alone
+
+
 class Evaluation(NamedTuple):
-    """One evaluation of a right-hand side: its time, and for a partitioned scheme the part of the field."""
+    """One evaluation: its time, and of what: "f", a part of a partitioned scheme, or `NORM`."""
 
     time: float
     part: str = "f"
@@ -46,6 +49,11 @@ class Integrator(ABC):
     second_order: ClassVar[bool] = False
     reversible: ClassVar[bool] = False
     projects: ClassVar[bool] = False
+
+    @property
+    def moving(self) -> bool:
+        """Whether the first step uses the difference y_0 - y_{-1} that the state comes with."""
+        return False
 
     @property
     @abstractmethod
@@ -86,11 +94,19 @@ class FixedStep(Integrator):
         """The evaluations of a step: `f(i, y)` is the right-hand side at the i-th of them."""
 
     def coefficients(self, grid: TimeGrid, width: int) -> dict[str, Tensor]:
-        """Initial values of the learned coefficients by name, each of shape (steps, ...)."""
+        """Initial values of the learned coefficients by name, each of shape (steps, ...).
+
+        One of shape (m, ...) with m < steps belongs to the last m steps; the steps before have none.
+        """
         return {}
 
-    def start(self, y: Tensor) -> Carry:
-        """The carry before the first step."""
+    def start(self, y: Tensor, difference: Tensor | None = None) -> Carry:
+        """The carry before the first step.
+
+        Args:
+            y: the state.
+            difference: y_0 - y_{-1}, for a `moving` scheme (default: 0).
+        """
         return (y,)
 
     @abstractmethod
@@ -142,9 +158,10 @@ class FixedStep(Integrator):
         return tuple(accumulate(lengths[:-1], initial=0))
 
 
-def of_step(coefficients: Coefficients, k: int) -> dict[str, Tensor]:
-    """The learned coefficients of step k, from those of all steps."""
-    return {name: value[k] for name, value in coefficients.items()}
+def of_step(coefficients: Coefficients, k: int, steps: int) -> dict[str, Tensor]:
+    """The learned coefficients of step k out of so many, from those of all steps that have any."""
+    rows = {name: k - steps + len(value) for name, value in coefficients.items()}
+    return {name: coefficients[name][row] for name, row in rows.items() if row >= 0}
 
 
 def right_hand_side(integrator: FixedStep, s: Step, f: Callable[..., Tensor]) -> RightHandSide:
@@ -153,7 +170,7 @@ def right_hand_side(integrator: FixedStep, s: Step, f: Callable[..., Tensor]) ->
 
     def rhs(i: int, y: Tensor) -> Tensor:
         time, part = evaluations[i]
-        return f(time, y, part) if len(integrator.parts) > 1 else f(time, y)
+        return f(time, y, part) if len(integrator.parts) > 1 or part == NORM else f(time, y)
 
     return rhs
 
@@ -166,7 +183,8 @@ def carries(
     yield carry
     for k in range(grid.steps):
         s = grid.step(k)
-        carry = integrator.step(s, right_hand_side(integrator, s, f), carry, of_step(coefficients, k))
+        own = of_step(coefficients, k, grid.steps)
+        carry = integrator.step(s, right_hand_side(integrator, s, f), carry, own)
         yield carry
 
 
@@ -182,9 +200,10 @@ def solve(
     Args:
         integrator: the scheme.
         grid: the nodes of the states.
-        f: `f(t, y)`, or `f(t, y, part)` for a partitioned scheme.
+        f: `f(t, y)`, or `f(t, y, part)` for a partitioned scheme; `f(t, y, "N")` is the norm that a scheme
+            may ask for.
         y: the initial state; a partitioned scheme splits it along axis 1.
-        coefficients: learned coefficients, each of shape (steps, ...) (default: their initial values).
+        coefficients: learned coefficients, as the scheme's `coefficients` (default: their initial values).
 
     Example:
         >>> from resode.integrators import RK4

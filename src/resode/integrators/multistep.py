@@ -72,7 +72,7 @@ class TwoStep(FixedStep):
 
     @abstractmethod
     def weights(self, s: Step, coefficients: Coefficients) -> tuple[float | Tensor, float]:
-        """(a, c) of a step; a of the first step multiplies d_0 = 0 and is not used."""
+        """(a, c) of a step; where d = 0, a is not used."""
 
     def evaluations(self, s: Step) -> tuple[Evaluation, ...]:
         """One, at t."""
@@ -82,7 +82,7 @@ class TwoStep(FixedStep):
         y = carry[0]
         a, c = self.weights(s, coefficients)
         slope = f(0, y)
-        d = slope * c if s.before is None else torch.add(_scaled(carry[1], a), slope, alpha=c)
+        d = slope * c if len(carry) == 1 else torch.add(_scaled(carry[1], a), slope, alpha=c)
         return y + d, d
 
     def inverse(self, s: Step, f: RightHandSide, carry: Carry, coefficients: Coefficients) -> Carry:
@@ -106,12 +106,41 @@ class TwoStep(FixedStep):
 class LearnedTwoStep(TwoStep):
     """The LM-ResNet step, y_{n+1} = (1 - k) y_n + k y_{n-1} + h f(t_n, y_n) (Lu 2018, arXiv:1710.10121).
 
-    k is learned for each step, initially uniform in [-0.1, 0]. As y_{-1} = y_0, k of the first step changes
-    nothing and gets no gradient. The scheme solves (1 + k) y' = f, another equation for every k: it has no
-    order. It counts as irreversible: unless |k| = 1, an inverse would amplify rounding in every step.
+    k is learned, initially uniform in [-0.1, 0]. The scheme solves (1 + k) y' = f, another equation for every
+    k: it has no order. It counts as irreversible: unless |k| = 1, an inverse would amplify rounding in every
+    step.
+
+    Args:
+        first: the first step; "euler": y_{-1} = y_0, an Euler step without k; "moving": y_{-1} comes with the
+            state, which a `UnitConnector` gives: y_0 = y_{-1} + f of the unit.
+        k: "step", one number for each step; "channel", one for each step and channel.
+
+    Raises:
+        InputError: another first step or k.
     """
 
-    equation = "(1 - k) y + k y_before + h f(t, y), k learned"
+    first: str = "euler"
+    k: str = "step"
+
+    def __post_init__(self) -> None:
+        _refuse_first(self.name, self.first, ("euler", "moving"))
+        if self.k not in ("step", "channel"):
+            known = ("step", "channel")
+            raise InputError(
+                f"{self.name}: unknown k '{self.k}'{nearest(str(self.k), known)} (step, channel)"
+            )
+
+    @property
+    def equation(self) -> str:
+        """One step."""
+        start = "an Euler step first" if self.first == "euler" else "y_before of the first step given"
+        each = "" if self.k == "step" else " for each channel"
+        return f"(1 - k) y + k y_before + h f(t, y), k learned{each}, {start}"
+
+    @property
+    def moving(self) -> bool:
+        """Whether y_{-1} is given."""
+        return self.first == "moving"
 
     @property
     def order(self) -> None:
@@ -119,11 +148,19 @@ class LearnedTwoStep(TwoStep):
         return
 
     def coefficients(self, grid: TimeGrid, width: int) -> dict[str, Tensor]:
-        """`k`, of shape (steps,)."""
-        return {"k": torch.rand(grid.steps) * -0.1}
+        """`k` of shape (steps,) or (steps, width, 1, 1), without the first step where that is Euler's."""
+        shape = (grid.steps,) if self.k == "step" else (grid.steps, width, 1, 1)
+        drawn = (
+            torch.rand(shape) * -0.1
+        )  # for all steps: the stream of random numbers is that of either start
+        k = drawn if self.moving else drawn[1:].clone()
+        return {"k": k} if len(k) else {}
 
-    def weights(self, s: Step, coefficients: Coefficients) -> tuple[Tensor, float]:
-        return -coefficients["k"], s.h
+    def start(self, y: Tensor, difference: Tensor | None = None) -> Carry:
+        return (y,) if difference is None else (y, difference)
+
+    def weights(self, s: Step, coefficients: Coefficients) -> tuple[float | Tensor, float]:
+        return -coefficients["k"] if "k" in coefficients else 0.0, s.h
 
     def growth(self, z: complex) -> float:
         """The larger root for the initial k, from 0 to -0.1."""

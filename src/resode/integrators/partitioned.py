@@ -34,7 +34,7 @@ class Partitioned(FixedStep):
     parts: ClassVar[tuple[str, ...]] = ("F", "G")
     reversible: ClassVar[bool] = True
 
-    def start(self, y: Tensor) -> Carry:
+    def start(self, y: Tensor, difference: Tensor | None = None) -> Carry:
         return halves(y)
 
     def state(self, carry: Carry) -> Tensor:

@@ -117,8 +117,8 @@ class ExplicitRungeKutta(FixedStep):
         (y,) = carry
         slopes: list[Tensor] = []
         for i, row in enumerate(self.a):
-            slopes.append(f(i, _advance(y, s.h, row, slopes)))
-        return (_advance(y, s.h, self.b, slopes),)
+            slopes.append(f(i, advance(y, s.h, row, slopes)))
+        return (advance(y, s.h, self.b, slopes),)
 
     def growth(self, z: complex) -> float:
         """|R(z)|."""
@@ -132,8 +132,16 @@ class ExplicitRungeKutta(FixedStep):
         value: complex = 1 + z * _dot(self.b, slopes)
         return value
 
+    def polynomial_coefficients(self) -> tuple[float, ...]:
+        """r_1, ..., r_s of R(z) = 1 + r_1 z + ... + r_s z^s: r_k = b^T A^(k-1) 1."""
+        powers, found = [1.0] * len(self.b), []
+        for _ in self.b:
+            found.append(_dot(self.b, powers))
+            powers = [_dot(row, powers) for row in self.a]
+        return tuple(found)
 
-def _advance(y: Tensor, h: float, weights: Sequence[float], slopes: Sequence[Tensor]) -> Tensor:
+
+def advance(y: Tensor, h: float, weights: Sequence[float], slopes: Sequence[Tensor]) -> Tensor:
     """The state y + h sum_i weights_i slopes_i: the first term makes a new tensor, others add in place."""
     total = y
     for weight, slope in zip(weights, slopes, strict=False):

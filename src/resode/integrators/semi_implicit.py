@@ -3,6 +3,8 @@
     damped   (I + h L) y_{n+1} = y_n + h f(t_n, y_n)              solves y' = f - L y
     field    (I + h L) y_{n+1} = y_n + h L y_n + h f(t_n, y_n)    solves y' = f
 
+    normed   (I + h L) y_{n+1} = N(y_n + h f(t_n, y_n))           with the norm N of the field f
+
 B is a periodic depthwise 3x3 convolution, so the Fourier transform diagonalises L: its eigenvalue at
 frequency (p, q) is |b(p, q)|^2 >= 0 with the transform b of the kernel. One transform and its inverse solve
 the system exactly, and one step spreads information over the whole image.
@@ -16,7 +18,15 @@ from torch import Tensor
 
 from resode.errors import InputError, nearest
 from resode.grids import Step, TimeGrid
-from resode.integrators.base import Carry, Coefficients, Evaluation, FixedStep, RightHandSide, integrators
+from resode.integrators.base import (
+    NORM,
+    Carry,
+    Coefficients,
+    Evaluation,
+    FixedStep,
+    RightHandSide,
+    integrators,
+)
 
 
 @integrators.register("imex", summary="semi-implicit: a learned smoothing solved exactly by FFT, order 1")
@@ -28,30 +38,53 @@ class IMEX(FixedStep):
     depthwise 3x3 convolution, so that L has norm about 1. Images have any size; a kernel wider than the image
     wraps around it. The system is solved in float32 or higher; the result has the dtype of y.
 
+    The authors' code (HaberGroup/SemiImplicitDNNs) is `IMEX(zero_mean=True, normed=True)` with the field
+    K^T s(N(K y)).
+
     Args:
         variant: "damped" solves y' = f - L y; "field" solves y' = f and uses L only to damp the step.
+        zero_mean: take each kernel of B minus its mean, so that L has no effect on constant images.
+        normed: apply the field's own norm N, with the parameters that it has at t, before the system is
+            solved. The step then has no order: it does not tend to y as h tends to 0.
 
     Raises:
-        InputError: another variant.
+        InputError: another variant, options that are not true or false, `normed` with the variant "field".
+
+    Example:
+        >>> IMEX(zero_mean=True).kernel(torch.ones(1, 3, 3)).sum()
+        tensor(0.)
     """
 
     variant: str = "damped"
+    zero_mean: bool = False
+    normed: bool = False
 
-    equation = "(I + h B^T B)^-1 (y + h f(t, y)), variant field: ... + h B^T B y"
+    @property
+    def equation(self) -> str:
+        """One step; B is written B0 where its kernels have mean zero."""
+        b = "B0" if self.zero_mean else "B"
+        right = "y + h f(t, y)" + f" + h {b}^T {b} y" * (self.variant == "field")
+        legend = ", B0 = B minus the mean of each kernel" * self.zero_mean
+        return f"(I + h {b}^T {b})^-1 {'N' * self.normed}({right}){legend}"
 
     def __post_init__(self) -> None:
         if self.variant not in ("damped", "field"):
             near = nearest(str(self.variant), ("damped", "field"))
             raise InputError(f"{self.name}: unknown variant '{self.variant}'{near} (damped, field)")
+        for option in ("zero_mean", "normed"):
+            if not isinstance(getattr(self, option), bool):
+                raise InputError(f"{self.name}: {option} {getattr(self, option)!r}; true or false is needed")
+        if self.normed and self.variant == "field":
+            raise InputError(f"{self.name}: normed is an option of the variant damped")
 
     @property
-    def order(self) -> int:
-        """1."""
-        return 1
+    def order(self) -> int | None:
+        """1; None with a norm before the system is solved."""
+        return None if self.normed else 1
 
     def evaluations(self, s: Step) -> tuple[Evaluation, ...]:
-        """One, at t."""
-        return (Evaluation(s.t),)
+        """One, at t; and one of the field's norm."""
+        return (Evaluation(s.t), Evaluation(s.t, NORM))[: 1 + self.normed]
 
     def coefficients(self, grid: TimeGrid, width: int) -> dict[str, Tensor]:
         """`B`, of shape (steps, width, 3, 3)."""
@@ -59,11 +92,16 @@ class IMEX(FixedStep):
 
     def step(self, s: Step, f: RightHandSide, carry: Carry, coefficients: Coefficients) -> Carry:
         (y,) = carry
-        h, kernel = s.h, coefficients["B"]
+        h, kernel = s.h, self.kernel(coefficients["B"])
         slope = f(0, y)
         if self.variant == "damped":
-            return (implicit(torch.add(y, slope, alpha=h), kernel, h).to(y.dtype),)
+            moved = torch.add(y, slope, alpha=h)
+            return (implicit(f(1, moved) if self.normed else moved, kernel, h).to(y.dtype),)
         return (torch.add(y, implicit(slope, kernel, h).to(y.dtype), alpha=h),)
+
+    def kernel(self, b: Tensor) -> Tensor:
+        """The kernels that act, (..., 3, 3), from the coefficient `B`."""
+        return b - b.mean((-2, -1), keepdim=True) if self.zero_mean else b
 
     def factor(self, z: complex, stiffness: float = 0.0) -> complex:
         """The factor of a step for f = lambda y and L = l, with z = h lambda and stiffness = h l."""

@@ -69,8 +69,8 @@ def convert(
         format: a name in `FORMATS`, or dynamicblocks.
         path: the checkpoint.
         model: the registered name of the network (`resode list models`).
-        options: for dynamicblocks only: scheme, states and controls, which the tensors do not contain; mean
-            and std.
+        options: for dynamicblocks only: scheme, states, controls and layer, which the tensors do not tell;
+            mean and std.
 
     Raises:
         InputError: an unknown format or model, a missing file, or a file that does not hold this model.

@@ -1,7 +1,8 @@
 """akamaster: He's CIFAR ResNets with shortcut A, as in the paper.
 
 `{"state_dict": ...}` with `conv1, bn1, layer{1,2,3}.{i}.{conv1,bn1,conv2,bn2}, linear`; only `linear` has
-another name here (`fc`). Test errors: ResNet-20 8.27 %, 32 7.37 %, 44 6.90 %, 56 6.61 %, 110 6.32 %.
+another name here (`fc`). Test errors: ResNet-20 8.27 %, 32 7.37 %, 44 6.90 %, 56 6.61 %, 110 6.32 %, 1202
+6.18 %, those of the weights in the files: of the last epoch, which is not the best one (`best_prec1`).
 """
 
 from resode.interop.formats import Format, State, Translation, count, rename

@@ -12,11 +12,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from resode import weights
 from resode.errors import InputError, IntegrityError
 
 # Keys of the tensors in files that also hold epoch, accuracy or optimizer.
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
-PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and torch.compile, on all names
 
 
 def read(path: str | PathLike[str]) -> dict[str, Tensor]:
@@ -32,9 +32,7 @@ def read(path: str | PathLike[str]) -> dict[str, Tensor]:
             content = content[key]
     if not isinstance(content, Mapping) or not content or not all(map(_is_named_tensor, content.items())):
         raise InputError(f"{path}: is no checkpoint: it does not hold tensors by name")
-    while prefix := next((p for p in PREFIXES if all(name.startswith(p) for name in content)), ""):
-        content = {name.removeprefix(prefix): tensor for name, tensor in content.items()}
-    return dict(content)
+    return weights.unwrapped(content)
 
 
 def _load(path: Path) -> object:

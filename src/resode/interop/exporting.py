@@ -27,6 +27,7 @@ from resode import atomic, weights
 from resode.blocks import dynamic_blocks
 from resode.errors import InputError, IntegrityError, nearest
 from resode.integrators import FixedStep
+from resode.models import why_unnamed
 from resode.weights import Card, Preprocessing
 
 INPUTS = ("normalised", "unit", "uint8")
@@ -141,7 +142,8 @@ def _onnx(graph: nn.Module, example: Tensor, card: Card, takes: str, path: Path)
     runtime = _onnx_runtime()
     for dtype in {p.dtype for p in graph.parameters()} - {torch.float32}:
         raise InputError(
-            f"{path}: ONNX files compute in float32, the network in {dtype}; export module.float()"
+            f"{path}: ONNX files compute in float32, the network in {dtype}; export .pt2, or convert the "
+            "network to float32"
         )
     program = _trace(graph, example, path)
     # Unless the size is a power of two: one step of IMEX on 96x96 is off by 2e-5, and fifteen times slower.
@@ -190,7 +192,9 @@ def _safetensors(graph: nn.Module, example: Tensor, card: Card, takes: str, path
     if takes != "normalised":
         raise InputError(f"{path}: holds weights and no graph; input {takes} is for .onnx and .pt2")
     if card.specification is None:
-        raise InputError(f"{path}: the module is no registered model; resode.weights.save keeps its tensors")
+        raise InputError(
+            f"{path}: {why_unnamed(graph)} (without a name, resode.weights.save keeps its tensors)"
+        )
     return _File(lambda file: weights.save(graph, file, card), weights.load)
 
 

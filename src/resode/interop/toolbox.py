@@ -1,13 +1,15 @@
 """Files of the DynamicBlocks toolbox: tensors, and the options of the network they belong to.
 
-Widths, classes, channels, the kind of layer and the number of control nodes follow from shapes and names of
-the tensors. The scheme and the two time grids do not: the user gives them, or the metadata of a safetensors
-file whose tensors are called `state.*`. The toolbox stores no normalisation either: the default is that of
-the CIFAR-10 training images (mean and standard deviation of each channel), recorded as assumed.
+Widths, classes, channels, the norm and the number of control nodes follow from shapes and names of the
+tensors, and so does the scheme where state layers are stored (rk1). The two time grids do not: the user gives
+them, or the metadata of a safetensors file whose tensors are called `state.*`. Nor does the order of a double
+layer: it counts as DoubleLayer unless `layer` says preact_double. The toolbox stores no normalisation either.
+The default is that with which it trains on CIFAR (`getRunDefaults`), mean 0.5 and standard deviation 1,
+recorded as assumed; its STL-10 networks take that of ImageNet.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -18,14 +20,15 @@ from torch import Tensor
 from resode.errors import InputError, IntegrityError, nearest
 from resode.grids import TimeGrid
 from resode.interop.checkpoints import read
-from resode.interop.dynamicblocks import SCHEMES
+from resode.interop.dynamicblocks import SCHEMES, steps_of
 from resode.interop.formats import State, count
 
 MODEL = "dynamicblocks"
 GIVEN = ("scheme", "states", "controls")
-OPTIONS = (*GIVEN, "mean", "std")
-MEAN, STD = (0.49140, 0.48216, 0.44653), (0.24703, 0.24349, 0.26159)  # CIFAR-10, training images
-ASSUMED = "assumed: that of the CIFAR-10 training images"
+STORED = (*GIVEN, "layer")
+OPTIONS = (*STORED, "mean", "std")
+MEAN, STD = (0.5, 0.5, 0.5), (1.0, 1.0, 1.0)
+ASSUMED = "assumed: the toolbox's own for CIFAR, mean 0.5 and std 1"
 PREFIX = "state."
 
 
@@ -40,7 +43,7 @@ def read_with_options(path: str | PathLike[str]) -> tuple[dict[str, Tensor], dic
         return read(path), {}
     try:
         with safe_open(path, framework="pt") as file:
-            stored = {k: json.loads(text) for k, text in (file.metadata() or {}).items() if k in GIVEN}
+            stored = {k: json.loads(text) for k, text in (file.metadata() or {}).items() if k in STORED}
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
@@ -59,6 +62,8 @@ def options_of(state: State, given: Mapping[str, Any], path: str | PathLike[str]
     needed = ("open.conv.weight", "linear.weight")
     if any(name not in state for name in needed) or not count(state, r"dynamicBlocks\.(\d+)\."):
         raise InputError(f"{path}: is no network of DynamicBlocks (open.*, dynamicBlocks.*, linear.*)")
+    found = steps_of(state)
+    given = ({} if found is None else {"scheme": found[0]}) | dict(given)
     examples = {"scheme": "rk4", "states": "[0,1,2,3,4]", "controls": "[0,1,2,3,4]"}
     mistakes = [f"{path}: does not store its {key}: add --set {key}={examples[key]}" for key in GIVEN
                 if key not in given]  # fmt: skip
@@ -74,19 +79,23 @@ def options_of(state: State, given: Mapping[str, Any], path: str | PathLike[str]
     if nodes != len(controls.nodes):
         raise InputError(f"{path}: has {nodes} control nodes a block, {controls} has {len(controls.nodes)}")
     double = any(".controlLayers." in name and ".conv1." in name for name in state)
+    layers = ("double", "preact_double") if double else ("parabolic",)
+    layer = given.get("layer", layers[0])
+    if layer not in layers:
+        raise InputError(f"--set layer={layer}: {path} has layers of the kind {' or '.join(layers)}")
     of_layers = [name for name in state if ".controlLayers." in name]
     blocks = range(count(state, r"dynamicBlocks\.(\d+)\."))
     widths = [_width(state, block) for block in blocks]
     classes, last = state["linear.weight"].shape
     return {
         "scheme": scheme,
-        "layer": "double" if double else "parabolic",
+        "layer": layer,
         "states": states,
         "controls": controls,
         "widths": [*widths, last],
         "in_channels": state["open.conv.weight"].shape[1],
         "classes": classes,
-        "norm": "tv" if any(".normLayer" in name for name in of_layers) else "none",
+        "norm": _norm(of_layers),
     }
 
 
@@ -127,6 +136,13 @@ def normalisation(
     if channels != len(MEAN):
         raise InputError(f"images of {channels} channels: add --set mean=[...] and --set std=[...]")
     return MEAN, STD, True
+
+
+def _norm(names: Sequence[str]) -> str:
+    """The norm, from the names of the tensors of layers."""
+    if any(name.endswith(".running_mean") for name in names):
+        return "batch"
+    return "tv" if any(".normLayer" in name for name in names) else "none"
 
 
 def _width(state: State, block: int) -> int:

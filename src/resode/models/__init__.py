@@ -17,7 +17,7 @@ from resode.models.catalogue import CIFAR, by_depth, list_models, models
 # In the order of `resode list models`.
 # isort: off
 from resode.models.he import he_resnet, units_per_stage
-from resode.models.resnet import cifar_preact_resnet, cifar_resnet  # noqa: F401  # their decorators register
+from resode.models.resnet import cifar_resnet  # noqa: F401  # its decorator registers
 from resode.models.dynamic import DynamicNet
 from resode.models import published
 # isort: on
@@ -39,6 +39,7 @@ __all__ = [
     "regrid",
     "set_gradient",
     "twist",
+    "why_unnamed",
 ]
 
 _CREATED_AS = "_created_as"  # a plain attribute: copied by deepcopy, absent from the state_dict
@@ -83,6 +84,19 @@ def name_and_options(module: nn.Module) -> tuple[str, dict[str, Any]] | None:
         except InputError:
             return None
     return created
+
+
+def why_unnamed(module: nn.Module) -> str:
+    """Why `name_and_options` has no name for a module, and what gives it one."""
+    if isinstance(module, DynamicNet):
+        try:
+            module.options()
+        except InputError as error:
+            return str(error)
+    return (
+        f"the {type(module).__name__} is no registered model: put @models.register('NAME') on the function "
+        "that makes it, load that by --plugin FILE, and make it by resode.create('NAME')"
+    )
 
 
 def twist(model: nn.Module, where: Where = None, **options: Any) -> nn.Module:
@@ -160,8 +174,7 @@ by_depth(
     _PREACTIVATIONS,
     summary="Lu et al. 2018: LM-ResNet-{depth}, a learned two-step scheme",
     check=units_per_stage,
-    integrator="learned_two_step",
-)(published.preactivation_net)
+)(published.lm_resnet)
 by_depth(
     "momentum_resnet",
     _PREACTIVATIONS,

@@ -198,7 +198,7 @@ class Budget:
         not_recomputed = "".join(f"; not recomputed: {problem}" for problem in self.problems.values())
         of_images = f"images {size(images)}, " if images else ""
         if not self.all:
-            not_recomputed = "; the network has no residual blocks to recompute (units= names others)"
+            not_recomputed = "; the network has no residual blocks to recompute"
         raise InputError(
             f"memory budget {size(budget)}: no gradient method meets it; parameters, gradients and optimizer "
             f"take {size(fixed)}, {of_images}activations at least {size(least)} at batch {self.step[1]}: "

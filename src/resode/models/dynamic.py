@@ -27,10 +27,12 @@ from resode.models.transitions import (
     connectors,
     to_data,
 )
+from resode.models.units import PreactivationUnit
 from resode.registry import Entry, instance
 from resode.stages import Stage
 
 T = TypeVar("T")
+Visit = Callable[..., Tensor]  # (block, first state, difference to the state before) -> last state
 
 
 class DynamicNet(nn.Module):
@@ -110,16 +112,26 @@ class DynamicNet(nn.Module):
         )
         self.head = head.build(widths[-1], classes)
         self.classes = classes
+        self._moving = self._moving_connectors(stages)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.stem(x)  # (N, width, H, W)
+        return self.walk(x, _pass)
+
+    def walk(self, x: Tensor, visit: Visit) -> Tensor:
+        """The logits, with `visit` in place of the forward pass of each block, in order.
+
+            net.walk(images, lambda block, y, *difference: block(y, *difference))  # net(images)
+
+        Args:
+            x: images (N, C, H, W).
+            visit: takes a block, its first state and, for a moving scheme, the difference to the state
+                before; returns the last state.
+        """
         first, *after = self.between()
-        if first is not None:
-            y = first(y)
-        for block, connector in zip(self.stages, after, strict=True):
-            y = block(y)
-            if connector is not None:
-                y = connector(y)  # (N, next width, H / 2, W / 2)
+        y, *difference = _connected(first, self.stem(x), self._moving[0])  # (N, width, H, W)
+        for block, connector, moving in zip(self.stages, after, self._moving[1:], strict=True):
+            y = visit(block, y, *difference)
+            y, *difference = _connected(connector, y, moving)  # (N, next width, H / 2, W / 2)
         logits: Tensor = self.head(y)
         return logits
 
@@ -128,6 +140,17 @@ class DynamicNet(nn.Module):
         before = () if self.first is not None else (None,)
         after = () if self.last is not None else (None,)
         return (*before, *self.connectors, *after)
+
+    def _moving_connectors(self, stages: Sequence[Stage]) -> tuple[bool, ...]:
+        """For each place of `between`, whether a moving scheme follows it."""
+        for number, (stage, connector) in enumerate(zip(stages, self.between(), strict=False), start=1):
+            if not stage.integrator.moving or isinstance(connector, PreactivationUnit):
+                continue
+            needs = f"stage {number}: {stage.integrator.name} with first=moving continues a unit"
+            if connector is None:
+                raise InputError(f"{needs}, and there is none before the first stage: take first=euler")
+            raise InputError(f"{needs}: take connector=unit before it, pre-activated, or first=euler")
+        return (*(stage.integrator.moving for stage in stages), False)
 
     def blocks(self) -> Iterator[DynamicBlock]:
         """The dynamic blocks, in order."""
@@ -144,19 +167,17 @@ class DynamicNet(nn.Module):
             InputError: x is no input of the network.
         """
         check_images(self, x, channels=self.in_channels)
-        y, clock = self.stem(x), 0.0
-        first, *after = self.between()
-        if first is not None:
-            y = first(y)
         times: list[float] = []
         states: list[Tensor] = []
-        for block, connector in zip(self.blocks(), after, strict=True):
-            nodes, along = block.trajectory(y)
-            times += [clock + t - nodes[0] for t in nodes]
-            states += along
-            y, clock = along[-1], times[-1]
-            if connector is not None:
-                y = connector(y)
+
+        def visit(block: DynamicBlock, y: Tensor, *difference: Tensor) -> Tensor:
+            nodes, along = block.trajectory(y, *difference)
+            clock = times[-1] if times else 0.0
+            times.extend([clock + t - nodes[0] for t in nodes])
+            states.extend(along)
+            return along[-1]
+
+        self.walk(x, visit)
         return tuple(times), tuple(states)
 
     def with_stages(
@@ -204,8 +225,8 @@ class DynamicNet(nn.Module):
             data["head"] = to_data(self.head_specification)
         return {**data, "classes": self.classes, "in_channels": in_channels}
 
-    def _sizes(self, height: int, width: int) -> list[tuple[int, int]]:
-        """Height and width of the states of each stage."""
+    def sizes(self, height: int, width: int) -> list[tuple[int, int]]:
+        """Height and width of the states of each stage, for images of this size."""
         sizes = [(height, width)]
         before = self.first is not None
         for connector in self.connector_specifications[: len(self.stages) - 1 + before]:
@@ -215,7 +236,7 @@ class DynamicNet(nn.Module):
     def warnings(self, height: int = 32, width: int = 32) -> list[str]:
         """What to know before training on images of this size, one line each."""
         lines = []
-        for number, (block, size) in enumerate(zip(self.blocks(), self._sizes(height, width), strict=True)):
+        for number, (block, size) in enumerate(zip(self.blocks(), self.sizes(height, width), strict=True)):
             lines += [f"stage {number + 1}: {line}" for line in block.warnings(*size)]
         return lines
 
@@ -235,7 +256,7 @@ class DynamicNet(nn.Module):
             f"images {channels}x{height}x{width} to {self.classes} classes"
         )
         lines = [title]
-        for number, (block, size) in enumerate(zip(self.blocks(), self._sizes(height, width), strict=True)):
+        for number, (block, size) in enumerate(zip(self.blocks(), self.sizes(height, width), strict=True)):
             lines.append(f"  stage {number + 1}")
             lines += [f"    {label:<14} {text}" for label, text in block.explain(*size, batch)]
         return "\n".join(lines)
@@ -245,6 +266,21 @@ class DynamicNet(nn.Module):
             return self.explain()
         except RuntimeError:  # a field that takes images of another size alone
             return super().__repr__()
+
+
+def _pass(block: nn.Module, y: Tensor, *difference: Tensor) -> Tensor:
+    last: Tensor = block(y, *difference)
+    return last
+
+
+def _connected(connector: nn.Module | None, y: Tensor, moving: bool) -> tuple[Tensor, ...]:
+    """The state after a connector and, before a moving scheme, its difference to the one before."""
+    if connector is None:
+        return (y,)
+    if not moving:
+        return (connector(y),)
+    assert isinstance(connector, PreactivationUnit)
+    return connector.state_and_difference(y)
 
 
 def _each(values: Sequence[Any], make: Callable[[Any], T]) -> list[T]:

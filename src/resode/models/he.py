@@ -8,7 +8,7 @@ Depth is time: a unit y <- y + F(y) is a step of Euler's method for y' = F(y, th
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from resode.models.units import (
     Convolution,
     PreactivationUnit,
     Shortcut,
+    fan_in_weights,
     shortcut_a,
     shortcut_b,
     stage,
@@ -82,6 +83,7 @@ class HePreactResNet(ResidualNetwork):
 
 
 SHORTCUTS: dict[str, Shortcut] = {"A": shortcut_a, "B": shortcut_b}
+INITIAL = ("fan_out", "fan_in")
 STRIDES: dict[str, LayoutRule] = {"first": stride_first, "last": stride_last}
 
 
@@ -97,7 +99,9 @@ def units_per_stage(depth: int) -> int:
     return n
 
 
-def _layout(depth: int, shortcut: str, stride: str, widths: Sequence[int], **sizes: int) -> Layout:
+def _layout(
+    depth: int, shortcut: str, stride: str, initial: str, widths: Sequence[int], **sizes: int
+) -> Layout:
     """The layout of a network; an `InputError` lists all invalid options."""
     n = units_per_stage(depth)
     mistakes = size_mistakes(widths, 3, **sizes)
@@ -107,9 +111,26 @@ def _layout(depth: int, shortcut: str, stride: str, widths: Sequence[int], **siz
         mistakes.append(f"unknown shortcut '{shortcut}': use A (subsample and pad) or B (1x1 convolution)")
     if stride not in STRIDES:
         mistakes.append(f"unknown stride '{stride}': use first or last (the unit of a stage that strides)")
+    if initial not in INITIAL:
+        mistakes.append(
+            f"unknown initial weights '{initial}': use fan_out (by a convolution's outputs) or fan_in"
+        )
     if mistakes:
         raise InputError(*mistakes)
     return STRIDES[stride](widths, (n, n, n))
+
+
+Network = TypeVar("Network", bound=ResidualNetwork)
+
+
+def _prepared(network: Network, initial: str, zero_init: bool, gradient: Any) -> Network:
+    """The network with its initial weights and its gradient method."""
+    if initial == "fan_in":
+        fan_in_weights(network)
+    if zero_init:
+        zero_branches(network)
+    network.set_gradient(gradient)
+    return network
 
 
 @by_depth("he_resnet", LISTED, summary="He et al. 2016: CIFAR ResNet-{depth}", check=units_per_stage)
@@ -121,6 +142,7 @@ def he_resnet(
     shortcut: Literal["A", "B"] = "A",
     stride: Literal["first", "last"] = "first",
     widths: Sequence[int] = (16, 32, 64),
+    initial: Literal["fan_out", "fan_in"] = "fan_out",
     zero_init: bool = False,
     gradient: Any = "stored",
 ) -> HeResNet:
@@ -133,18 +155,17 @@ def he_resnet(
         shortcut: A pads with zeros and has no parameters (the paper's choice); B is a 1x1 convolution.
         stride: which unit strides and widens: the first of a stage (the paper) or the last of the one before.
         widths: the channels of the three stages.
+        initial: fan_out: weights of a convolution have variance 2 / (9 outputs); fan_in: 2 / (9 inputs), and
+            those of the linear layer 2 / inputs, as in akamaster/pytorch_resnet_cifar10.
         zero_init: start every residual branch from F = 0.
         gradient: stored, or checkpointed (`resode.gradients.Checkpointed`).
 
     Raises:
-        InputError: an invalid depth, shortcut, stride, width or size; all are listed.
+        InputError: an invalid depth, shortcut, stride, initial, width or size; all are listed.
     """
-    layout = _layout(depth, shortcut, stride, widths, classes=classes, in_channels=in_channels)
+    layout = _layout(depth, shortcut, stride, initial, widths, classes=classes, in_channels=in_channels)
     network = HeResNet(layout, SHORTCUTS[shortcut], classes=classes, in_channels=in_channels)
-    if zero_init:
-        zero_branches(network)
-    network.set_gradient(gradient)
-    return network
+    return _prepared(network, initial, zero_init, gradient)
 
 
 @by_depth(
@@ -161,13 +182,11 @@ def he_preact_resnet(
     shortcut: Literal["A", "B"] = "A",
     stride: Literal["first", "last"] = "first",
     widths: Sequence[int] = (16, 32, 64),
+    initial: Literal["fan_out", "fan_in"] = "fan_out",
     zero_init: bool = False,
     gradient: Any = "stored",
 ) -> HePreactResNet:
     """The pre-activation ResNet for CIFAR of any depth 6n + 2; arguments and errors as in `he_resnet`."""
-    layout = _layout(depth, shortcut, stride, widths, classes=classes, in_channels=in_channels)
+    layout = _layout(depth, shortcut, stride, initial, widths, classes=classes, in_channels=in_channels)
     network = HePreactResNet(layout, SHORTCUTS[shortcut], classes=classes, in_channels=in_channels)
-    if zero_init:
-        zero_branches(network)
-    network.set_gradient(gradient)
-    return network
+    return _prepared(network, initial, zero_init, gradient)

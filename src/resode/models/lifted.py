@@ -21,9 +21,9 @@ from torch import Tensor, fx, nn
 from resode.blocks import DynamicBlock
 from resode.errors import InputError
 from resode.fields import Field
-from resode.inputs import Shape, check_images
+from resode.inputs import Shape
 from resode.mode import mode
-from resode.models.dynamic import DynamicNet
+from resode.models.dynamic import DynamicNet, Visit
 from resode.models.repeated import find_units, managed_units
 from resode.models.residual import ResidualNetwork
 from resode.models.transitions import Stem, Transition
@@ -80,25 +80,17 @@ class LiftedNet(DynamicNet):
         self.in_channels, self.classes, self.first, self.last = in_channels, classes, None, None
         self.stem_specification, self.connector_specifications = Stem(in_channels), ()
         self.stages = nn.ModuleList(map(DynamicBlock, stages))
-        for block, (first, *others) in zip(self.blocks(), self.places, strict=True):
-            _put(network, first, _Place(block))
+        for number, (first, *others) in enumerate(self.places):
+            _put(network, first, _Place(self.stages, number))
             for name in others:
                 _put(network, name, nn.Identity())
 
     def forward(self, x: Tensor) -> Tensor:
         return logits_of(self.network, x)
 
-    def trajectory(self, x: Tensor) -> tuple[tuple[float, ...], tuple[Tensor, ...]]:
-        check_images(self, x, channels=self.in_channels)
-        times: list[float] = []
-        states: list[Tensor] = []
-        with _trajectories() as found:
-            self(x)
-        for nodes, along in found:
-            clock = times[-1] if times else 0.0
-            times += [clock + t - nodes[0] for t in nodes]
-            states += along
-        return tuple(times), tuple(states)
+    def walk(self, x: Tensor, visit: Visit) -> Tensor:
+        with _visited_by(visit):
+            return self.forward(x)
 
     def with_stages(
         self,
@@ -127,42 +119,45 @@ class LiftedNet(DynamicNet):
         """
         raise InputError(f"no file can hold this lifted network: {self.unnamed}; use it in Python")
 
-    def _sizes(self, height: int, width: int) -> list[tuple[int, int]]:
+    def sizes(self, height: int, width: int) -> list[tuple[int, int]]:
+        sizes: list[tuple[int, int]] = []
+
+        def visit(block: DynamicBlock, y: Tensor) -> Tensor:
+            sizes.append((y.shape[2], y.shape[3]))
+            last: Tensor = block(y)
+            return last
+
         image = torch.zeros(1, self.in_channels, height, width).to(next(self.parameters()))
-        with mode(self, training=False), torch.no_grad(), _trajectories() as found:
-            self(image)
-        return [(along[0].shape[2], along[0].shape[3]) for _, along in found]
+        with mode(self, training=False), torch.no_grad():
+            self.walk(image, visit)
+        return sizes
 
 
 class _Place(nn.Module):
-    """Calls a dynamic block, which is registered elsewhere."""
+    """Calls one of the stages, which are registered elsewhere."""
 
-    def __init__(self, block: DynamicBlock) -> None:
+    def __init__(self, stages: nn.ModuleList, number: int) -> None:
         super().__init__()
-        self._block = (block,)  # in a tuple: no submodule
+        self._stages, self._number = (stages,), number  # in a tuple: no submodule
 
     def forward(self, y: Tensor) -> Tensor:
-        (block,), found = self._block, _found.get()
-        if found is None:
-            value: Tensor = block(y)
-            return value
-        found.append(block.trajectory(y))
-        return found[-1][1][-1]
+        (stages,), visit = self._stages, _visit.get()
+        block = stages[self._number]
+        last: Tensor = block(y) if visit is None else visit(block, y)
+        return last
 
 
-Trajectory = tuple[tuple[float, ...], list[Tensor]]
-_found: ContextVar[list[Trajectory] | None] = ContextVar("trajectories of lifted blocks", default=None)
+_visit: ContextVar[Visit | None] = ContextVar("what passes the blocks of a lifted network", default=None)
 
 
 @contextlib.contextmanager
-def _trajectories() -> Iterator[list[Trajectory]]:
-    """Context in which the blocks keep their states."""
-    found: list[Trajectory] = []
-    token = _found.set(found)
+def _visited_by(visit: Visit) -> Iterator[None]:
+    """Context in which `visit` passes the blocks."""
+    token = _visit.set(visit)
     try:
-        yield found
+        yield
     finally:
-        _found.reset(token)
+        _visit.reset(token)
 
 
 def _put(network: nn.Module, name: str, module: nn.Module) -> None:
@@ -438,4 +433,4 @@ def _stage(network: nn.Module, chain: Sequence[_Unit]) -> Stage:
     assert first.shape is not None
     kind = type(network.get_submodule(first.name)).__name__
     branch = Branch(kind, first.branch, first.shape[1])
-    return Stage(first.shape[1], branch, first.scheme, len(chain), interpolation="constant")  # type: ignore[arg-type]
+    return Stage(first.shape[1], branch, first.scheme, len(chain), interpolation="constant")

@@ -32,7 +32,7 @@ from resode.models.dynamic import DynamicNet
 from resode.models.he import HePreactResNet, HeResNet
 from resode.models.lifted import lifted_in_place, logits_of
 from resode.models.regridding import estimate_on, fitting
-from resode.models.resnet import PreactivatedResNet, ResNet
+from resode.models.resnet import ResNet
 from resode.models.transitions import Head, Stem, Successive, Transition, UnitConnector
 from resode.models.units import (
     ActivatedUnit,
@@ -125,7 +125,7 @@ def lifting(net: nn.Module) -> Lifting:
     shape, logits = _tried(net)
     reason = f"a {type(net).__name__} is no ResNet of resode"
     result: Lifting | None = None
-    if isinstance(net, HeResNet | HePreactResNet | ResNet | PreactivatedResNet):
+    if isinstance(net, HeResNet | HePreactResNet | ResNet):
         try:
             result = _lifted(net)
         except _Unnamed as error:
@@ -151,7 +151,7 @@ def lifted_options(net: nn.Module) -> dict[str, Any] | None:
 
     Only the structure counts: the network may be on the meta device.
     """
-    if not isinstance(net, HeResNet | HePreactResNet | ResNet | PreactivatedResNet):
+    if not isinstance(net, HeResNet | HePreactResNet | ResNet):
         return None
     try:
         return _lifted(net).module.options()
@@ -240,7 +240,7 @@ KINDS: Mapping[type[nn.Module], _Kind] = {
 }
 
 
-def _lifted(net: HeResNet | HePreactResNet | ResNet | PreactivatedResNet) -> Lifting:
+def _lifted(net: HeResNet | HePreactResNet | ResNet) -> Lifting:
     """The network of registered parts, with initial weights."""
     names = {module: name for name, module in net.named_modules()}
     units = net.units()

@@ -337,9 +337,16 @@ def _block_sources(
         for name, _ in new.controls[j].named_buffers():
             sources.append((f"controls.{j}.{name}", TensorSource((f"{prefix}controls.{first}.{name}",))))
     middles = [t + h / 2 for t, h in zip(new.stage.states.nodes, new.stage.states.intervals, strict=False)]
-    steps = tuple(old.stage.states.interval_of(t) for t in middles)
-    for name in new.scheme:
-        sources.append((f"scheme.{name}", TensorSource((f"{prefix}scheme.{name}",), rows=steps)))
+    steps = [old.stage.states.interval_of(t) for t in middles]
+    for name, values in new.scheme.items():
+        if name not in old.scheme:
+            raise InputError(
+                f"{old.stage.integrator.name}: on a single step it has no {name} for finer steps to take: "
+                "train it with two steps or more"
+            )
+        without = old.stage.states.steps - len(old.scheme[name])  # steps at the start that have none
+        rows = tuple(max(0, step - without) for step in steps[len(steps) - len(values) :])
+        sources.append((f"scheme.{name}", TensorSource((f"{prefix}scheme.{name}",), rows=rows)))
     for e, statistics in enumerate(new.statistics):
         nearest = _nearest(e, new.evaluations, old.evaluations)
         for name, _ in statistics.named_buffers():

@@ -26,7 +26,6 @@ from resode.models.units import (
     zero_branches,
 )
 
-PREACTIVATED = (18, 34)
 DEPTHS: dict[int, tuple[type[Unit], LayoutRule, tuple[int, int, int, int]]] = {
     18: (BasicUnit, stride_first, (2, 2, 2, 2)),
     34: (BasicUnit, stride_first, (3, 4, 6, 3)),
@@ -40,7 +39,7 @@ class ResNet(ResidualNetwork):
     """Images (N, in_channels, H, W) to logits (N, classes), H and W from 4 on.
 
     Args:
-        unit: `BasicUnit` or `BottleneckUnit`.
+        unit: `BasicUnit`, `BottleneckUnit` or `ActivatedUnit`.
         layout: channels and strides of the units of the four stages.
         classes: the number of logits.
         in_channels: the channels of an image.
@@ -63,30 +62,6 @@ class ResNet(ResidualNetwork):
         return logits
 
 
-class PreactivatedResNet(ResidualNetwork):
-    """`ResNet` with activated pre-activation units, with norm and ReLU once more before the average.
-
-    The shortcuts take the activated state (`ActivatedUnit`), as in the published ResNets with a twist
-    (liuyao12 2021). Arguments and shapes as in `ResNet`.
-    """
-
-    def __init__(self, layout: Layout, *, classes: int = 10, in_channels: int = 3) -> None:
-        super().__init__()
-        width = layout[-1][-1].outputs
-        self.conv1 = Convolution(in_channels, layout[0][0].inputs)
-        self.layer1, self.layer2, self.layer3, self.layer4 = (
-            stage(ActivatedUnit, specs, shortcut_b) for specs in layout
-        )
-        self.bn = BatchNorm2d(width)
-        self.fc = nn.Linear(width, classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.through_units(self.conv1(x))
-        y = F.relu(self.bn(y))  # (N, 512, H / 8, W / 8)
-        logits: Tensor = self.fc(y.mean((2, 3)))
-        return logits
-
-
 @by_depth("cifar_resnet", DEPTHS, summary="ResNet-{depth} with a stem for small images")
 def cifar_resnet(
     depth: int,
@@ -94,6 +69,7 @@ def cifar_resnet(
     classes: int = 10,
     in_channels: int = 3,
     widths: Sequence[int] = (64, 128, 256, 512),
+    activated: bool = False,
     zero_init: bool = False,
     gradient: Any = "stored",
 ) -> ResNet:
@@ -104,11 +80,13 @@ def cifar_resnet(
         classes: the number of logits.
         in_channels: the channels of an image.
         widths: the channels of the four stages (for bottlenecks, of the 3x3 convolution).
+        activated: units y <- S u + K2 relu(b2 K1 u), u = relu(b1 y), for 18 and 34: the network of the
+            published ResNets with a twist (liuyao12).
         zero_init: start every residual branch from F = 0.
         gradient: stored, or checkpointed (`resode.gradients.Checkpointed`).
 
     Raises:
-        InputError: an unknown depth, or sizes that are not positive.
+        InputError: an unknown depth, activated units with bottlenecks, or sizes that are not positive.
     """
     if depth not in DEPTHS:
         raise InputError(f"no ResNet of depth {depth}: choose one of {', '.join(map(str, DEPTHS))}")
@@ -116,40 +94,12 @@ def cifar_resnet(
     if mistakes:
         raise InputError(*mistakes)
     unit, rule, counts = DEPTHS[depth]
+    if activated:
+        if unit is BottleneckUnit:
+            raise InputError(f"activated: ResNet-{depth} has bottlenecks; take depth 18 or 34")
+        unit = ActivatedUnit
     network = ResNet(unit, rule(widths, counts), classes=classes, in_channels=in_channels)
     if zero_init:
         zero_branches(network)
-    network.set_gradient(gradient)
-    return network
-
-
-@by_depth("cifar_preact_resnet", PREACTIVATED, summary="ResNet-{depth}, pre-activated, for small images")
-def cifar_preact_resnet(
-    depth: int,
-    *,
-    classes: int = 10,
-    in_channels: int = 3,
-    widths: Sequence[int] = (64, 128, 256, 512),
-    gradient: Any = "stored",
-) -> PreactivatedResNet:
-    """ResNet-18 or 34 for small images, with activated pre-activation units.
-
-    Args:
-        depth: 18 or 34.
-        classes: the number of logits.
-        in_channels: the channels of an image.
-        widths: the channels of the four stages.
-        gradient: stored, or checkpointed (`resode.gradients.Checkpointed`).
-
-    Raises:
-        InputError: another depth, or sizes that are not positive.
-    """
-    if depth not in PREACTIVATED:
-        raise InputError(f"no pre-activation ResNet of depth {depth}: choose 18 or 34")
-    mistakes = size_mistakes(widths, 4, classes=classes, in_channels=in_channels)
-    if mistakes:
-        raise InputError(*mistakes)
-    _, rule, counts = DEPTHS[depth]
-    network = PreactivatedResNet(rule(widths, counts), classes=classes, in_channels=in_channels)
     network.set_gradient(gradient)
     return network

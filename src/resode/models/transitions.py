@@ -5,6 +5,7 @@
     unit         y <- S y + K2 s(N2 K1 s(N1 y)) with stride 2: an ordinary residual unit (He et al. 2016b), or
                  another kind of unit (`resode.models.units`)
     sequence     several of these, one after the other
+    activation   y -> s(N y), and N1 K of that with stride 2 (liuyao12's PDE blocks)
     head         y -> W mean(s(N y)) + b: the last state to logits
 
 Each is a frozen specification whose `build` makes the module for given widths. The convolutions K of stem,
@@ -31,9 +32,11 @@ from resode.models.units import (
     BottleneckUnit,
     Convolution,
     PreactivationUnit,
+    Shortcut,
     Unit,
     shortcut_a,
     shortcut_b,
+    shortcut_preactivated,
 )
 from resode.operators.twist import TwistConv2d
 from resode.registry import Registry, instance
@@ -193,6 +196,11 @@ KINDS: dict[str, type[Unit]] = {
     "bottleneck": BottleneckUnit,
     "activated": ActivatedUnit,
 }
+_SHORTCUTS: dict[str, Shortcut] = {
+    "A": shortcut_a,
+    "B": shortcut_b,
+    "preactivated": shortcut_preactivated,
+}
 
 
 @connectors.register("unit", summary="an ordinary residual unit of stride 2, pre-activated by default")
@@ -201,7 +209,8 @@ class UnitConnector(Transition):
     """S y + K2 relu(N2 K1 relu(N1 y)): the first unit of a stage in a pre-activation ResNet.
 
     Args:
-        shortcut: A subsamples and pads with zeros; B is a 1x1 convolution with its norm.
+        shortcut: A subsamples and pads with zeros; B is a 1x1 convolution with its norm; preactivated is
+            norm, ReLU and a 1x1 convolution.
         twist: of the 3x3 convolutions, as for a field; or None.
         kind: preactivation, or another unit of `resode.models.units`: basic, bottleneck, activated.
         widens: the convolution that strides and widens, first or last. In a bottleneck K2 strides, and a
@@ -209,7 +218,7 @@ class UnitConnector(Transition):
         stride: 2, or 1 to keep the size of the image.
     """
 
-    shortcut: Literal["A", "B"] = "A"
+    shortcut: Literal["A", "B", "preactivated"] = "A"
     twist: TwistOption = None
     kind: Literal["preactivation", "basic", "bottleneck", "activated"] = "preactivation"
     widens: Literal["first", "last"] = "first"
@@ -218,8 +227,8 @@ class UnitConnector(Transition):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "twist", twist_of(self.twist))
-        if self.shortcut not in ("A", "B"):
-            raise InputError(f"unknown shortcut '{self.shortcut}': use A or B")
+        if self.shortcut not in tuple(_SHORTCUTS):
+            raise InputError(f"unknown shortcut '{self.shortcut}': use {', '.join(_SHORTCUTS)}")
         if self.kind not in tuple(KINDS):
             near = nearest(str(self.kind), KINDS)
             raise InputError(f"unknown kind of unit '{self.kind}'{near} ({', '.join(KINDS)})")
@@ -232,7 +241,7 @@ class UnitConnector(Transition):
         if self.shortcut == "A" and inputs > outputs:
             raise InputError(f"shortcut A cannot drop channels ({inputs} to {outputs}); use shortcut B")
         spec = self._spec(inputs, outputs, 1 if last else self.stride)
-        unit = KINDS[self.kind](spec, {"A": shortcut_a, "B": shortcut_b}[self.shortcut])
+        unit = KINDS[self.kind](spec, _SHORTCUTS[self.shortcut])
         for name in ("conv2",) if self.kind == "bottleneck" else ("conv1", "conv2"):
             setattr(unit, name, _twisted(unit.get_submodule(name), self.twist))
         return unit
@@ -296,6 +305,65 @@ def connector_of(value: Any) -> Transition:
     expected = f"a name or a mapping with a name ({', '.join(connectors.names())})"
     connector: Transition = instance(connectors.of(value), Transition, "connector", expected)
     return connector
+
+
+@connectors.register("activation", summary="norm and activation, and with a stride of 2 a 1x1 convolution")
+@dataclass(frozen=True)
+class ActivationConnector(Transition):
+    """y -> s(N y) between steps at one resolution; with stride 2, y -> N1 K s(N y) with K of size 1x1.
+
+    Args:
+        norm: N and N1, or None.
+        activation: s.
+        stride: 1 or 2.
+        border: pixels of zeros around the image before K. (The published PDE blocks have 1: an image of 32
+            becomes one of 17.)
+    """
+
+    norm: NormOption = "batch"
+    activation: str | None = "relu"
+    stride: Literal[1, 2] = 1
+    border: int = 0
+    what = "connector"
+
+    def __post_init__(self) -> None:
+        _validate(self)
+        if self.stride not in (1, 2):
+            raise InputError(f"connector: stride {self.stride!r}; 1 or 2 is needed")
+        if type(self.border) is not int or self.border < 0 or (self.border and self.stride == 1):
+            raise InputError(
+                f"connector: border {self.border!r}; a number of pixels is needed, and 0 with stride 1"
+            )
+
+    def build(self, inputs: int, outputs: int, last: bool = False) -> nn.Module:
+        assert self.norm is None or isinstance(self.norm, Norm)
+        if self.stride == 1 and inputs != outputs:
+            raise InputError(
+                f"an activation connector of stride 1 cannot change {inputs} channels to {outputs}; take "
+                "stride 2"
+            )
+        return ActivatedStep(self, self.norm, inputs, outputs)
+
+    def size(self, side: int) -> int:
+        return (side + 2 * self.border + self.stride - 1) // self.stride
+
+
+class ActivatedStep(nn.Module):
+    """s(N y), or N1 K s(N y): (N, inputs, H, W) -> (N, outputs, size(H), size(W))."""
+
+    def __init__(self, connector: ActivationConnector, norm: Norm | None, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.norm = nn.Identity() if norm is None else norm.build(inputs)
+        self.activation = activation_of(connector.activation or "identity").function
+        self.widening: nn.Module = nn.Identity()
+        if connector.stride == 2:
+            convolution = Convolution(inputs, outputs, 1, 2)
+            convolution.padding = (connector.border, connector.border)
+            self.widening = nn.Sequential(convolution, nn.Identity() if norm is None else norm.build(outputs))
+
+    def forward(self, y: Tensor) -> Tensor:
+        z: Tensor = self.widening(self.activation(self.norm(y)))
+        return z
 
 
 @connectors.register("identity", summary="the identity, between two blocks of equal width and resolution")

@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from resode import cost
-from resode.blocks import DynamicBlock, dynamic_blocks
+from resode.blocks import DynamicBlock, adaptive_solvers, dynamic_blocks
 from resode.errors import InputError, nearest
 from resode.fields import ConvolutionalField, Twist
 from resode.models.dynamic import DynamicNet
@@ -212,7 +212,7 @@ def _refuse_fields(model: nn.Module) -> None:
         if not isinstance(block.stage.field, ConvolutionalField):
             name = block.stage.field.name
             raise InputError(
-                f"nothing to twist: the field {name} cannot be twisted; choose convolutions with where=..."
+                f"nothing to twist: the field {name} cannot be twisted; name convolutions (where, --where)"
             )
 
 
@@ -309,6 +309,7 @@ def explain(before: nn.Module, after: nn.Module, shape: tuple[int, int, int]) ->
     lines.append(
         f"multiply-adds  {work[0] / 1e6:,.1f} M -> {work[1] / 1e6:,.1f} M an image "
         f"({work[1] / work[0]:.2f} times)"
+        + (f"; one evaluation counted for {solvers}" if (solvers := adaptive_solvers(after)) else "")
     )
     return lines
 

@@ -8,11 +8,13 @@ With convolutions K, norms b and the shortcut S:
     activated        y <- S u + K2 relu(b2 K1 u),  u = relu(b1 y)
 
 S is the identity if the shape does not change. Otherwise shortcut A takes every second pixel and adds
-channels of zeros, as many before as after; shortcut B is a 1x1 convolution with its norm.
+channels of zeros, as many before as after; shortcut B is a 1x1 convolution with its norm; shortcut
+`preactivated` is K0 relu(b0 y) with K0 of size 1x1 (the code of Lu et al. 2018).
 """
 
 from collections.abc import Callable, Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -72,6 +74,15 @@ def shortcut_b(spec: UnitSpec) -> nn.Module:
     if spec.stride == 1 and spec.inputs == spec.outputs:
         return nn.Identity()
     return nn.Sequential(Convolution(spec.inputs, spec.outputs, 1, spec.stride), BatchNorm2d(spec.outputs))
+
+
+def shortcut_preactivated(spec: UnitSpec) -> nn.Module:
+    """The identity, or a norm (`0`), ReLU and a 1x1 convolution (`2`)."""
+    if spec.stride == 1 and spec.inputs == spec.outputs:
+        return nn.Identity()
+    return nn.Sequential(
+        BatchNorm2d(spec.inputs), nn.ReLU(), Convolution(spec.inputs, spec.outputs, 1, spec.stride)
+    )
 
 
 class BasicUnit(nn.Module):
@@ -134,10 +145,13 @@ class PreactivationUnit(nn.Module):
         self.downsample = shortcut(spec)
 
     def forward(self, y: Tensor) -> Tensor:
-        f = self.conv1(F.relu(self.bn1(y)))
+        return self.state_and_difference(y)[0]
+
+    def state_and_difference(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """S y + f and f = K2 relu(b2 K1 relu(b1 y)): the state after the unit, less S y before it."""
+        f: Tensor = self.conv1(F.relu(self.bn1(y)))
         f = self.conv2(F.relu(self.bn2(f)))
-        z: Tensor = f + self.downsample(y)
-        return z
+        return f + self.downsample(y), f
 
     def zero_branch(self) -> None:
         """Start from F = 0 by K2 = 0: with a norm scaled by zero the ReLU would pass no gradient."""
@@ -147,13 +161,14 @@ class PreactivationUnit(nn.Module):
 class ActivatedUnit(PreactivationUnit):
     """u = relu(b1 y), y <- S u + K2 relu(b2 K1 u): the shortcut also takes the activated state.
 
-    The unit of the published ResNets with a twist (liuyao12 2021); parameters as in `PreactivationUnit`.
+    The unit of the published ResNets with a twist (liuyao12 2020); parameters as in `PreactivationUnit`.
     """
 
-    def forward(self, y: Tensor) -> Tensor:
+    def state_and_difference(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """S u + f and f = K2 relu(b2 K1 u): the state after the unit, less S u before it."""
         u = F.relu(self.bn1(y))
-        z: Tensor = self.conv2(F.relu(self.bn2(self.conv1(u)))) + self.downsample(u)
-        return z
+        f: Tensor = self.conv2(F.relu(self.bn2(self.conv1(u))))
+        return f + self.downsample(u), f
 
 
 Unit = BasicUnit | BottleneckUnit | PreactivationUnit
@@ -169,3 +184,15 @@ def zero_branches(network: nn.Module) -> None:
     for module in network.modules():
         if isinstance(module, Unit):
             module.zero_branch()
+
+
+@torch.no_grad()
+def fan_in_weights(network: nn.Module) -> None:
+    """Draw all weights of convolutions and linear layers by the fan-in rule (arXiv:1502.01852, equation 10).
+
+    They are normal with variance 2 / (numbers that enter a sum); biases stay as they are. It keeps the
+    variance of the activations from layer to layer. Does nothing on the meta device.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear) and not module.weight.is_meta:
+            nn.init.kaiming_normal_(module.weight)

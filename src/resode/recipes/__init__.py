@@ -1,4 +1,4 @@
-"""Recipes of the package: a YAML file for each published experiment, by name.
+"""Recipes of the package, YAML files by name: published experiments, and our own protocols (`fast/*`, ...).
 
     from resode import recipes
 

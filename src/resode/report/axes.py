@@ -41,7 +41,7 @@ def axis(values: Sequence[float], start: float, end: float, *, zero: bool, stret
     low, high = min(values), max(values)
     positive = [value for value in values if value > 1 / LARGEST]
     if low >= 0 and positive and high > stretch * min(positive) and (zero or low > 1 / LARGEST):
-        return _logarithmic(max(min(positive), high / 1e4), high, start, end)
+        return logarithmic(max(min(positive), high / 1e4), high, start, end)
     if zero:
         return _linear(min(low, 0.0), max(high, 0.0), start, end)
     equal = high - low <= ROUNDING * max(abs(low), abs(high))
@@ -57,7 +57,8 @@ def _linear(low: float, high: float, start: float, end: float) -> Axis:
     return Axis(levels[0], levels[-1], start, end, levels)
 
 
-def _logarithmic(low: float, high: float, start: float, end: float) -> Axis:
+def logarithmic(low: float, high: float, start: float, end: float) -> Axis:
+    """A logarithmic axis from a positive `low` to `high`, labelled at 1, 2 and 5 times powers of ten."""
     exponents = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 2)
     rungs = [float(f"{digit}e{exponent}") for exponent in exponents for digit in (1, 2, 5)]
     first = max(rung for rung in rungs if rung <= low * (1 + 1e-9))

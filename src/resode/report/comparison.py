@@ -11,11 +11,14 @@ from statistics import median
 from typing import Any
 
 import torch
+from torch import nn
 
 from resode import cost, weights
+from resode.blocks import adaptive_solvers
 from resode.errors import InputError, ResodeError
+from resode.memory import Shape
 from resode.report.statistics import Difference, Mean, difference_of, mean_of
-from resode.training.records.reader import RunRecord, read
+from resode.training.records.reader import PublishedError, RunRecord, read
 
 # Settings that may differ between the runs of an arm: they change neither the network nor what it learns, or
 # follow from the seed (the mean over the training images depends on the split).
@@ -29,9 +32,12 @@ PROTOCOL = {
     "epochs": ("epochs",),
     "batch size": ("batch_size",),
     "augmentation": ("augment",),
+    "image size": ("data", "image_size"),
     "image sizes": ("sizes",),
+    "loss": ("loss",),
     "optimizer": ("optimizer",),
     "schedule": ("schedule",),
+    "gradient clipping": ("clip_norm",),
     "label smoothing": ("label_smoothing",),
     "weight averaging": ("average",),
     "precision": ("precision",),
@@ -72,7 +78,10 @@ class Group:
 
 @dataclass(frozen=True)
 class Row:
-    """The numbers of an arm: errors in percent, the difference to the first arm in points."""
+    """The numbers of an arm: errors in percent, the difference to the first arm in points.
+
+    `published_as` says how the published error was measured if not after the last epoch on all images.
+    """
 
     name: str
     seeds: tuple[int, ...]
@@ -81,6 +90,7 @@ class Row:
     validation: Mean | None
     difference: Difference | None
     published: float | None
+    published_as: str
     parameters: int | None
     multiply_adds: int | None
     evaluations: float | None
@@ -152,7 +162,8 @@ def compare(groups: Sequence[Group], split: str = "test") -> Comparison:
                 test=mean_of(list(test.values())) if test else None,
                 validation=mean_of(list(validation.values())) if validation else None,
                 difference=None if group is groups[0] else difference_of(base, group.errors(split)),
-                published=_published(group),
+                published=None if (found := _published(group)) is None else found.top1_error,
+                published_as="" if found is None else found.measured,
                 parameters=_whole(group.median_of("parameters")),
                 multiply_adds=_multiply_adds(group),
                 evaluations=_evaluations(group),
@@ -160,7 +171,7 @@ def compare(groups: Sequence[Group], split: str = "test") -> Comparison:
                 peak_memory_bytes=_whole(group.median_of("peak_memory_bytes")),
             )
         )
-    others = (*_excluded(groups), *_missing(groups, rows, split))
+    others = (*_excluded(groups), *_missing(groups, rows, split), *_uncounted(groups))
     return Comparison(tuple(rows), tuple(_protocol(groups)), others, split)
 
 
@@ -325,6 +336,17 @@ def _excluded(groups: Sequence[Group]) -> Iterable[str]:
             yield f"{group.name}: {waiting} of {len(group.runs)} runs not finished{why}, excluded"
 
 
+def _uncounted(groups: Sequence[Group]) -> Iterable[str]:
+    """Arms whose multiply-adds depend on the images."""
+    for group in groups:
+        network = _network(group)
+        if network is not None and (solvers := adaptive_solvers(network[0])):
+            yield (
+                f"{group.name}: multiply-adds depend on the images ({solvers}); evaluations are those of a "
+                "training step of the last epoch"
+            )
+
+
 def _missing(groups: Sequence[Group], rows: Sequence[Row], split: str) -> Iterable[str]:
     """Missing errors and differences, and times from different machines."""
     for group, row in zip(groups, rows, strict=True):
@@ -366,9 +388,8 @@ def _few(names: Sequence[str]) -> str:
     return ", ".join(arms[:3]) + (f" and {len(arms) - 3} more" if len(arms) > 3 else "")
 
 
-def _published(group: Group) -> float | None:
-    found = next(iter(group.runs.values())).result.published
-    return None if found is None else found.top1_error
+def _published(group: Group) -> PublishedError | None:
+    return next(iter(group.runs.values())).result.published
 
 
 def _whole(value: float | None) -> int | None:
@@ -376,7 +397,21 @@ def _whole(value: float | None) -> int | None:
 
 
 def _multiply_adds(group: Group) -> int | None:
-    """Multiply-adds for one image of the trained network; None for a network of the user's own."""
+    """Multiply-adds for one image of the trained network.
+
+    None for a network of the user's own, and where an adaptive solver makes them depend on the images.
+    """
+    network = _network(group)
+    if network is None or adaptive_solvers(network[0]):
+        return None
+    try:
+        return cost.multiply_adds(*network)
+    except (ResodeError, RuntimeError, ValueError, TypeError):  # a forward that needs values
+        return None
+
+
+def _network(group: Group) -> tuple[nn.Module, Shape] | None:
+    """The trained network, without values, and (C, H, W) of its images; None for one of the user's own."""
     run = next(iter(group.finished.values()), None)
     if run is None:
         return None
@@ -385,9 +420,8 @@ def _multiply_adds(group: Group) -> int | None:
         if card.specification is None:
             return None
         with torch.device("meta"):
-            network = card.specification.build()
-        return cost.multiply_adds(network, (card.preprocessing.channels, *card.preprocessing.size))
-    except (ResodeError, RuntimeError, ValueError, TypeError):  # no weights, or a forward that needs values
+            return card.specification.build(), (card.preprocessing.channels, *card.preprocessing.size)
+    except (ResodeError, RuntimeError, ValueError, TypeError):  # no weights
         return None
 
 

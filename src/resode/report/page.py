@@ -11,7 +11,7 @@ from typing import Any
 
 from resode import atomic, quantities
 from resode.errors import InputError
-from resode.report import classes, curves, headline, templating
+from resode.report import classes, curves, depth, dynamics, headline, templating
 from resode.training.records.reader import EpochRow, RunRecord, read
 from resode.training.records.run import call_to_resume, given_in_python
 
@@ -52,6 +52,8 @@ def render(run: RunRecord) -> str:
         splits=headline.splits(run),
         curves=curves.of_run(run),
         columns=_columns(run),
+        dynamics=dynamics.of_weights(run.path),
+        depth=None if (found := depth.read(run.path)) is None else depth.Section(found),
         classes=classes.rows(result.test) if result.test else (),
         matrix=classes.matrix(result.test) if result.test else None,
         cost=_cost(run),

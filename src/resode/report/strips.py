@@ -40,6 +40,8 @@ def of_groups(
         note += ", bars means over seeds, bands their 95 % intervals"
     if split == "test" and any(row.published is not None for row, _ in known):
         note += "; dashed marks are published errors"
+        others = {row.published_as: row.name for row, _ in known if row.published_as}
+        note += "".join(f" ({name}: {how})" for how, name in others.items())
     return Chart(f"{split} error", svg, f"{note}.")
 
 

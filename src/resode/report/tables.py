@@ -11,7 +11,8 @@ from resode.report.statistics import Difference, Mean
 COLUMNS = (
     "arm", "n", "test_error", "test_deviation", "test_low", "test_high", "validation_error",
     "validation_deviation", "difference", "difference_low", "difference_high", "p", "common_seeds",
-    "published_error", "parameters", "multiply_adds", "evaluations", "seconds", "peak_memory_bytes",
+    "published_error", "published_as", "parameters", "multiply_adds", "evaluations", "seconds",
+    "peak_memory_bytes",
 )  # fmt: skip
 
 
@@ -26,7 +27,8 @@ def records(comparison: Comparison) -> list[dict[str, Any]]:
             validation and validation.deviation,
             difference and difference.mean, difference and difference.low, difference and difference.high,
             difference and difference.p, difference and len(difference.seeds), row.published,
-            row.parameters, row.multiply_adds, row.evaluations, row.seconds, row.peak_memory_bytes,
+            row.published_as or None, row.parameters, row.multiply_adds, row.evaluations, row.seconds,
+            row.peak_memory_bytes,
         )  # fmt: skip
         found.append(dict(zip(COLUMNS, values, strict=True)))
     return found
@@ -55,7 +57,7 @@ def cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
             _mean(row.test),
             _mean(row.validation),
             _difference(row.difference),
-            percent(row.published),
+            percent(row.published) + (f" ({row.published_as})" if row.published_as else ""),
             count(row.parameters),
             MISSING if row.multiply_adds is None else f"{row.multiply_adds / 1e6:,.1f} M",
             number(row.evaluations),

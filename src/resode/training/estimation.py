@@ -8,7 +8,9 @@ from torch import nn
 from torch.utils.benchmark import Timer
 
 from resode import cost
+from resode.blocks import adaptive_solvers
 from resode.data import Loader
+from resode.gradients import unwatched
 from resode.training.loop.evaluation import evaluate
 from resode.training.loop.step import Position, Trainer
 from resode.training.process.allocator import keeping_freed_memory
@@ -26,7 +28,7 @@ class Estimate:
         step_seconds: time of a training step, the mean over the image sizes of the run.
         seconds: time of the run.
         memory_bytes: measured peak memory.
-        predicted: cost of a step by counting.
+        predicted: cost of a step by counting, with one evaluation of each adaptive block.
     """
 
     setup: Setup
@@ -35,8 +37,14 @@ class Estimate:
     memory_bytes: int
     predicted: cost.Cost
 
+    @property
+    def solvers(self) -> str:
+        """The adaptive solvers of the network and their tolerances; empty: it has none."""
+        return adaptive_solvers(self.setup.module)
+
 
 @keeping_freed_memory()
+@unwatched()  # for the time alone
 def estimate(experiment: Experiment, module: nn.Module | None = None) -> Estimate:
     """Time a training step and an evaluation; write nothing.
 

@@ -14,6 +14,8 @@ from torch import nn
 from resode import atomic, quantities, weights
 from resode.data import Dataset, hub
 from resode.errors import InputError, IntegrityError, ResourceError
+from resode.gradients import unwatched
+from resode.streams import notebook_cell
 from resode.training.loop import divergence
 from resode.training.loop.callbacks import Callback
 from resode.training.loop.restarts import allow_restarts, check_restart, ending_on_purpose
@@ -42,11 +44,13 @@ class Result:
         module: the trained network, in evaluation mode.
         run: the run directory.
         summary: the content of its summary.json.
+        shown_in: the notebook's cell below which it is printed already.
     """
 
     module: nn.Module = field(repr=False)
     run: Run
     summary: dict[str, Any] = field(repr=False)
+    shown_in: int | None = field(default=None, repr=False, compare=False)
 
     def __repr__(self) -> str:
         of = self.summary
@@ -59,6 +63,11 @@ class Result:
             f"Result: {', '.join(errors or [train])}; {self.epochs} epochs{stopped}, "
             f"{quantities.duration(of['seconds'])}\n{of['model']} on {of['data']['name']}, run {self.path}"
         )
+
+    def _ipython_display_(self) -> None:
+        """Display the result, as the value of a cell, unless that cell has printed it."""
+        if self.shown_in is None or self.shown_in != notebook_cell():
+            print(self)
 
     @property
     def path(self) -> Path:
@@ -98,6 +107,7 @@ def default_directory(experiment: Experiment) -> Path:
 
 
 @keeping_freed_memory()
+@unwatched()  # the session checks, each epoch
 def train(
     module: nn.Module | None,
     experiment: Experiment,
@@ -336,19 +346,19 @@ def _resume(session: Session) -> None:
     )
 
 
-# A run may go on elsewhere, and by then its weights are its own.
-_FREE_ON_RESUME = ("device", "cuda_graph", "init")
+# A description is no setting; a run may go on elsewhere, and by then its weights are its own.
+_FREE_ON_RESUME = ("about", "device", "cuda_graph", "init")
 
 
 def _check_unedited(run: Run, checkpoint: checkpoints.Checkpoint) -> None:
     """Raise `IntegrityError` where experiment.yaml was edited after the checkpoint was written."""
-    before, now = checkpoint.state.get("experiment"), run.read_experiment().model_dump(mode="json")
-    if before is None:  # of an earlier version
+    recorded, now = checkpoint.state.get("experiment"), run.read_experiment().model_dump(mode="json")
+    if recorded is None:  # of an earlier version
         return
-    known = {key: value for key, value in now.items() if key in before}
+    before = Experiment.model_validate(recorded).model_dump(mode="json")  # with defaults of keys added since
     edited = [
         f"{run.path / 'experiment.yaml'}: {path} was {kept}, now it is {edited}"
-        for path, edited, kept in _differences(known, before)
+        for path, edited, kept in _differences(now, before)
         if path.partition(".")[0] not in _FREE_ON_RESUME
     ]
     if edited:

@@ -5,6 +5,7 @@ linear warm-up over the first tenth of the epochs and a cosine decay, weight dec
 where an epoch would have less than ten steps), no augmentation, a tenth of the images for validation.
 """
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,6 +22,7 @@ from resode.data.matching import image_size
 from resode.data.sources import load
 from resode.errors import InputError, nearest
 from resode.registry import IN_PYTHON
+from resode.streams import notebook_cell
 from resode.training import launch
 from resode.training.launch import Result
 from resode.training.loop.callbacks import Callback, Callbacks
@@ -116,6 +118,7 @@ def train(
             narrator.close()
     if narrator is not None:
         narrator.message(str(result))
+        result = dataclasses.replace(result, shown_in=notebook_cell())
     return result
 
 

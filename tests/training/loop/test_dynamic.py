@@ -231,6 +231,7 @@ def test_the_box_holds_after_every_step_on_controls_alone():
     [
         ({"smoothness": {"dirichlet": 1.0}}, ["smoothness"]),
         ({"box": 1.0, "refine": [{"at": 0.5}]}, ["box", "refine"]),
+        ({"box": {"controls": 1.0, "linear": 1.0}}, ["box"]),
     ],
 )
 def test_without_dynamic_blocks_there_is_nothing_to_act_on(no_data, tmp_path, settings, keys):

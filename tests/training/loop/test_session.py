@@ -293,6 +293,24 @@ def test_a_single_last_image_is_refused_where_it_cannot_be_normalised(tiny, tmp_
 
 
 @pytest.mark.parametrize(
+    ("settings", "key"),
+    [
+        ({"average": {"decay": 0.9, "samples": 1}}, "average.samples"),
+        ({"average": {"decay": 0.9}, "evaluation": {"batch_size": 1}}, "evaluation.batch_size"),
+    ],
+)
+def test_statistics_of_a_single_image_are_refused_before_training(tiny, tmp_path, settings, key):
+    module = nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.BatchNorm1d(10))
+    with pytest.raises(InputError, match=f"^{key}: statistics .* of a single image: .*; choose more"):
+        train(module, tiny.replace(batch_size=100, **settings), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_statistics_of_a_single_image_that_has_several_pixels_are_estimated(tiny, tmp_path):
+    train(None, tiny.replace(epochs=1, average={"decay": 0.9, "samples": 1}), out=tmp_path / "run")
+
+
+@pytest.mark.parametrize(
     ("module", "message"),
     [
         (nn.Flatten(), "no trainable parameter"),

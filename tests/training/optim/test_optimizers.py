@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+from resode.fields import TvNorm
 from resode.statistics import estimate_statistics
 from resode.training.optim import muon, optimizers
 from resode.training.optim.averaging import ParameterAverage
@@ -95,6 +96,28 @@ def test_norms_and_biases_can_be_left_undecayed():
     optimizer = optimizers.build(small(), SGD(weight_decay=0.1, decay_norms=False))
     decays = {group["weight_decay"]: len(group["params"]) for group in optimizer.param_groups}
     assert decays == {0.1: 2, 0.0: 4}
+
+
+@pytest.mark.parametrize(
+    ("norms", "biases", "free"),
+    [
+        (True, None, set()),
+        (True, False, {"0.bias", "4.bias"}),
+        (False, None, {"0.bias", "1.weight", "1.bias", "2.bias", "3.weight", "3.bias", "4.bias"}),
+        (False, True, {"1.weight", "1.bias", "2.bias", "3.weight", "3.bias"}),
+    ],
+)
+@pytest.mark.parametrize("kind", [SGD, AdamW])
+def test_biases_are_decayed_apart_from_norms(kind, norms, biases, free):
+    tv = TvNorm(scale=False)
+    module = nn.Sequential(
+        nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), tv.build(4), nn.GroupNorm(2, 4), nn.Linear(4, 2)
+    )
+    optimizer = optimizers.build(module, kind(weight_decay=0.1, decay_norms=norms, decay_biases=biases))
+    names = {id(p): name for name, p in module.named_parameters()}
+    groups = {g["weight_decay"]: {names[id(p)] for p in g["params"]} for g in optimizer.param_groups}
+    assert groups.get(0.0, set()) == free
+    assert groups[0.1] == set(names.values()) - free
 
 
 @pytest.mark.parametrize("section", [SGD(nesterov=True), AdamW(), Muon()])

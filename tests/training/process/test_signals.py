@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import time
+import warnings
 import weakref
 
 import pytest
@@ -86,6 +87,25 @@ def test_an_interruption_that_python_ignores_is_raised_again(got, monkeypatch, c
     assert (signal.getsignal(signal.SIGALRM), sys.unraisablehook) == before
     assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
     assert (got, capsys.readouterr().err) == ([], "")
+
+
+def interrupted_with_warnings():
+    """Warn before and after a signal, where hooks are restored as the block is left."""
+    with warnings.catch_warnings():
+        warnings.warn("before", stacklevel=1)
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(60)
+        finally:
+            warnings.warn("after", stacklevel=1)
+
+
+def test_what_is_interrupted_may_not_warn_of_it(got, recwarn):
+    show = warnings.showwarning
+    with pytest.raises(signals.Interrupted), signals.raising_interrupted():
+        interrupted_with_warnings()
+    assert warnings.showwarning is show
+    assert [str(each.message) for each in recwarn] == ["before"]
 
 
 def test_a_block_that_ends_before_the_repetition_has_recorded_the_signal(got, monkeypatch):

@@ -193,3 +193,18 @@ def test_keys_are_texts_where_yaml_reads_a_truth_value():
     assert reading.parse_yaml("arms: {yes: 1, no: 2, off: no}", "s.yaml") == {
         "arms": {"yes": 1, "no": 2, "off": False}
     }
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ({"stages": [{"width": 8, "field": Section}]}, r"stages\.0\.field: the field Section has no name"),
+        ({"stages": [{"width": 8, "integrator": Section}]}, r"put @integrators\.register\('NAME'\) on its"),
+        ({"stages": ({"width": 8, "states": range(3)},)}, "states: a value of type range is no plain data"),
+        ({"stem": len}, "stem: len is no plain data; give names, numbers"),
+    ],
+)
+def test_what_a_file_cannot_hold_needs_a_name(options, line):
+    with pytest.raises(InputError, match=line) as error:
+        Experiment.from_recipe("quickstart", {"model": {"name": "dynamic", **options}})
+    assert len(error.value.messages) == 1

@@ -1,13 +1,14 @@
 """What a recipe publishes is shown beside runs that keep to it, and beside no others."""
 
 import json
+from pathlib import Path
 
 import pytest
 import yaml
 
 from resode import report
 from resode.training import Experiment
-from resode.training.records.departures import departures
+from resode.training.records.departures import departures, holding, not_its_own
 from resode.training.records.reader import read
 
 
@@ -26,6 +27,7 @@ def recorded(recipe, **overrides):
         ({"data.validation": 0, "optimizer.lr": 0.05}, ("data.validation", "optimizer.lr")),
         ({"init.path": "other.safetensors"}, ("init",)),
         ({"average.decay": 0.9}, ("average",)),
+        ({"box.linear": 1.0, "optimizer.decay_biases": True}, ("optimizer.decay_biases", "box")),
     ],
 )
 def test_departures_are_the_settings_that_change_a_result(overrides, keys):
@@ -37,6 +39,79 @@ def test_records_without_later_keys_and_recipes_of_ones_own_do_not_depart():
     assert departures({key: whole[key] for key in ("name", "epochs", "batch_size")}) == ()
     assert departures({**whole, "name": "mine", "epochs": 1}) == ()
     assert departures({}) == ()
+
+
+def test_a_normalisation_that_the_recipe_sets_is_a_setting_like_others():
+    whole = recorded("dynamicblocks/rk4")
+    assert departures(whole) == ()
+    data = {**whole["data"], "mean": [0.49, 0.48, 0.45]}
+    assert departures({**whole, "data": data}) == ("data.mean",)
+
+
+def test_what_a_record_does_not_name_was_at_its_default():
+    whole = recorded("dynamicblocks/rk4")
+    optimizer, model = dict(whole["optimizer"]), dict(whole["model"])
+    del optimizer["decay_biases"], model["initial"]
+    assert departures({**whole, "optimizer": optimizer}) == ("optimizer.decay_biases",)
+    assert departures({**whole, "model": model}) == ("model.initial",)
+
+
+RECORDED = Path(__file__).parents[3] / "results" / "dynamicblocks-rk4"
+
+
+@pytest.mark.skipif(not RECORDED.is_dir(), reason="the records are not here")
+def test_a_run_of_an_older_form_of_its_recipe_says_so():
+    found = read(RECORDED)
+    assert found.result.published is None
+    assert {"epochs", "data.mean", "box", "model.initial"} <= set(departures(found.experiment))
+
+
+@pytest.fixture
+def own(tmp_path):
+    """An experiment from a file of the user's."""
+
+    def read_file(text, name="mine.yaml"):
+        (tmp_path / name).write_text(text)
+        return Experiment.from_recipe(tmp_path / name)
+
+    return read_file
+
+
+@pytest.mark.parametrize(
+    ("change", "holds"),
+    [
+        ("seed: 3", True),
+        ("name: he2016/resnet20", True),
+        ("epochs: 5", False),
+        ("optimizer: {lr: 0.01}", False),
+        ("data: {source: cifar100}", False),
+        ("epochs: 5\nname: he2016/resnet20", False),
+        ("epochs: 5\nabout: {summary: mine}", False),
+        ("epochs: 5\nabout: {published: {top1_error: 9.5, source: My thesis}, expected: mine}", True),
+    ],
+)
+def test_a_file_with_a_base_has_its_figure_where_it_keeps_to_it(own, change, holds):
+    experiment = holding(own(f"base: he2016/resnet20\n{change}\n"))
+    assert (experiment.about.published is not None) == holds
+    assert bool(experiment.about.expected) == holds
+    assert experiment.epochs == (5 if "epochs" in change else 182)
+
+
+def test_a_copy_of_a_recipe_has_its_figure_until_it_is_changed(own):
+    copied = Experiment.from_recipe("fast/resnet20-cpu").to_yaml()
+    assert holding(own(copied)).about.published is not None
+    assert holding(own(copied.replace("fast/resnet20-cpu", "mine", 1))).about.published is not None
+    for name in ("fast/resnet20-cpu", "mine"):
+        renamed = copied.replace("name: fast/resnet20-cpu", f"name: {name}")
+        found = holding(own(renamed.replace("epochs: 22", "epochs: 3"))).about
+        assert (found.published, found.expected, found.cost, found.command) == (None, "", "", "")
+        assert found.source
+
+
+def test_the_header_of_a_recipe_holds_for_it():
+    """A recipe based on another one has figures of its own."""
+    for recipe in ("fast/resnet20-cpu", "akamaster/resnet32", "quickstart"):
+        assert not_its_own(recorded(recipe)) == ()
 
 
 @pytest.fixture
@@ -93,3 +168,14 @@ def test_reports_say_how_a_run_ended(run, status):
 def test_a_report_names_the_initial_weights(run):
     path = run("quickstart", **{"init.path": "start.safetensors"})
     assert "start.safetensors" in report.write(path).read_text().partition("Provenance")[0]
+
+
+def test_a_run_that_ended_early_has_no_published_error_beside_it(run):
+    path = run("he2016/resnet32")
+    summary = json.loads((path / "summary.json").read_text())
+    stopped = {"status": "stopped", "stopped": {"epoch": 3, "reason": "enough"}}
+    (path / "summary.json").write_text(json.dumps({**summary, **stopped}))
+    assert (read(path).result.published, read(path).result.expected) == (None, None)
+    (path / "summary.json").unlink()
+    (path / "ended.json").write_text(json.dumps({"status": "diverged", "reason": "NaN"}))
+    assert read(path).result.published is None

@@ -11,7 +11,7 @@ from resode import report
 from resode.errors import InputError, IntegrityError
 from resode.inference import evaluate
 from resode.training.launch import train
-from resode.training.records import reader, seal
+from resode.training.records import checkpoints, reader, seal
 from tests.conftest import DIGITS_IN_A_FLASH
 
 
@@ -91,3 +91,20 @@ def test_a_resume_with_an_edited_experiment_is_refused_by_key(run):
     assert f"resode train {run} --init {run} --out NEW" in error.value.messages[1]
     file.write_text(text)
     train(None, resode.Experiment.from_recipe(str(run)), out=run, resume=True)
+
+
+def test_a_run_of_a_version_without_some_setting_goes_on(run):
+    (run / "summary.json").unlink()
+    checkpoint, _ = checkpoints.newest(run / "checkpoints")
+    state = json.loads(json.dumps(checkpoint.state))
+    del state["experiment"]["about"]["differs"], state["experiment"]["data"]["on_bad_image"]
+    checkpoints.write(
+        run / "checkpoints",
+        state["iteration"],
+        lambda file: shutil.copy(checkpoint.path / checkpoints.MODEL, file),
+        checkpoint.training,
+        state,
+        keep=1,
+    )
+    train(None, resode.Experiment.from_recipe(str(run)), out=run, resume=True)
+    assert (run / "summary.json").is_file()

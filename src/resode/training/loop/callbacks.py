@@ -96,7 +96,8 @@ def _checked_reason(reason: Any) -> Any:
     if reason is None or isinstance(reason, str | bool):
         return reason
     raise InputError(
-        f"epoch_ended of a callback returned a {type(reason).__name__}; give None to go on, or why to end"
+        f"epoch_ended of a callback returned a value of type {type(reason).__name__}; give None to go on, "
+        "or why to end"
     )
 
 

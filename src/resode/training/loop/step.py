@@ -141,7 +141,8 @@ class Trainer:
             torch.compiler.set_stance("force_eager") if eager else nullcontext(),
         ):
             logits = self.forward(batch.inputs)
-        own, logits = self.setup.loss, logits.float()
+        own = self.setup.loss
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # the loss is never in bf16
         loss = (
             batch_loss(logits, batch, experiment.label_smoothing)
             if own is None

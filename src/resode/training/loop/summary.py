@@ -6,6 +6,7 @@ from typing import Any
 from resode.training.loop.evaluation import Scores
 from resode.training.loop.session import Session
 from resode.training.recipe.experiment import Experiment
+from resode.training.records.departures import holding
 from resode.training.records.run import STOPPED
 from resode.training.setup.preparation import Setup
 
@@ -61,7 +62,7 @@ def _data(setup: Setup, test: Scores | None) -> dict[str, Any]:
 
 
 def _expectations(experiment: Experiment) -> dict[str, Any]:
-    about = experiment.about
+    about = holding(experiment).about
     return {
         "published": about.published.model_dump() if about.published else None,
         "expected": about.expected or None,

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from resode import atomic, weights
 from resode.errors import InputError, IntegrityError
+from resode.fields.norms import is_norm
 from resode.training.optim import muon
 from resode.training.recipe.optimizer import SGD, AdamW, Muon, Optimizer
 
@@ -21,13 +22,14 @@ from resode.training.recipe.optimizer import SGD, AdamW, Muon, Optimizer
 def build(module: nn.Module, section: Optimizer) -> torch.optim.Optimizer:
     """Build the optimizer of `section` over the trainable parameters of `module`.
 
-    With `decay_norms: false`, vectors and scalars (biases, scales of normalisations) have no weight decay.
+    With `decay_norms: false`, vectors and scalars (biases, scales of normalisations) have no weight decay;
+    `decay_biases` decides about those that belong to no normalisation.
     """
     trainable = [p for p in module.parameters() if p.requires_grad]
     if isinstance(section, Muon):
         return _muon(trainable, section)
-    decayed = [p for p in trainable if section.decay_norms or p.ndim > 1]
-    free = [p for p in trainable if not (section.decay_norms or p.ndim > 1)]
+    decays = _decays(module, section)
+    decayed, free = ([p for p in trainable if decays(p) is decay] for decay in (True, False))
     groups = [
         {"params": params, "weight_decay": decay}
         for params, decay in ((decayed, section.weight_decay), (free, 0.0))
@@ -42,6 +44,14 @@ def build(module: nn.Module, section: Optimizer) -> torch.optim.Optimizer:
                 optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         return optimizer
     return torch.optim.AdamW(groups, lr=section.lr, betas=section.betas, eps=section.eps, fused=True)
+
+
+def _decays(module: nn.Module, section: SGD | AdamW) -> Callable[[Tensor], bool]:
+    """Which parameters have weight decay."""
+    biases = section.decay_norms if section.decay_biases is None else section.decay_biases
+    norms = filter(is_norm, module.modules())
+    of_norms = {id(p) for norm in norms for p in norm.parameters(recurse=False)}
+    return lambda p: p.ndim > 1 or (section.decay_norms if id(p) in of_norms else biases)
 
 
 def _muon(trainable: list[nn.Parameter], section: Muon) -> muon.Muon:

@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import FrameType
@@ -62,13 +63,18 @@ def raising_interrupted() -> Iterator[StopRequest]:
     """Context manager: SIGINT, SIGTERM and SIGHUP raise `Interrupted`, and again until the block ends.
 
     Python ignores an exception that is raised in a destructor or in the callback of a weak reference, which
-    would lose the signal. Signals reach the main thread only; in any other the request stays empty.
+    would lose the signal. What is interrupted may warn of it, as PyTorch's backward pass does; such warnings
+    are not shown. Signals reach the main thread only; in any other the request stays empty.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
-    hook = sys.unraisablehook
+    hook, show = sys.unraisablehook, warnings.showwarning
+
+    def show_before(*arguments: Any, **options: Any) -> None:
+        if request.number is None:
+            show(*arguments, **options)
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         if request.number is None:
@@ -79,9 +85,12 @@ def raising_interrupted() -> Iterator[StopRequest]:
         raise Interrupted(request.number)
 
     previous: dict[int, Any] = {number: signal.signal(number, interrupt) for number in _numbers()}
+    warnings.showwarning = show_before
     try:
         yield request
     finally:
+        if warnings.showwarning is show_before:
+            warnings.showwarning = show
         if request.number is not None:
             signal.setitimer(signal.ITIMER_REAL, 0)
             sys.unraisablehook = hook

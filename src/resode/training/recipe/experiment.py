@@ -26,7 +26,7 @@ from resode.registry import IN_PYTHON
 from resode.training.recipe import reading
 from resode.training.recipe.data import Augment, Data, Sizing
 from resode.training.recipe.mistakes import explain
-from resode.training.recipe.network import Drift, Model, Refinement, Smoothness, Twisting, WarmStart
+from resode.training.recipe.network import Box, Drift, Model, Refinement, Smoothness, Twisting, WarmStart
 from resode.training.recipe.optimizer import SGD, Average, Optimizer
 from resode.training.recipe.schedule import Cosine, Schedule
 from resode.training.recipe.section import BelowOne, FilePath, OneOrMany, Section
@@ -41,6 +41,8 @@ class Published(Section):
     """Top-1 test error in percent."""
     source: str
     """Where it is published."""
+    measured: str = ""
+    """How it was measured, where that is not after the last epoch, once over all test images."""
 
 
 class About(Section):
@@ -105,6 +107,12 @@ def _as_number(value: Any) -> Any:
         return value
 
 
+def _of_controls(value: Any) -> Any:
+    """Read a number as the bound on controls."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return {"controls": value} if is_number else value
+
+
 class Experiment(Section):
     """All settings of a training run.
 
@@ -140,8 +148,8 @@ class Experiment(Section):
     """Exponential moving average of the parameters (default: none)."""
     smoothness: Smoothness | None = None
     """Penalty on controls that vary in time, for networks of dynamic blocks (default: none)."""
-    box: PositiveFloat | None = None
-    """Bound on every parameter of the controls, clamped to -box ... box after each step (default: none)."""
+    box: Annotated[Box | None, BeforeValidator(_of_controls)] = None
+    """Bounds on parameters, clamped after each step; a number bounds the controls (default: none)."""
     refine: Annotated[tuple[Refinement, ...], OneOrMany] = ()
     """Finer time grids during the training, in increasing order of `at`."""
     twist: Annotated[tuple[Twisting, ...], OneOrMany] = ()

@@ -1,5 +1,6 @@
 """Settings of the network: the model, its initial weights, and what changes or bounds it during training."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
@@ -23,6 +24,11 @@ class Model(Section):
         return dict(self.__pydantic_extra__ or {})
 
     @model_validator(mode="after")
+    def _plain(self) -> Self:
+        _check_plain(self.options)
+        return self
+
+    @model_validator(mode="after")
     def _registered(self) -> Self:
         known = catalogue.models().get(self.name)
         if known is not None and self.options.keys() <= set(known.options):
@@ -31,6 +37,32 @@ class Model(Section):
 
         models.entry(self.name).check(self.options)
         return self
+
+
+def _check_plain(value: Any, path: str = "") -> None:
+    """Raise `ValueError` for what a file cannot hold: a class, a function, or an object made in Python."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            _check_plain(inner, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, list | tuple):
+        for place, inner in enumerate(value):
+            _check_plain(inner, f"{path}.{place}")
+    elif not isinstance(value, str | int | float | None):
+        name = getattr(value, "__name__", None)
+        kind = path.rpartition(".")[2]
+        if name is not None and kind in _REGISTERED:
+            raise ValueError(
+                f"{path}: the {kind} {name} has no name for files: put @{_REGISTERED[kind]}.register('NAME') "
+                "on its definition, load that by --plugin FILE, and give 'NAME'"
+            )
+        what = name or f"a value of type {type(value).__name__}"
+        raise ValueError(f"{path}: {what} is no plain data; give names, numbers, lists and mappings")
+
+
+_REGISTERED = {
+    "field": "fields", "integrator": "integrators", "gradient": "gradients", "norm": "norms",
+    "activation": "activations", "connector": "connectors",
+}  # fmt: skip
 
 
 class WarmStart(Section):
@@ -61,6 +93,25 @@ class Smoothness(Section):
     """The factor a, of the total variation in time."""
     dirichlet: NonNegativeFloat = 0.0
     """The factor b, of the Dirichlet energy in time."""
+    epsilon: NonNegativeFloat = 0.0
+    """Smooths |d| in the total variation to h sqrt((d/h)^2 + epsilon), h the interval (Meganet.m: 1e-3)."""
+
+
+class Box(Section):
+    """Bounds on parameters, to which they are clamped after each step: |p| <= bound, one for each kind.
+
+    A kind without a bound is free, as are the biases of norms and of linear layers, the bias of K^T in a
+    parabolic field, and twists.
+    """
+
+    controls: PositiveFloat | None = None
+    """Bound on every parameter of theta(t), in dynamic blocks."""
+    convolutions: PositiveFloat | None = None
+    """Bound on weights and biases of convolutions, in the whole network."""
+    norms: PositiveFloat | None = None
+    """Bound on the scales of normalisations, in the whole network."""
+    linear: PositiveFloat | None = None
+    """Bound on the weights of linear layers."""
 
 
 class Refinement(Section):

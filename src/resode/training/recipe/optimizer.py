@@ -25,6 +25,8 @@ class SGD(Section):
     """Weight decay, added to the gradient as weight_decay theta."""
     decay_norms: bool = True
     """Whether weight decay includes vectors and scalars: biases, scales of normalisations."""
+    decay_biases: bool | None = None
+    """Whether weight decay includes vectors outside normalisations, such as biases (default: decay_norms)."""
 
     @model_validator(mode="after")
     def _nesterov_needs_momentum(self) -> Self:
@@ -48,6 +50,8 @@ class AdamW(Section):
     """Decoupled weight decay: a step subtracts lr weight_decay theta."""
     decay_norms: bool = True
     """Whether weight decay includes vectors and scalars: biases, scales of normalisations."""
+    decay_biases: bool | None = None
+    """Whether weight decay includes vectors outside normalisations, such as biases (default: decay_norms)."""
 
 
 class Muon(Section):

@@ -1,5 +1,6 @@
 """What a PATH stands for: a run, a checkpoint, a .safetensors file or the name of a pretrained network."""
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from resode.training.recipe.experiment import Experiment
 from resode.training.records import checkpoints
 from resode.training.records.reader import read_summary
 from resode.training.records.run import Run
-from resode.training.records.state import with_state
+from resode.training.records.state import unsealed_note, with_state
 
 
 def weights_file(path: str | Path) -> Path:
@@ -120,8 +121,12 @@ def load(path: str | Path, *, into: nn.Module | None = None) -> weights.Loaded:
         raise InputError(f"a run, a checkpoint or a file has a path, not the type {type(path).__name__}")
     file = weights_file(path)
     if into is None:
-        return read_network(file)
-    if not isinstance(into, nn.Module):
+        loaded = read_network(file)
+    elif isinstance(into, nn.Module):
+        weights.load_into(into, file)
+        loaded = weights.with_card(into.eval(), with_state(file, weights.read_card(file)))
+    else:
         raise InputError(f"into cannot be of type {type(into).__name__}; give a network (nn.Module)")
-    weights.load_into(into, file)
-    return weights.with_card(into.eval(), with_state(file, weights.read_card(file)))
+    if line := unsealed_note(path, file, loaded.card):
+        warnings.warn(line, stacklevel=2)
+    return loaded

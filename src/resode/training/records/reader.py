@@ -11,7 +11,7 @@ import io
 import itertools
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
@@ -32,13 +32,14 @@ from pydantic import (
 from resode import cost, weights
 from resode.errors import InputError, IntegrityError
 from resode.training.records import checkpoints, seal
-from resode.training.records.departures import departures
+from resode.training.records.departures import departures, not_its_own
 
 T = TypeVar("T")
 Count = Annotated[int, Field(ge=0, le=10**15)]
 Percent = Annotated[float, Field(ge=0, le=100)]
 
 NOT_RUN = "not run in full here yet"  # of a recipe's expected result
+UNSEALED = "written by an earlier version without hashes, so damage to it cannot be found"
 FROM_WEIGHTS = "weights file"  # the status of a record that was read from a weights file
 MARKS = ("experiment.yaml", "metrics.csv", "summary.json")  # a run directory holds at least one of these
 ROUNDING = 1e-3  # percent; records are rounded
@@ -117,10 +118,11 @@ class End(_Record):
 
 
 class PublishedError(_Record):
-    """The top-1 test error (percent) that the recipe reproduces, and its source."""
+    """The top-1 test error (percent) that the recipe reproduces, its source, and how that measured it."""
 
     top1_error: Percent
     source: str = ""
+    measured: str = ""
 
 
 class Stop(_Record):
@@ -248,6 +250,11 @@ class RunRecord:
         """The settings in which the run departs from the recipe of its name, as dotted keys."""
         return departures(self.experiment)
 
+    @functools.cached_property
+    def not_its_own(self) -> tuple[str, ...]:
+        """The parts of the experiment's header that are of a recipe from which the run departs."""
+        return not_its_own(self.experiment)
+
     @property
     def initial_weights(self) -> str | None:
         """Where training began: "random", or the weights file; None where it is not recorded."""
@@ -271,11 +278,14 @@ class RunRecord:
     def result(self) -> Summary:
         """The summary; for an unfinished run, the settings that are known in advance.
 
-        Without published and expected results where the run departs from its recipe.
+        Without published and expected results where the run departs from its recipe, or has ended before the
+        last epoch.
         """
         found = self.summary or self._known()
-        if self.departures:
-            return found.model_copy(update={"published": None, "expected": None})
+        diverged = self.end is not None and self.end.status == "diverged"
+        early = diverged or (self.summary is not None and not self.finished)
+        dropped = {key: None for key in ("published", "expected") if early or key in self.not_its_own}
+        found = found.model_copy(update=dropped)
         if self.finished and found.expected is not None:  # this run shows it
             clauses = [text for text in found.expected.split("; ") if text != NOT_RUN]
             return found.model_copy(update={"expected": "; ".join(clauses) or None})
@@ -341,6 +351,13 @@ def read(path: Path) -> RunRecord:
     )
 
 
+def unsealed_note(runs: Iterable[RunRecord]) -> str:
+    """A line about the runs among these that carry no hashes; empty if all do."""
+    found = [str(run.path) for run in runs if not run.sealed]
+    listed = f"{', '.join(found[:3])}{f' and {len(found) - 3} more' if len(found) > 3 else ''}"
+    return f"{listed}: {UNSEALED}" if found else ""
+
+
 def read_summary(path: Path, *, check: bool = True) -> dict[str, Any] | None:
     """The values of a run's summary.json as they were written; None if the run has not finished.
 
@@ -391,7 +408,7 @@ def _read_weights(path: Path) -> RunRecord:
     except ValidationError as mistake:
         raise _damaged(path, f"its card: {mistake.errors(include_url=False)[0]['msg']}") from None
     text = yaml.safe_dump(json.loads(card.to_json()), sort_keys=False, allow_unicode=True)
-    return RunRecord(path, {}, text, {}, (), summary, (), weights=True)
+    return RunRecord(path, {}, text, {}, (), summary, (), weights=True, sealed=card.sealed)
 
 
 def _require_run(path: Path) -> None:

@@ -27,13 +27,18 @@ def sealed(folder: Path, summary: Mapping[str, Any]) -> dict[str, Any]:
     return {**values, DIGEST: _digest(values)}
 
 
+def is_sealed(summary: Mapping[str, Any]) -> bool:
+    """Whether a summary carries hashes; those of earlier versions do not."""
+    return DIGEST in summary or FILES in summary
+
+
 def check(folder: Path, summary: Mapping[str, Any]) -> bool:
     """Check a run against the seal in its summary; returns whether it has one (earlier versions wrote none).
 
     Raises:
         IntegrityError: a file was changed, or is missing.
     """
-    if DIGEST not in summary and FILES not in summary:
+    if not is_sealed(summary):
         return False
     values = {key: value for key, value in summary.items() if key != DIGEST}
     if summary.get(DIGEST) != _digest(values) or not isinstance(summary.get(FILES), Mapping):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from resode import weights
-from resode.training.records import checkpoints, reader
+from resode.training.records import checkpoints, reader, seal
 from resode.training.records.run import Run
 
 FINISHED, UNFINISHED = "finished", "unfinished"
@@ -73,6 +73,15 @@ def with_state(file: Path, card: weights.Card) -> weights.Card:
     """
     found = _of_run(file.resolve(), state_of(card))
     return card if found is None else replace(card, training={**card.training, **found.record()})
+
+
+def unsealed_note(label: str | Path, file: Path, card: weights.Card) -> str:
+    """A line about weights whose file, or whose finished run, carries no hashes; empty for all others."""
+    run = run_around(file)
+    summary = None if run is None or _is_checkpoint(file.resolve()) else reader.read_summary(run.path)
+    if card.sealed and (summary is None or seal.is_sealed(summary)):
+        return ""
+    return f"{label}: {reader.UNSEALED}"
 
 
 def run_around(file: Path) -> Run | None:

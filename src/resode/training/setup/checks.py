@@ -14,6 +14,7 @@ from resode.errors import InputError
 from resode.memory import Shape
 from resode.mode import mode
 from resode.training.recipe.data import Sizing
+from resode.training.recipe.experiment import Experiment
 from resode.training.setup.data import TrainingData
 from resode.training.setup.image_sizes import resized_shape
 from resode.training.setup.placement import Placement
@@ -97,12 +98,34 @@ def check_smallest_batch(
     ranks = where.world.size
     if all(size // ranks > 1 for size in (min(batch_size, samples), samples % batch_size or batch_size)):
         return
+    if problem := _problem_of_one_image(module, shape, where):
+        raise InputError(
+            f"the last batch of an epoch would be a single image ({samples:,} in batches of "
+            f"{batch_size}{f', {ranks} processes' if ranks > 1 else ''}): {problem}; "
+            "choose another batch_size"
+        )
+
+
+def check_statistics(module: nn.Module, data: TrainingData, experiment: Experiment, where: Placement) -> None:
+    """Where statistics are to be estimated on single images: the network can be trained on one."""
+    average, shape = experiment.average, data.shape
+    found = {"average.samples": average.samples} if average is not None else {}
+    if average is not None or experiment.changes:
+        found["evaluation.batch_size"] = experiment.evaluation.batch_size
+    for key, size in found.items():
+        if size == 1 and (problem := _problem_of_one_image(module, shape, where)):
+            raise InputError(
+                f"{key}: statistics of normalisations would be those of a single image: {problem}; "
+                "choose more"
+            )
+
+
+def _problem_of_one_image(module: nn.Module, shape: Shape, where: Placement) -> str:
+    """Why the network cannot be trained on a batch of one image; empty if it can."""
     trial = copy.deepcopy(module)
     try:
         with mode(trial, training=True), torch.no_grad():
             trial(torch.zeros(1, *shape, device=where.device))
     except ValueError as error:
-        raise InputError(
-            f"the last batch of an epoch would be a single image ({samples:,} in batches of "
-            f"{batch_size}{f', {ranks} processes' if ranks > 1 else ''}): {error}; choose another batch_size"
-        ) from None
+        return str(error)
+    return ""

@@ -121,6 +121,7 @@ class TrainingData:
     def notes(self) -> Iterator[str]:
         """What the user should know of these images: the test images, their size, how few they are."""
         data, (channels, height, width) = self.dataset, self.shape
+        yield from data.notes
         if data.split is not None:
             yield split_note(data)
         if test_name(data.name) == "validation":

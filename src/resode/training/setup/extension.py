@@ -17,7 +17,8 @@ from resode.controls import controls_of, roughness
 from resode.errors import InputError
 from resode.gradients import Reversible, gradients
 from resode.models.budget import set_gradients
-from resode.training.recipe.network import Refinement, Smoothness
+from resode.training.recipe.network import Box, Refinement, Smoothness
+from resode.training.setup.bounds import clamp, without_parameters
 from resode.training.setup.changes import Change, Changed, changed
 from resode.training.setup.memory import StepMemory
 
@@ -59,12 +60,12 @@ class ExtensionSettings:
 
     Args:
         smoothness: weights of the roughness of theta(t) in the loss.
-        box: the bound |theta| <= box of every parameter of theta(t).
+        box: bounds on parameters.
         changes: of the network during training, in order.
     """
 
     smoothness: Smoothness | None
-    box: float | None
+    box: Box | None
     changes: Sequence[Change]
 
     def check(self, network: nn.Module | None) -> None:
@@ -72,11 +73,14 @@ class ExtensionSettings:
         if network is None:
             return
         refined = any(isinstance(change, Refinement) for change in self.changes)
-        given = {"smoothness": self.smoothness is not None, "box": self.box is not None, "refine": refined}
+        bounds_controls = self.box is not None and self.box.controls is not None
+        given = {"smoothness": self.smoothness is not None, "box": bounds_controls, "refine": refined}
         keys = [key for key, present in given.items() if present]
         if keys and not controls_of(network):
             without = "the network has no dynamic blocks whose theta(t) it could act on; remove it"
             raise InputError(*(f"{key}: {without}" for key in keys))
+        if self.box is not None and (lost := without_parameters(network, self.box)):
+            raise InputError(*(f"box.{kind}: the network has none; remove it" for kind in lost))
         check_precision(network)
         for change in self.changes:
             network = changed(network, change).module
@@ -105,19 +109,20 @@ class DynamicExtension:
     def penalty(self) -> Tensor | None:
         """The roughness of theta(t) (`resode.controls.roughness`)."""
         weights = self.settings.smoothness
-        return None if weights is None else roughness(self.module, weights.total_variation, weights.dirichlet)
+        if weights is None:
+            return None
+        return roughness(self.module, weights.total_variation, weights.dirichlet, weights.epsilon)
 
     def project(self) -> None:
-        """Project theta(t) onto the box."""
+        """Clamp the parameters to their bounds."""
         if self.settings.box is not None:
-            for controls in controls_of(self.module):
-                controls.clamp(self.settings.box)
+            clamp(self.module, self.settings.box)
 
     def evaluations(self) -> int | None:
         """Evaluations of fields: of the forward pass with fixed steps; of adaptive solvers also backwards."""
         if not self.blocks:
             return None
-        return sum(len(block.evaluations) + block.function_evaluations for block in self.blocks)
+        return sum(block.field_evaluations + block.function_evaluations for block in self.blocks)
 
     def reset_counters(self) -> None:
         """Set the counts of adaptive solvers to zero."""

@@ -24,6 +24,7 @@ from torch.utils.benchmark import Timer
 
 from resode import acceleration, atomic, cost
 from resode.errors import ResodeError
+from resode.gradients import unwatched
 from resode.memory import Shape
 from resode.progress import report
 from resode.training.process.device import Precision
@@ -203,7 +204,7 @@ def _steps(
     """
     network = copy.deepcopy(module).train()
     forward = compiled(network) if form.compile else network
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), unwatched():
         x = torch.randn(shape, device=device).to(memory_format=torch.channels_last)
         labels = torch.zeros(shape[0], dtype=torch.int64, device=device)
 

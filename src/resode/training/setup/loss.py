@@ -42,7 +42,8 @@ def checked(loss: Loss | None, experiment: Experiment, classes: int, device: tor
     """
     if experiment.loss != CROSS_ENTROPY and loss is None:
         raise InputError(
-            f"loss: the run minimises '{experiment.loss}', which it does not store; give loss=..."
+            f"loss: the run minimises '{experiment.loss}', which it does not store; go on in Python, where "
+            "the loss can be given again"
         )
     if loss is None or experiment.loss == CROSS_ENTROPY:
         return None

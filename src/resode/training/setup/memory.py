@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from resode import cost
-from resode.blocks import dynamic_blocks
+from resode.blocks import adaptive_solvers, dynamic_blocks
 from resode.errors import InputError
 from resode.gradients import Checkpointed, Reversible
 from resode.memory import Shape
@@ -84,10 +84,11 @@ class StepMemory:
         assert self.budget is not None
         recomputed = f", {chosen.recomputed:.0%} of a forward pass recomputed" if chosen.recomputed else ""
         activations = chosen.activation_bytes
-        predicted = sum(self.fixed_bytes(module)) + activations
+        predicted, solvers = sum(self.fixed_bytes(module)) + activations, adaptive_solvers(module)
         return (
             f"memory budget {size(self.budget)}: {chosen.name}{recomputed}; predicted {size(predicted)}, of "
             f"which activations {size(activations)}"
+            + (f"; one evaluation counted for {solvers}, which may take more" if solvers else "")
         )
 
     def check(self, module: nn.Module) -> None:

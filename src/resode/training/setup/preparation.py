@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from resode import cost, weights
+from resode.blocks import adaptive_solvers
 from resode.data import Augmentation, Dataset, Loader, sources
 from resode.memory import Shape
 from resode.models import DynamicNet, models, name_and_options
@@ -23,7 +24,7 @@ from resode.training.process.device import choose_device, place
 from resode.training.process.distributed import SINGLE, World
 from resode.training.recipe.experiment import Experiment
 from resode.training.setup.changes import Change, Changed
-from resode.training.setup.checks import check_images
+from resode.training.setup.checks import check_images, check_statistics
 from resode.training.setup.data import TrainingData, statistics_index
 from resode.training.setup.execution import cuda_graph_obstacle
 from resode.training.setup.extension import DynamicExtension, Extension, ExtensionSettings
@@ -157,6 +158,7 @@ def prepare(
     order = start.class_order(data.dataset)
     module = network.build(where.device, start, order)
     check_images(module, data, experiment.sizes, experiment.batch_size, where)
+    check_statistics(module, data, experiment, where)
     loss = checked(loss, experiment, len(data.classes), where.device)
     form = _form(experiment, module, data, where)
     memory = StepMemory(
@@ -209,7 +211,9 @@ def _about_data(data: TrainingData, module: nn.Module, start: StartingPoint) -> 
     yield from data.notes()
     shape = "x".join(map(str, data.shape))
     try:
-        work = f"; the network takes {cost.multiply_adds(module, data.shape) / 1e6:,.1f} M multiply-adds each"
+        least = "at least " if adaptive_solvers(module) else ""
+        count = cost.multiply_adds(module, data.shape)
+        work = f"; the network takes {least}{count / 1e6:,.1f} M multiply-adds each"
     except RuntimeError:  # a forward that reads values
         work = ""
     yield f"images of {shape} in {len(data.classes)} classes{work}"

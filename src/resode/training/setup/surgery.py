@@ -13,7 +13,7 @@ from torch import nn
 from resode import atomic, cost, weights
 from resode.data.matching import image_size
 from resode.errors import InputError
-from resode.models import DynamicNet, name_and_options, twist
+from resode.models import DynamicNet, name_and_options, twist, why_unnamed
 from resode.models.lifting import lifting
 from resode.models.regridding import fitting, regridding
 from resode.models.twisting import Where, explain
@@ -186,7 +186,7 @@ def _lifted_lines(net: DynamicNet, preprocessing: weights.Preprocessing) -> list
 def _specification(path: str | Path, module: nn.Module) -> weights.Specification:
     made = name_and_options(module)
     if made is None:
-        raise InputError(f"{path}: is no registered model, so no file can rebuild it; change it in Python")
+        raise InputError(f"{path}: no file can rebuild it; {why_unnamed(module)}; or change it in Python")
     return weights.Specification(*made)
 
 
