@@ -19,7 +19,7 @@ from resode.blocks import DynamicBlock
 from resode.controls import Theta, interpolation_weights
 from resode.grids import Step, TimeGrid
 from resode.integrators import FixedStep, TwoStepMidpoint
-from resode.integrators.base import Carry, Evaluation, RightHandSide
+from resode.integrators.base import Carry, Evaluation, RightHandSide, of_step
 from resode.models import DynamicNet
 from resode.statistics import Statistics, running_statistics
 
@@ -92,20 +92,21 @@ class Solution(nn.Module):
         self.controls, self.integrator, self.steps = block.controls, integrator, tuple(steps)
         self.scheme = block.scheme if integrator == block.stage.integrator else nn.ParameterDict()
         states = block.stage.states
+        self._intervals = states.steps
         self._rows = tuple(states.interval_of((s.t + s.end) / 2) for s in self.steps)
         self._evaluations = tuple(integrator.evaluations(s) for s in self.steps)
         self._own = anew and len(block.statistics) > 0
         maps = AffineMaps(block)
         self._thetas = tuple(
-            tuple(self._theta(e, (s.t + s.end) / 2, maps) for e in of_step)
-            for s, of_step in zip(self.steps, self._evaluations, strict=True)
+            tuple(self._theta(e, (s.t + s.end) / 2, maps) for e in listed)
+            for s, listed in zip(self.steps, self._evaluations, strict=True)
         )
         self.statistics = nn.ModuleList(
             Statistics(running_statistics(block.controls.node(0, e.part)))
-            for of_step in (self._evaluations if self._own else ())
-            for e in of_step
+            for listed in (self._evaluations if self._own else ())
+            for e in listed
         )
-        lengths = [len(of_step) for of_step in self._evaluations]
+        lengths = [len(listed) for listed in self._evaluations]
         self._offsets = tuple(sum(lengths[:k]) for k in range(len(lengths)))
 
     @property
@@ -127,7 +128,7 @@ class Solution(nn.Module):
     def forward(self, y: Tensor) -> Tensor:
         carry = self.integrator.start(y)
         for k, s in enumerate(self.steps):
-            coefficients = {name: value[self._rows[k]] for name, value in self.scheme.items()}
+            coefficients = of_step(dict(self.scheme.items()), self._rows[k], self._intervals)
             carry = self.integrator.step(s, self._right_hand_side(k), carry, coefficients)
         return self.integrator.state(carry)
 
