@@ -247,7 +247,7 @@ def test_another_kind_of_file_is_corrupt(tmp_path, network):
 def test_a_foreign_safetensors_file_is_distinguished_from_a_corrupt_one(tmp_path, metadata):
     save_file({"weight": torch.ones(2)}, tmp_path / "a.safetensors", metadata=metadata)
     for function in (load, read_card):
-        with pytest.raises(InputError, match=r"resode import.*load_into"):
+        with pytest.raises(InputError, match=r"resode import.*in Python a network of yours"):
             function(tmp_path / "a.safetensors")
 
 

@@ -330,7 +330,7 @@ def test_an_edited_network_and_a_field_without_the_option_are_refused():
             return nn.Conv2d(width, width, 3, padding=1)
 
     net = DynamicNet([Stage(4, Own(), "euler", 1)])
-    with pytest.raises(InputError, match="the field Own cannot be twisted; choose convolutions"):
+    with pytest.raises(InputError, match="the field Own cannot be twisted; name convolutions"):
         twist(net)
     assert chosen(net, "stem.*") == ["stem.conv"]
 

@@ -422,7 +422,7 @@ MISTAKES = {
     "a metric of words": ((net(),), {"data": ARRAYS, "callbacks": [Named({"a": "b"})]}, "is no number: 'b'"),
     "metrics without names": ((net(),), {"data": ARRAYS, "callbacks": [Named(3)]}, "a mapping of names"),
     "no callbacks": ((net(),), {"data": ARRAYS, "callbacks": None}, "callbacks cannot be None"),
-    "a reason that is none": ((net(),), {"data": ARRAYS, "callbacks": [Returning({})]}, "returned a dict"),
+    "a reason that is none": ((net(),), {"data": ARRAYS, "callbacks": [Returning({})]}, "value of type dict"),
     "a lazy network": (
         (nn.Sequential(nn.Flatten(), nn.LazyLinear(10)),),
         {"data": ARRAYS},

@@ -1,5 +1,6 @@
 """`resode list`: models, pretrained weights, recipes, fields, integrators and data, by name."""
 
+import textwrap
 from collections.abc import Callable, Iterable, Iterator
 from fnmatch import fnmatch
 from typing import Annotated, Literal
@@ -125,10 +126,10 @@ def _recipes(pattern: str | None) -> str:
         rows.append((name, str(values["epochs"]), error, about["summary"]))
     numbers = ("epochs", "published")
     listed = _table(rows, "recipes", *numbers, "", right=numbers, one_line=True)
-    below = (
-        f"\n* not after the last epoch on all images: {', '.join(dict.fromkeys(remarks))}" if remarks else ""
-    )
-    return listed + below
+    if not remarks:
+        return listed
+    remark = f"* measured otherwise than after the last epoch: {', '.join(sorted(set(remarks)))}"
+    return "\n".join((listed, *textwrap.wrap(remark, width() or 10_000, subsequent_indent="  ")))
 
 
 def _fields(pattern: str | None) -> str:

@@ -14,7 +14,7 @@ from resode.controls import Theta
 from resode.errors import InputError
 from resode.gradients.base import Gradient, gradients, needs_backward
 from resode.gradients.chain import Chain, Flow
-from resode.gradients.watch import Watch, relative_error
+from resode.gradients.watch import Watch, limit, relative_error
 from resode.grids import TimeGrid
 from resode.integrators import integrators
 from resode.integrators.base import Carry, FixedStep, Integrator
@@ -199,6 +199,7 @@ class _Reversible(torch.autograd.Function):
         ctx.flow, ctx.random, ctx.anchors = flow, random, list(anchors)
         watch = None if abstract else flow.watch
         ctx.watch = watch if watch is not None and watch.due(y) else None
+        ctx.limit = limit(y) if ctx.watch is not None else 0.0
         ctx.autocast, ctx.snapshot = current_autocast(y), flow.snapshot()
         ctx.save_for_backward(*carry, *(t for anchor in anchors.values() for t in anchor))
         ctx.lengths = [len(carry), *map(len, anchors.values())]
@@ -223,7 +224,8 @@ class _Reversible(torch.autograd.Function):
             start = flow.state(carry).detach().requires_grad_()
             to_start = _pull(flow.start(start), (start,), flowing)[0]
         if watch is not None and all(t.isfinite().all() for t in end):
-            watch.warn(torch.stack(errors).max(), f"{flow.steps} steps of {flow.integrator.name}")
+            what = f"{flow.steps} steps of {flow.integrator.name}"
+            watch.warn(torch.stack(errors).max(), what, ctx.limit)
         by_leaf = {key: backward.sums.get(id(leaf)) for key, leaf in leaves.items()}
         return None, None, to_start, *(by_leaf[id(t)] for t in ctx.flow.tensors())
 

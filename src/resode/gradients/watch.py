@@ -57,14 +57,15 @@ class Watch:
             return False
         return not (y.is_cuda and torch.cuda.is_current_stream_capturing())
 
-    def warn(self, error: Tensor, what: str) -> None:
-        """Warn if the error of the recovered states exceeds `LIMIT`.
+    def warn(self, error: Tensor, what: str, limit: float) -> None:
+        """Warn if the error of the recovered states exceeds a limit.
 
         Args:
             error: relative, a scalar.
             what: the scheme and its steps.
+            limit: as `limit` gave it in the forward pass.
         """
-        if self.warned or not error > LIMIT:  # a graph may be run backwards again
+        if self.warned or not error > limit:  # a graph may be run backwards again
             return
         self.warned = True
         warnings.warn(
@@ -73,6 +74,13 @@ class Watch:
             "shorter steps, or float64",
             stacklevel=2,
         )
+
+
+def limit(y: Tensor) -> float:
+    """The larger of `LIMIT` and ten roundings of the precision in which a field is evaluated from y."""
+    kind = y.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else y.dtype
+    return max(LIMIT, 10 * torch.finfo(dtype).eps)
 
 
 def relative_error(recovered: Carry, carry: Carry) -> Tensor:

@@ -96,15 +96,15 @@ class Solution(nn.Module):
         self._own = anew and len(block.statistics) > 0
         maps = AffineMaps(block)
         self._thetas = tuple(
-            tuple(self._theta(e, (s.t + s.end) / 2, maps) for e in of_step)
-            for s, of_step in zip(self.steps, self._evaluations, strict=True)
+            tuple(self._theta(e, (s.t + s.end) / 2, maps) for e in listed)
+            for s, listed in zip(self.steps, self._evaluations, strict=True)
         )
         self.statistics = nn.ModuleList(
             Statistics(running_statistics(block.controls.node(0, e.part)))
-            for of_step in (self._evaluations if self._own else ())
-            for e in of_step
+            for listed in (self._evaluations if self._own else ())
+            for e in listed
         )
-        lengths = [len(of_step) for of_step in self._evaluations]
+        lengths = [len(listed) for listed in self._evaluations]
         self._offsets = tuple(sum(lengths[:k]) for k in range(len(lengths)))
 
     @property
