@@ -66,7 +66,6 @@ def test_options_that_exclude_each_other(resode, words, message):
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("short/resnet20", "is not a network of dynamic blocks"),
         ("nothing", "no such run, checkpoint or file"),
         ("dynamicblocks", "is a model without trained weights"),
     ],

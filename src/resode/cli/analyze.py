@@ -34,7 +34,7 @@ def analyze(
     ] = False,
     depth: Annotated[
         bool,
-        typer.Option("--depth", help="Whether dynamic blocks are the equation that they discretise."),
+        typer.Option("--depth", help="Whether a network is the equation that its layers discretise."),
     ] = False,
     data: DataOption = None,
     images: Annotated[

@@ -126,7 +126,10 @@ def test_the_record_is_json_and_is_read_again():
 @pytest.mark.parametrize(
     ("net", "message"),
     [
-        (lambda: resode.create("digits_resnet8"), "is not a network of dynamic blocks"),
+        (
+            lambda: nn.Sequential(nn.Flatten(), nn.Linear(48, 10)),
+            "the network: a Sequential has no convolutions",
+        ),
         (
             lambda: DynamicNet([Stage(4, SMOOTH, "adaptive", states=2)]),
             "stage 1 is integrated by Adaptive dopri5.*--depth needs fixed steps",
@@ -138,6 +141,19 @@ def test_what_has_no_fixed_steps_is_refused_in_one_line(net, message):
         depth(net(), pictures(4))
     assert len(caught.value.messages) == 1
     assert "\n" not in caught.value.messages[0]
+
+
+def test_a_resnet_is_measured_as_the_network_that_it_is_lifted_to():
+    net = resode.create("digits_resnet14", in_channels=3)
+    data = pictures(20, side=8)
+    direct, lifted = depth(net, data), depth(resode.lift(net), data)
+    assert direct.model == "HeResNet"
+    assert (direct.error, direct.verdict, direct.refinement) == (
+        lifted.error,
+        lifted.verdict,
+        lifted.refinement,
+    )
+    assert [stage.scheme for stage in direct.stages] == ["Projected Euler"] * 3
 
 
 def test_weights_that_are_not_finite_are_refused():

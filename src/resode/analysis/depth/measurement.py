@@ -34,6 +34,7 @@ from resode.integrators import FixedStep
 from resode.mode import mode
 from resode.models import DynamicNet
 from resode.models.dynamic import Visit
+from resode.models.lifting import lift
 from resode.progress import report
 from resode.statistics import has_statistics
 
@@ -71,8 +72,8 @@ def depth(
         thresholds: of the rules of the verdict.
 
     Raises:
-        InputError: no network of dynamic blocks, an adaptive solver, images or classes that do not fit the
-            network, a number of images or a batch size that is not positive.
+        InputError: a network that `resode.lift` refuses, an adaptive solver, images or classes that do not
+            fit the network, a number of images or a batch size that is not positive.
         IntegrityError: corrupt files.
     """
     for name, value in (("images", images), ("batch_size", batch_size)):
@@ -125,13 +126,15 @@ def depth(
 
 
 def _of_blocks(trained: Trained) -> DynamicNet:
-    """The network, which has to consist of dynamic blocks with fixed steps."""
+    """The network, a ResNet lifted, as a network of dynamic blocks with fixed steps."""
     network = trained.module
     if not isinstance(network, DynamicNet):
-        raise InputError(
-            f"{trained.label}: is not a network of dynamic blocks; --depth reads `dynamic` and the published "
-            "ones (`resode list models`)"
-        )
+        try:
+            network = lift(network)
+        except InputError as error:
+            raise InputError(
+                *(f"{trained.label}: {message.removeprefix('lift: ')}" for message in error.messages)
+            ) from None
     for number, block in enumerate(network.blocks(), start=1):
         if not isinstance(block.stage.integrator, FixedStep):
             name = block.stage.integrator.name
