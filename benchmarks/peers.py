@@ -391,7 +391,7 @@ def _status(key: str) -> int:
 
 
 def seconds(steps: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Of one step of each form in turn, after one that is not counted."""
+    """Time one step of each form in turn; the first round is not counted."""
     times: dict[str, list[float]] = {name: [] for name in steps}
     for number in range(rounds + 1):
         for name, one in steps.items():

@@ -117,7 +117,7 @@ def test_a_file_of_other_content_is_rebuilt(class_folder, decoded):
 
 @pytest.fixture
 def checksums(monkeypatch):
-    """Of how many bytes checksums were computed."""
+    """Number of bytes whose checksum was computed."""
     counted = []
 
     def spy(data):

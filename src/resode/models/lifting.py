@@ -282,7 +282,7 @@ def _keeps(unit: nn.Module) -> bool:
 def _channels(unit: nn.Module) -> tuple[int, int]:
     """The channels of a unit's input and output."""
     convolutions = [m for name, m in unit.named_children() if name.startswith("conv")]
-    return convolutions[0].in_channels, convolutions[-1].out_channels  # type: ignore[return-value]
+    return convolutions[0].in_channels, convolutions[-1].out_channels  # type: ignore[return-value]  # of any kind
 
 
 def _check_modules(unit: nn.Module, names: Mapping[nn.Module, str]) -> None:

@@ -199,7 +199,7 @@ def _as_meganet_begins(network: DynamicNet) -> None:
         if isinstance(weight, nn.Parameter) and weight.ndim == 4 and not weight.is_meta:
             deviation = (2 / weight.numel()) ** 0.5
             weight.normal_(std=deviation).clamp_(-2 * deviation, 2 * deviation)
-    for parameter in network.head.linear.parameters():  # type: ignore[union-attr]
+    for parameter in network.head.linear.parameters():  # type: ignore[union-attr]  # every head has one
         if not parameter.is_meta:
             parameter.normal_(std=0.1).clamp_(-0.2, 0.2)
     for block in network.blocks():

@@ -111,7 +111,7 @@ def _at(known: list[tuple[float, Maps]], time: float) -> Maps:
 
 def _as_tensors(norm: nn.Module, path: str, a: Tensor, c: Tensor) -> dict[str, Tensor]:
     """The tensors of a normalisation that make it a y + c in evaluation mode."""
-    eps = float(norm.eps)  # type: ignore[arg-type]  # of torch's normalisations
+    eps = float(norm.eps)  # type: ignore[arg-type]  # a number in each of torch's norms
     if norm.weight is None:  # without parameters: a > 0
         mean, variance = -c / a, 1 / a.square() - eps
         return {_join(path, "running_mean"): mean, _join(path, "running_var"): variance}

@@ -64,11 +64,10 @@ def is_multistep(integrator: FixedStep) -> bool:
 
 
 @dataclass(frozen=True)
-class OfSecondOrder(FixedStep):
-    """An explicit Runge-Kutta scheme on y' = v, v' = f(t, y), v = 0 at the start; the carry is (y, v)."""
+class _OnSystem(FixedStep):
+    """An explicit Runge-Kutta scheme on a system of two equations."""
 
     scheme: ExplicitRungeKutta
-    second_order: ClassVar[bool] = True
 
     @property
     def order(self) -> int | None:
@@ -79,6 +78,13 @@ class OfSecondOrder(FixedStep):
     def name(self) -> str:
         """The name of the scheme."""
         return self.scheme.name
+
+
+@dataclass(frozen=True)
+class OfSecondOrder(_OnSystem):
+    """An explicit Runge-Kutta scheme on y' = v, v' = f(t, y), v = 0 at the start; the carry is (y, v)."""
+
+    second_order: ClassVar[bool] = True
 
     def evaluations(self, s: Step) -> tuple[Evaluation, ...]:
         return self.scheme.evaluations(s)
@@ -96,22 +102,11 @@ class OfSecondOrder(FixedStep):
 
 
 @dataclass(frozen=True)
-class OfPair(FixedStep):
+class OfPair(_OnSystem):
     """An explicit Runge-Kutta scheme on Y' = F(t, Z), Z' = sign G(t, Y); the carry is (Y, Z)."""
 
-    scheme: ExplicitRungeKutta
     sign: float
     parts: ClassVar[tuple[str, ...]] = ("F", "G")
-
-    @property
-    def order(self) -> int | None:
-        """The order of the scheme."""
-        return self.scheme.order
-
-    @property
-    def name(self) -> str:
-        """The name of the scheme."""
-        return self.scheme.name
 
     def evaluations(self, s: Step) -> tuple[Evaluation, ...]:
         times = self.scheme.evaluations(s)

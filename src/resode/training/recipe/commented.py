@@ -13,6 +13,7 @@ from resode.training.recipe.experiment import Experiment
 from resode.training.recipe.keys import Key, keys
 
 COLUMN = 40  # where comments begin, where the line is shorter
+LONGEST = 100  # characters of a list on one line; a longer one has a line for each item
 
 
 def commented(experiment: Experiment, facts: Iterable[str] = ()) -> str:
@@ -36,6 +37,9 @@ def _lines(values: Mapping[str, Any], known: Iterable[Key], depth: int) -> Itera
             yield from _lines(
                 value, [sub for sub in below if sub.variant in ("", value.get("name"))], depth + 1
             )
+        elif isinstance(value, list) and len(_yaml(value)) > LONGEST:
+            yield _commented(f"{indent}{_yaml(name)}:", key)
+            yield from (f"{indent}  - {_yaml(item)}" for item in value)
         else:
             yield _commented(f"{indent}{_yaml(name)}: {_yaml(value)}", key)
 
