@@ -253,13 +253,13 @@ def _lifted(net: HeResNet | HePreactResNet | ResNet) -> Lifting:
     sources: dict[str, str] = dict(_of_stem_and_head(net))
     for s, chain in enumerate(chains):
         sources |= dict(_of_chain(f"stages.{s}", chain, names))
-    joints = [group for keeps, group in groups if not keeps]
-    first = None if groups[0][0] else _channels(joints[0][0])[0]
-    last = None if groups[-1][0] else _channels(joints[-1][-1])[1]
+    changing = [group for keeps, group in groups if not keeps]
+    first = None if groups[0][0] else _channels(changing[0][0])[0]
+    last = None if groups[-1][0] else _channels(changing[-1][-1])[1]
     connector = [
-        _connector(group, names, last is not None and group is joints[-1]) for group in joints
+        _connector(group, names, last is not None and group is changing[-1]) for group in changing
     ]  # fmt: skip
-    for i, (group, made) in enumerate(zip(joints, connector, strict=True)):
+    for i, (group, made) in enumerate(zip(changing, connector, strict=True)):
         sources |= dict(_of_connector(f"connectors.{i}", group, made, names))
     gradient = Checkpointed() if isinstance(net.gradient, Checkpointed) else Stored()
     new = DynamicNet(

@@ -289,9 +289,9 @@ class Successive(Transition):
             raise InputError(*mistakes)
 
     def build(self, inputs: int, outputs: int, last: bool = False) -> nn.Module:
-        joints = pairwise((inputs, *self.widths, outputs))
+        pairs = pairwise((inputs, *self.widths, outputs))
         return nn.Sequential(
-            *(part.build(before, after) for part, (before, after) in zip(self.parts, joints, strict=True))
+            *(part.build(before, after) for part, (before, after) in zip(self.parts, pairs, strict=True))
         )
 
     def size(self, side: int) -> int:
